@@ -1,0 +1,153 @@
+"""Configuration: frozen pydantic models, YAML in, ``--section.key value`` on top.
+
+A configuration class lives beside what it configures. An unknown key is an error that names the nearest known
+one, and the resolved configuration is saved with every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from morphogen.core.errors import ConfigError, InputError, nearest
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, no unknown keys, defaults validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _explain(type(self), error) from None
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a YAML file (optional), then apply dotted overrides such as ``{"train.lr": "1e-4"}``.
+
+        Values of overrides may be strings; they are parsed as YAML scalars, so ``"1e-4"``, ``"true"``,
+        ``"[1, 2]"`` and ``"null"`` mean what they say. Raises :class:`ConfigError` on unknown keys or bad values
+        and :class:`InputError` when the file is missing or is not a YAML mapping.
+        """
+        values = _read_yaml(Path(path)) if path is not None else {}
+        for key, value in (overrides or {}).items():
+            _assign(values, key, _scalar(value) if isinstance(value, str) else value)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _explain(cls, error, where=path) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some fields changed."""
+        unknown = [key for key in changes if key not in type(self).model_fields]
+        if unknown:
+            hint = nearest(unknown[0], type(self).model_fields)
+            raise ConfigError(f"unknown setting '{unknown[0]}'.{hint}", where=type(self).__name__)
+        current = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**current, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values (JSON and YAML safe)."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the resolved configuration as YAML, atomically."""
+        from morphogen.core.files import write_text
+
+        return write_text(path, self.to_yaml())
+
+
+def describe(cls: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every setting as ``(dotted name, default, description)``, nested sections flattened."""
+    rows = []
+    for name, field in cls.model_fields.items():
+        section = section_of(field.annotation)
+        if section is not None:
+            rows += describe(section, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+        rows.append((f"{prefix}{name}", default, field.description or ""))
+    return rows
+
+
+def section_of(annotation: Any) -> type[Config] | None:
+    """The nested configuration class of a field annotation (also ``Section | None``), else ``None``."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise InputError("there is no such configuration file", where=path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"this is not valid YAML ({line})", where=path) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError("a configuration file must hold 'key: value' pairs", where=path)
+    return values
+
+
+def _scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return text
+    if value is None and text.strip().lower() not in ("null", "none", "~"):
+        return text
+    return value
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.replace("-", "_").split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{section}' is a single value, not a section", where=key)
+        values = inner
+    values[last] = value
+
+
+def _explain(cls: type[Config], error: ValidationError, where: object = None) -> ConfigError:
+    """One sentence for the first problem pydantic found."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        owner: type[Config] = cls
+        for part in location[:-1]:
+            inner = section_of(owner.model_fields[part].annotation) if part in owner.model_fields else None
+            owner = inner or owner
+        hint = nearest(location[-1], owner.model_fields)
+        return ConfigError(f"unknown setting '{key}'.{hint}", where=where)
+    if problem["type"] == "missing":
+        return ConfigError(f"setting '{key}' is required", where=where)
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not key:
+        return ConfigError(message, where=where)
+    return ConfigError(f"setting '{key}' is {problem['input']!r}, but {message}", where=where)

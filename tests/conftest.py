@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: the sample data beside the repository, and one thread per process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("MORPHOGEN_SHARED", REPOSITORY.parent / "shared"))
+
+
+def load_fixture(name: str) -> tuple[dict, dict]:
+    """``(fixture.json, tensors)`` of one folder of published numbers; skips when it is not there."""
+    folder = SHARED / "fixtures" / name
+    if not (folder / "fixture.json").is_file():
+        pytest.skip(f"published numbers '{name}' are not at {folder} (set MORPHOGEN_SHARED)")
+    from safetensors.torch import load_file
+
+    return json.loads((folder / "fixture.json").read_text()), load_file(folder / "tensors.safetensors")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of sample data, fixtures and manifests; skips when it is not there."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"sample data is not at {SHARED} (set MORPHOGEN_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tensors():
+    """Loader of one fixture's tensors by folder name."""
+    return lambda name: load_fixture(name)[1]
+
+
+@pytest.fixture(scope="session")
+def published():
+    """Loader of one fixture: ``(description, tensors)`` by folder name."""
+    return load_fixture
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
