@@ -1,0 +1,1 @@
+"""Reading published checkpoints into our networks, and model folders."""
