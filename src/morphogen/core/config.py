@@ -15,16 +15,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from morphogen.core.errors import ConfigError, InputError, nearest
 
 
-class Config(BaseModel):
+class _Explained(type(BaseModel)):  # type: ignore[misc]
+    """Construction raises :class:`ConfigError`.
+
+    On the metaclass because a custom ``__init__`` would also run for nested sections and lose the full key.
+    """
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise _explain(cls, error) from None
+
+
+class Config(BaseModel, metaclass=_Explained):
     """Base of every configuration: immutable, no unknown keys, defaults validated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _explain(type(self), error) from None
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:

@@ -1,0 +1,110 @@
+"""What every verb shares: the option types, settings from YAML and ``--section.key``, printing of results."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+
+from morphogen.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from morphogen.core.config import Config
+
+C = TypeVar("C", bound="Config")
+
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        help="Any setting of the configuration, written `--section.key VALUE` (or `--set section.key=VALUE`). "
+        "`--show-settings` lists them all with their values.",
+    ),
+]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file of settings.")]
+Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+PrecisionOption = Annotated[str, Parameter(name="--precision", help="fp32, bf16 or fp16.")]
+Compile = Annotated[bool, Parameter(name="--compile", help="Compile the network with torch.compile.", negative=())]
+Seed = Annotated[int, Parameter(name="--seed", help="Seed of every random draw.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]
+
+_SETTING = re.compile(r"--(?P<key>[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)+)(=(?P<value>.*))?$", re.DOTALL)
+_NUMBER = re.compile(r"-\.?\d")
+_state = {"show_settings": False}
+
+
+def fold_settings(arguments: Sequence[str]) -> list[str]:
+    """Rewrite every ``--section.key VALUE`` to ``--set section.key=VALUE``, which the verbs declare."""
+    out: list[str] = []
+    rest = list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            return [*out, token, *rest]
+        if token == "--show-settings":
+            _state["show_settings"] = True
+            continue
+        match = _SETTING.match(token)
+        if not match:
+            out.append(token)
+            continue
+        value = match["value"]
+        if value is None:
+            takes_next = bool(rest) and (not rest[0].startswith("-") or bool(_NUMBER.match(rest[0])))
+            value = rest.pop(0) if takes_next else "true"
+        out.append(f"--set={match['key']}={value}")
+    return out
+
+
+def load_config(cls: type[C], config: Path | None = None, settings: Iterable[str] = (), **chosen: Any) -> C:
+    """The resolved configuration: YAML file, then ``--section.key`` settings, then the verb's own options.
+
+    ``chosen`` holds dotted keys with ``__`` for the dot (``training__steps=100``); ``None`` means not chosen.
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, found, value = setting.partition("=")
+        if not found:
+            raise ConfigError(f"'{setting}' is not of the form key=value", where="--set")
+        overrides[key.strip()] = value
+    overrides |= {key.replace("__", "."): value for key, value in chosen.items() if value is not None}
+    resolved = cls.load(config, overrides)
+    if _state["show_settings"]:
+        show_settings(resolved)
+        raise SystemExit(0)
+    return resolved
+
+
+def show_settings(config: Config) -> None:
+    """Print every setting with its value, and its default where the two differ."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from morphogen.core.config import describe
+
+    table = Table("setting", "value", "default", "meaning", title=type(config).__name__, title_justify="left")
+    for key, default, meaning in describe(type(config)):
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part) if value is not None else None
+        table.add_row(f"--{key}", str(value), "" if str(value) == default else default, meaning)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print plain JSON on standard output."""
+    import json
+
+    from morphogen.core.files import plain
+
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def say(*lines: object) -> None:
+    """Print what happened and where results went, on standard output."""
+    for line in lines:
+        print(line, flush=True)

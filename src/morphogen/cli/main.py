@@ -1,0 +1,95 @@
+"""The command ``morphogen``: attaches the rooms lazily, prints errors as one line, exits with 2 on bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from morphogen._version import __version__
+from morphogen.cli.common import fold_settings
+from morphogen.core.errors import MorphogenError
+
+# One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
+ROOMS = {
+    "slide": "Open, tile and encode slides; import and export tile features.",
+    "expression": "Spatial gene expression from H&E: prepare, train, predict, evaluate.",
+    "stain": "Virtual staining, H&E to IHC: train, apply, evaluate.",
+    "checkpoint": "Look into published checkpoints and import them.",
+    "demo": "Every task on small data, in one HTML report.",
+    "doctor": "Versions, devices, optional parts, encoders: what works here and what to do about the rest.",
+}
+
+
+def build_app() -> App:
+    """The command tree; cheap, because rooms are named and not imported."""
+    app = App(
+        name="morphogen",
+        version=__version__,
+        help="Diffusion models for computational pathology: virtual IHC, spatial gene expression.",
+        help_format="markdown",
+        result_action="return_value",
+    )
+    app.register_install_completion_command()
+    for name, text in ROOMS.items():
+        module = f"morphogen.cli.{name}"
+        if importlib.util.find_spec(module) is not None:
+            app.command(f"{module}:app", name=name, help=text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 some items of a batch failed or a bug, 2 bad input, 130 interrupted."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens or os.environ.get("MORPHOGEN_DEBUG") == "1"
+    tokens = fold_settings([token for token in tokens if token != "--debug"])
+    _quiet_libraries(debug)
+    try:
+        status = build_app()(tokens, exit_on_error=False, print_error=False)
+    except MorphogenError as error:
+        _fail(str(error), error, debug)
+    except KeyboardInterrupt:
+        print("\nInterrupted; finished work is kept, run the same command to go on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `morphogen … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        from morphogen.core.files import output_error
+
+        _fail(str(output_error(error, error.filename or "output")), error, debug)
+    except Exception as error:
+        from cyclopts import CycloptsError
+
+        if not isinstance(error, CycloptsError):
+            raise
+        _fail(" ".join(str(error).split()), error, debug)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, error: BaseException, debug: bool) -> None:
+    if debug:
+        raise error
+    print(f"morphogen: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Warnings of libraries about themselves are noise to a user; ``--debug`` shows them."""
+    if debug:
+        return
+    import warnings
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning,ignore::FutureWarning")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+if __name__ == "__main__":
+    main()
