@@ -45,7 +45,7 @@ class GeneTransformerConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.conditioner.startswith("hierarchical") and self.condition_dim % self.condition_heads:
             raise ValueError(
-                f"condition_dim {self.condition_dim} is not a multiple of condition_heads {self.condition_heads}"
+                f"condition_dim {self.condition_dim} is no multiple of condition_heads {self.condition_heads}"
             )
         if (self.conditioner == "none") != (self.condition_dim == 0):
             raise ValueError("condition_dim is 0 exactly when conditioner is 'none'")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal features of time (Vaswani et al. 2017, section 3.5, at log-spaced frequencies).
 
-    t: (B,) times in units of training steps (fractions allowed). Returns (B, width) float32: the cosines first,
-    then the sines; an odd width ends in one zero.
+    t: (B,) times in units of training steps (fractions allowed). Returns (B, width) float32: the cosines
+    first, then the sines; an odd width ends in one zero.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)

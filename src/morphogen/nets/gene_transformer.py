@@ -1,14 +1,15 @@
 """The gene transformer: a diffusion transformer whose tokens are genes (Stem, ICLR 2025).
 
-Noisy expression values x (B,G) become one token per gene; a condition vector (time + image) modulates every block
-through adaptive layer norms whose gates start at zero (DiT, Peebles & Xie 2023). There are no positions: a gene is
-known by its learned vector alone.
+Noisy expression values x (B,G) become one token per gene; a condition vector (time + image) modulates every
+block through adaptive layer norms whose gates start at zero (DiT, Peebles & Xie 2023). There are no
+positions: a gene is known by its learned vector alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from morphogen.nets.config import GeneTransformerConfig
 from morphogen.nets.embedders import ImageEmbedder, TimeEmbedder
 from morphogen.nets.neighbourhood import HierarchicalConditioner
 
-Condition = Tensor | Mapping[str, Tensor | None]
+Condition: TypeAlias = Tensor | Mapping[str, Tensor | None]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -31,8 +32,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class GeneEmbedder(nn.Module):
     """Values of genes → tokens: value MLP + learned gene vector (Stem's joint gene embedding).
 
-    With ``per_token`` k > 1, k neighbouring genes of the panel share a token: each gene then has its own input
-    vector in the first layer (a shared one could not tell the genes of a token apart), the rest is as before.
+    With ``per_token`` k > 1, k neighbouring genes of the panel share a token: each gene then has its own
+    input vector in the first layer (a shared one could not tell the genes of a token apart), the rest is as
+    before.
     """
 
     def __init__(self, genes: int, width: int, per_token: int = 1) -> None:
@@ -60,7 +62,8 @@ class GeneEmbedder(nn.Module):
 
 
 class Block(nn.Module):
-    """One DiT block (adaLN-Zero): self-attention over genes and an MLP, each modulated and gated by the condition."""
+    """One DiT block (adaLN-Zero): self-attention over genes and an MLP, each modulated and gated by the
+    condition."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -92,8 +95,8 @@ class Block(nn.Module):
 
 
 class GeneHead(nn.Module):
-    """Last layer: layer norm, modulation, and one linear read-out per value (own weights per gene where genes share
-    a token). Starts at zero."""
+    """Last layer: layer norm, modulation, and one linear read-out per value (own weights per gene where
+    genes share a token). Starts at zero."""
 
     def __init__(self, genes: int, width: int, channels: int, per_token: int = 1) -> None:
         super().__init__()
@@ -151,8 +154,9 @@ class GeneTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Stem's initial weights: Xavier-uniform linears with zero bias, Kaiming-uniform (a = √5) gene vectors,
-        N(0, 0.02²) time and image MLPs, zero modulations and read-out (so that every block starts as identity)."""
+        """Stem's initial weights: Xavier-uniform linears with zero bias, Kaiming-uniform (a = √5) gene
+        vectors, N(0, 0.02²) time and image MLPs, zero modulations and read-out (so that every block starts
+        as identity)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -208,7 +212,7 @@ class GeneTransformer(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.config.genes:
             raise InputError(
-                f"x must be (B, {self.config.genes}), one value per gene of the panel, but is {tuple(x.shape)}"
+                f"x must be (B, {self.config.genes}), one value per panel gene, but is {tuple(x.shape)}"
             )
         if condition is not None and embedded is not None:
             raise InputError("give condition or embedded, not both")

@@ -1,10 +1,11 @@
 """HisDiff's hierarchical conditioner: a spot looks at its neighbours and at its region.
 
-Two multi-head attentions with the spot's embedding as the only query: one over the 9 nearest spots, one over the 49
-nearest, both including the spot itself. Their sum goes through an MLP to the width of the denoiser.
+Two multi-head attentions with the spot's embedding as the only query: one over the 9 nearest spots, one
+over the 49 nearest, both including the spot itself. Their sum goes through an MLP to the width of the
+denoiser.
 
-Spots are kept as ONE table of embeddings (N,C) and neighbour indices: the gathered tensors of every spot would be
-58 times as large. An index below 0 means "no such spot" (slides with fewer spots than asked for).
+Spots are kept as ONE table of embeddings (N,C) and neighbour indices: the gathered tensors of every spot
+would be 58 times as large. An index below 0 means "no such spot" (slides with fewer spots than asked for).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class SpotAttention(nn.Module):
         return tuple(part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in (keys, values))  # type: ignore[return-value]
 
     def forward(self, spots: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
-        """spots (B,C); projected (B,k,2C), or (k,2C) shared by all spots; present (B,k) bool, True = attend to it."""
+        """spots (B,C); projected (B,k,2C), or (k,2C) shared by all spots; present (B,k) bool, True = attend
+        to it."""
         query = self.query(spots)
         keys, values = self._split(projected)
         if projected.ndim == 2:  # one set of keys for all: the spots become the query tokens of one attention
@@ -70,9 +72,10 @@ def _branch(features: int) -> nn.Sequential:
 class HierarchicalConditioner(nn.Module):
     """Spot, neighbours and region → one condition vector (HisDiff).
 
-    features: C, the width of one embedding. width: D, the width of the denoiser. branch_mlp: False is the released
-    code (attention on the embeddings as they are); True puts an MLP in front of each of the three branches, as the
-    paper draws it. The region may be any set of spots, the whole slide included (give it once, as (k,C)).
+    features: C, the width of one embedding. width: D, the width of the denoiser. branch_mlp: False is the
+    released code (attention on the embeddings as they are); True puts an MLP in front of each of the three
+    branches, as the paper draws it. The region may be any set of spots, the whole slide included (give it
+    once, as (k,C)).
     """
 
     def __init__(self, features: int, width: int, heads: int = 8, *, branch_mlp: bool = False) -> None:
@@ -97,8 +100,8 @@ class HierarchicalConditioner(nn.Module):
         region_present: Tensor | None = None,
     ) -> Tensor:
         """spot (B,C); neighbours (B,9,C); region (B,49,C) or (k,C) for one region shared by all spots;
-        masks (B,9) and (B,49) bool, True where there is such a spot (None: everywhere). Any number of neighbours
-        works; at least one must be present for every spot. Returns (B,D)."""
+        masks (B,9) and (B,49) bool, True where there is such a spot (None: everywhere). Any number of
+        neighbours works; at least one must be present for every spot. Returns (B,D)."""
         spot, neighbours, region = self._branches(spot, neighbours, region)
         near = self.near(spot, self.near.keys_values(neighbours), neighbours_present)
         far = self.far(spot, self.far.keys_values(region), region_present)
@@ -120,11 +123,12 @@ class HierarchicalConditioner(nn.Module):
         )
 
     @torch.no_grad()
-    def embed_slide(self, embeddings: Tensor, near: Tensor, region: Tensor, batch: int = 1024) -> Tensor:
+    def embed_slide(self, embeddings: Tensor, near: Tensor, region: Tensor, batch: int = 128) -> Tensor:
         """Condition vectors of every spot of a slide at once: (N,D).
 
-        embeddings (N,C); near (N,9) and region (N,49) indices into them, below 0 = none. Equal to :meth:`forward` on
-        the gathered tensors, but each spot is projected to key and value once, not once per neighbour it is of.
+        embeddings (N,C); near (N,9) and region (N,49) indices into them, below 0 = none. Equal to
+        :meth:`forward` on the gathered tensors, but each spot is projected to key and value once, not once
+        per neighbour it is of.
         """
         spots, neighbours, regions = self._branches(embeddings, embeddings, embeddings)
         near_table, far_table = self.near.keys_values(neighbours), self.far.keys_values(regions)
@@ -142,7 +146,8 @@ def gather_neighbourhood(
 ) -> dict[str, Tensor]:
     """The hierarchical condition of some spots of a table, ready for ``network(x, t, condition)``.
 
-    embeddings (N,C); spots (B,) row of each spot; near (B,9) and region (B,49) rows of its neighbours, below 0 = none.
+    embeddings (N,C); spots (B,) row of each spot; near (B,9) and region (B,49) rows of its neighbours,
+    below 0 = none.
     """
     return {
         "spot": embeddings[spots],
