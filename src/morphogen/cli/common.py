@@ -28,7 +28,9 @@ Settings = Annotated[
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file of settings.")]
 Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOption = Annotated[str, Parameter(name="--precision", help="fp32, bf16 or fp16.")]
-Compile = Annotated[bool, Parameter(name="--compile", help="Compile the network with torch.compile.", negative=())]
+Compile = Annotated[
+    bool, Parameter(name="--compile", help="Compile the network with torch.compile.", negative=())
+]
 Seed = Annotated[int, Parameter(name="--seed", help="Seed of every random draw.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]
 

@@ -47,7 +47,9 @@ def torch_dtype(precision: str) -> torch.dtype:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision not in dtypes:
         hint = nearest(precision, dtypes)
-        raise ConfigError(f"unknown precision '{precision}'.{hint}", where="--precision", fix="Use fp32, bf16 or fp16")
+        raise ConfigError(
+            f"unknown precision '{precision}'.{hint}", where="--precision", fix="Use fp32, bf16 or fp16"
+        )
     return dtypes[precision]
 
 

@@ -1,0 +1,158 @@
+"""The rules of the house, enforced: who imports whom, no unread setting, no code in files from strangers."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import morphogen
+from morphogen.core.config import Config, section_of
+
+SOURCE = Path(morphogen.__file__).parent
+
+# Imports point down this list only; rooms on one line do not import each other.
+FLOORS = [
+    ["core"],
+    ["slides"],
+    ["diffusion"],
+    ["nets"],
+    ["metrics"],
+    ["training"],
+    ["checkpoints"],
+    ["expression", "stain", "tissue", "layout"],
+    ["report"],
+    ["demo"],
+    ["cli"],
+]
+# Task rooms write their own report pages with the report room's writer, which knows no task.
+ALSO_ALLOWED = {("expression", "report"), ("stain", "report")}
+FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def python_files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "morphogen" and len(parts) > 1 and not parts[1].startswith("_"):
+                rooms.add(parts[1])
+    return rooms
+
+
+def test_imports_point_down():
+    wrong = []
+    for path in python_files():
+        room = path.relative_to(SOURCE).parts[0]
+        if room not in FLOOR_OF:
+            continue
+        for other in imported_rooms(path) - {room}:
+            assert other in FLOOR_OF, f"{path}: room '{other}' is not in the plan"
+            if FLOOR_OF[other] >= FLOOR_OF[room] and (room, other) not in ALSO_ALLOWED:
+                wrong.append(f"{path.relative_to(SOURCE)} imports {other}")
+    assert not wrong
+
+
+def test_every_room_is_in_the_plan():
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").is_file()}
+    assert rooms <= set(FLOOR_OF)
+
+
+def all_modules() -> list[str]:
+    return [
+        info.name for info in pkgutil.walk_packages([str(SOURCE)], "morphogen.") if ".cli." not in info.name
+    ]
+
+
+def config_classes() -> dict[type[Config], str]:
+    found: dict[type[Config], str] = {}
+    for name in all_modules():
+        text = (SOURCE / Path(*name.split(".")[1:])).with_suffix(".py")
+        if not text.is_file() or "Config" not in text.read_text():
+            continue
+        module = importlib.import_module(name)
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Config) and value.__module__ == name:
+                found[value] = name
+    found.pop(Config, None)
+    return found
+
+
+def attribute_reads() -> set[str]:
+    """Every ``something.name`` read in the package, plus names given as strings to getattr."""
+    reads = set()
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                reads.add(node.attr)
+    return reads
+
+
+def test_every_setting_is_read_somewhere():
+    classes, reads = config_classes(), attribute_reads()
+    assert classes, "no configuration class was found: the walk is broken"
+    unread = [
+        f"{cls.__name__}.{field}" for cls in classes for field in cls.model_fields if field not in reads
+    ]
+    assert not unread, f"settings nothing reads: {unread}"
+
+
+def test_every_setting_says_what_it_means():
+    mute = [
+        f"{cls.__name__}.{name}"
+        for cls in config_classes()
+        for name, field in cls.model_fields.items()
+        if not field.description and section_of(field.annotation) is None
+    ]
+    assert not mute, f"settings without a description: {mute}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        (r"weights_only\s*=\s*False", "torch.load must not execute what a file names"),
+        (r"allow_pickle\s*=\s*True", "NumPy must not unpickle"),
+        (r"^\s*import pickle$|pickle\.loads?\(", "pickle executes code"),
+        (r"trust_remote_code\s*=\s*True", "code from a hub must not run unasked"),
+        (r"torch\.manual_seed\(|np\.random\.seed\(|random\.seed\(", "global random state"),
+        (r"NotImplementedError", "a stub"),
+    ],
+)
+def test_forbidden(pattern, why):
+    found = [
+        f"{path.relative_to(SOURCE)}:{number}"
+        for path in python_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(pattern, line) and "forbidden-ok" not in line
+    ]
+    assert not found, f"{why}: {found}"
+
+
+def test_files_are_short():
+    long = {
+        str(p.relative_to(SOURCE)): n for p in python_files() if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert not long, f"files over 400 lines: {long}"
+
+
+def test_package_import_is_light():
+    import subprocess
+    import sys
+
+    code = "import sys, morphogen, morphogen.cli.main as m; m.build_app(); print([x for x in ('torch','numpy','pandas') if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
