@@ -153,6 +153,9 @@ def test_package_import_is_light():
     import subprocess
     import sys
 
-    code = "import sys, morphogen, morphogen.cli.main as m; m.build_app(); print([x for x in ('torch','numpy','pandas') if x in sys.modules])"
+    code = (
+        "import sys, morphogen, morphogen.cli.main as m; m.build_app(); "
+        "print([x for x in ('torch', 'numpy', 'pandas') if x in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,1 +1,1 @@
-"""The command line: parses, calls a task, prints. No logic lives here, and no heavy import happens before a verb runs."""
+"""The command line: parses, calls a task, prints. No logic, and no heavy import before a verb runs."""

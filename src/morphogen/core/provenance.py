@@ -7,25 +7,11 @@ from importlib import metadata
 
 from morphogen._version import __version__
 
-LIBRARIES = [
-    "torch",
-    "diffusers",
-    "transformers",
-    "timm",
-    "accelerate",
-    "lazyslide",
-    "wsidata",
-    "lazyslide-models",
-    "anndata",
-    "spatialdata",
-    "scanpy",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "scikit-learn",
-    "tifffile",
-    "imagecodecs",
-]
+LIBRARIES = (
+    *("torch", "diffusers", "transformers", "timm", "accelerate"),
+    *("lazyslide", "wsidata", "lazyslide-models", "anndata", "spatialdata", "scanpy"),
+    *("numpy", "scipy", "scikit-image", "scikit-learn", "tifffile", "imagecodecs"),
+)
 
 
 def versions() -> dict[str, str]:
