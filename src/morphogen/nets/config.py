@@ -50,3 +50,89 @@ class GeneTransformerConfig(Config):
         if (self.conditioner == "none") != (self.condition_dim == 0):
             raise ValueError("condition_dim is 0 exactly when conditioner is 'none'")
         return self
+
+
+class UNetConfig(Config):
+    """Architecture of a latent U-Net, in the words of diffusers' ``UNet2DConditionModel`` / ``UNet2DModel``.
+
+    The class methods are the sizes of the papers; any other size is made by giving the fields.
+    """
+
+    in_channels: int = Field(gt=0, description="Channels of the input: noisy latent and what is beside it.")
+    out_channels: int = Field(gt=0, description="Channels of the prediction.")
+    widths: tuple[int, ...] = Field(
+        min_length=1, description="Channels per level, from the finest; each level halves the resolution."
+    )
+    layers: int = Field(2, gt=0, description="Residual blocks per level.")
+    attention: tuple[int, ...] = Field(
+        (), description="Levels (0 = finest) with a transformer block after every residual block."
+    )
+    heads: int = Field(
+        8,
+        gt=0,
+        description="Attention heads (without context: of the finest level that attends, whose head width "
+        "all levels share).",
+    )
+    context_dim: int = Field(
+        0, ge=0, description="Width of the context tokens for cross-attention. 0: no context (UNet2DModel)."
+    )
+    groups: int = Field(32, gt=0, description="Groups of the group norms; must divide every width.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNetConfig:
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(f"width {width} is no multiple of groups {self.groups}")
+        for level in self.attention:
+            if not 0 <= level < len(self.widths):
+                raise ValueError(f"attention level {level} does not exist with {len(self.widths)} widths")
+            if self.widths[level] % self.heads:
+                raise ValueError(f"width {self.widths[level]} is no multiple of heads {self.heads}")
+            head = self.widths[min(self.attention)] // self.heads
+            if not self.context_dim and self.widths[level] % head:
+                raise ValueError(f"width {self.widths[level]} is no multiple of the head width {head}")
+        if self.widths[-1] % self.heads:  # the middle block always attends
+            raise ValueError(f"width {self.widths[-1]} is no multiple of heads {self.heads}")
+        return self
+
+    @classmethod
+    def stable_diffusion(
+        cls, in_channels: int = 8, out_channels: int = 4, context_dim: int = 768
+    ) -> UNetConfig:
+        """Stable Diffusion 1.5 (860 M parameters); 8 input channels are HistDiST's latent and H&E latent."""
+        return cls(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            widths=(320, 640, 1280, 1280),
+            attention=(0, 1, 2),
+            heads=8,
+            context_dim=context_dim,
+        )
+
+    @classmethod
+    def representation(cls, channels: int = 3, context_dim: int = 512) -> UNetConfig:
+        """The latent diffusion model of representation-guided tissue (CVPR 2024; 401 M parameters): one
+        head."""
+        return cls(
+            in_channels=channels,
+            out_channels=channels,
+            widths=(192, 384, 576, 960),
+            attention=(1, 2, 3),
+            heads=1,
+            context_dim=context_dim,
+        )
+
+    @classmethod
+    def small(cls, in_channels: int, out_channels: int, context_dim: int = 0) -> UNetConfig:
+        """A network that trains in minutes on a CPU (about 3 M parameters)."""
+        return cls(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            widths=(32, 64, 128),
+            layers=1,
+            attention=(1, 2),
+            heads=4,
+            context_dim=context_dim,
+            groups=16,
+        )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from morphogen.core.errors import InputError, nearest
 
 
 def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -45,3 +48,53 @@ class ImageEmbedder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) image features → (B, D)."""
         return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+class RepresentationTokens(nn.Module):
+    """Embeddings of a self-supervised encoder → context tokens: L2-normalise → Linear, one token per
+    embedding
+    (Graikos et al., CVPR 2024).
+
+    features: name → width of each embedding, in token order: ``{"patch": 768}``, or ``{"patch": 384,
+    "region": 768}`` for the two-token model. A missing embedding is the zero vector before the Linear, and
+    so is the null condition of guidance: its token is the Linear's bias.
+    """
+
+    def __init__(self, features: Mapping[str, int], width: int) -> None:
+        super().__init__()
+        self.features = dict(features)
+        self.width = width
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(size, width) for name, size in self.features.items()}
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Number of context tokens."""
+        return len(self.features)
+
+    def forward(self, **embeddings: Tensor | None) -> Tensor:
+        """Embeddings by name, each (B, its width) of any length; None or absent = missing. → (B, tokens,
+        width)."""
+        unknown = [name for name in embeddings if name not in self.features]
+        if unknown:
+            raise InputError(f"unknown embedding '{unknown[0]}'.{nearest(unknown[0], self.features)}")
+        given = {name: vector for name, vector in embeddings.items() if vector is not None}
+        if not given:
+            raise InputError("give at least one embedding; the null condition is null(batch)")
+        batch = len(next(iter(given.values())))
+        out = []
+        for name, linear in self.projections.items():
+            vector = given.get(name)
+            if vector is None:
+                vector = linear.weight.new_zeros(batch, self.features[name])
+            if vector.shape != (batch, self.features[name]):
+                raise InputError(
+                    f"embedding '{name}' must be {(batch, self.features[name])}, but is {tuple(vector.shape)}"
+                )
+            out.append(linear(F.normalize(vector.to(linear.weight.dtype), dim=-1)))
+        return torch.stack(out, dim=1)
+
+    def null(self, batch: int = 1) -> Tensor:
+        """The null condition (batch, tokens, width): every token its Linear's bias."""
+        return torch.stack([linear.bias for linear in self.projections.values()]).expand(batch, -1, -1)
