@@ -1,0 +1,45 @@
+"""Whole slides: open, read in micrometres, tile, encode; a thin layer on wsidata, LazySlide and lazyslide-models.
+
+Names are imported when first used, so importing this package is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from morphogen.slides.encoders import Encoder, get_encoder, list_encoders
+    from morphogen.slides.fields import crop_fields, dihedral, read_boxes
+    from morphogen.slides.slide import Slide, open_slide
+    from morphogen.slides.spec import EncoderSpec
+
+_HOME = {
+    "Encoder": "encoders",
+    "EncoderSpec": "spec",
+    "Slide": "slide",
+    "crop_fields": "fields",
+    "dihedral": "fields",
+    "get_encoder": "encoders",
+    "list_encoders": "encoders",
+    "open_slide": "slide",
+    "read_boxes": "fields",
+}
+
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "Slide",
+    "crop_fields",
+    "dihedral",
+    "get_encoder",
+    "list_encoders",
+    "open_slide",
+    "read_boxes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'morphogen.slides' has no attribute '{name}'")
+    return getattr(import_module(f"morphogen.slides.{_HOME[name]}"), name)

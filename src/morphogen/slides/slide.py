@@ -1,0 +1,310 @@
+"""One slide: opened once, read in micrometres, its results kept in a SpatialData store beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from morphogen.core.errors import InputError, SlideError
+from morphogen.slides import readers
+from morphogen.slides.resample import margin, resample
+
+if TYPE_CHECKING:
+    from wsidata import WSIData
+    from wsidata.reader.base import ReaderBase
+
+PLAUSIBLE_MPP = (0.05, 20.0)  # µm/px of level 0: from oil immersion to a whole-slide overview
+FLAT_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SLIDE_SUFFIXES = FLAT_SUFFIXES | {
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm", ".tif", ".tiff"
+}  # fmt: skip
+_BAND_PIXELS = 16_000_000
+
+
+class Slide:
+    """A whole slide or image. Make it with :func:`open_slide`.
+
+    Attributes
+    ----------
+    path, store:
+        The image file, and the SpatialData store (``<name>.zarr``) that holds its tissues, tiles and features.
+    width, height:
+        Size of level 0 in pixels. All coordinates are level-0 pixels, x to the right, y down.
+    mpp, mpp_source, mpp_note:
+        µm per level-0 pixel or ``None``; where it came from (``given``, ``store``, ``file: …``); why the file's own
+        value was refused, if it was.
+    magnification, vendor:
+        Objective power or ``None``; scanner vendor as OpenSlide names it, or the kind of image.
+    """
+
+    def __init__(
+        self, path: Path, reader: ReaderBase, vendor: str, source: str, mpp: float | None, store: Path
+    ) -> None:
+        self.path, self.reader, self.vendor, self.store = path, reader, vendor, store
+        properties = reader.properties
+        self.height, self.width = (int(n) for n in properties.shape)
+        self.level_downsamples = [float(d) for d in properties.level_downsample]
+        self.level_shapes = [(int(h), int(w)) for h, w in properties.level_shape]
+        self.magnification: float | None = properties.magnification
+        self.given_mpp = mpp
+        self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(path, properties.mpp, source, mpp, store)
+        properties.mpp = self.mpp
+
+    def __repr__(self) -> str:
+        size = "unknown µm/px" if self.mpp is None else f"{self.mpp:g} µm/px"
+        return f"Slide({self.path.name!r}, {self.width}×{self.height}, {size}, {self.vendor})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_slide, (str(self.path), self.given_mpp, str(self.store.parent))
+
+    def close(self) -> None:
+        """Release the file; a later read opens it again."""
+        self.reader.detach_reader()
+
+    @cached_property
+    def wsi(self) -> WSIData:
+        """The slide as wsidata's :class:`WSIData` (a SpatialData), with what the store holds."""
+        from wsidata import WSIData
+
+        from morphogen.slides.store import read_store
+
+        wsi = WSIData.from_spatialdata(read_store(self), self.reader)
+        wsi.reader.properties.mpp = self.mpp
+        wsi.attrs[WSIData.SLIDE_PROPERTIES_KEY] = self.reader.properties.to_dict()
+        wsi.set_wsi_store(self.store)
+        return wsi
+
+    def require_mpp(self) -> float:
+        """µm per level-0 pixel; :class:`SlideError` that says how to give it when it is not known."""
+        if self.mpp is not None:
+            return self.mpp
+        example = 0.5 if not self.magnification else 10 / self.magnification
+        raise SlideError(
+            self.mpp_note or "the file does not say how many µm a pixel is",
+            where=self.path,
+            fix=f"Give it, for example --mpp {example:g} (in Python: open_slide(path, mpp={example:g}))",
+        )
+
+    def read_region(
+        self, x: float, y: float, width: int, height: int, *, mpp: float | None = None
+    ) -> np.ndarray:
+        """Read ``height`` × ``width`` output pixels at ``mpp`` µm/px whose top-left corner is level-0 ``(x, y)``.
+
+        Returns (height, width, 3) uint8 RGB, white outside the slide. ``mpp=None`` reads level-0 pixels (no µm/px
+        needed). The nearest finer pyramid level is read and reduced with an antialiasing filter; asking for finer
+        than level 0 enlarges it. ``x, y`` may be fractions of a pixel.
+        """
+        scale = 1.0 if mpp is None else mpp / self.require_mpp()
+        return self.read_box(x, y, width * scale, height * scale, width, height)
+
+    def read_box(self, x: float, y: float, w: float, h: float, width: int, height: int) -> np.ndarray:
+        """Read the level-0 rectangle ``(x, y, w, h)`` as (height, width, 3) uint8 RGB, white outside the slide."""
+        level = self.level_for(min(w / width, h / height))
+        d = self.level_downsamples[level]
+        block, left, top = self.read_block(level, x, y, x + w, y + h, margin(max(w / width, h / height) / d))
+        box = (x / d - left, y / d - top, (x + w) / d - left, (y + h) / d - top)
+        return resample(block, box, width, height)
+
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that still has the detail of ``downsample`` (1 % tolerance for rounded pyramids)."""
+        fitting = [i for i, d in enumerate(self.level_downsamples) if d <= downsample * 1.01]
+        return max(fitting, key=lambda i: self.level_downsamples[i], default=0)
+
+    def read_block(
+        self, level: int, x0: float, y0: float, x1: float, y1: float, margin: int
+    ) -> tuple[np.ndarray, int, int]:
+        """Pixels of ``level`` that cover a level-0 rectangle and ``margin`` pixels more, and their corner in it."""
+        d = self.level_downsamples[level]
+        left, top = math.floor(x0 / d) - margin, math.floor(y0 / d) - margin
+        right, bottom = math.ceil(x1 / d) + margin, math.ceil(y1 / d) + margin
+        rows, columns = self.level_shapes[level]
+        # Only what exists is read: OpenSlide takes no negative corner at coarse levels without rounding trouble.
+        a, b = min(max(left, 0), columns), min(max(right, 0), columns)
+        c, e = min(max(top, 0), rows), min(max(bottom, 0), rows)
+        if (a, b, c, e) == (left, right, top, bottom):
+            return self._level_pixels(level, a, c, b - a, e - c), left, top
+        block = np.full((bottom - top, right - left, 3), readers.WHITE, dtype=np.uint8)
+        if b > a and e > c:
+            block[c - top : e - top, a - left : b - left] = self._level_pixels(level, a, c, b - a, e - c)
+        return block, left, top
+
+    def _level_pixels(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+        d = self.level_downsamples[level]
+        try:
+            return self.reader.get_region(round(left * d), round(top * d), width, height, level=level)
+        except SlideError:
+            raise
+        except Exception as error:
+            raise SlideError(
+                f"cannot be read ({error})", where=self.path, fix="The file may be damaged or incomplete"
+            ) from error
+
+    def overview(self, downsample: float) -> np.ndarray:
+        """The whole slide reduced by ``downsample`` ≥ 1, (H, W, 3) uint8; read in bands, so memory stays bounded."""
+        width = max(1, round(self.width / downsample))
+        height = max(1, round(self.height / downsample))
+        sy = self.height / height
+        source = self.level_downsamples[self.level_for(downsample)]
+        rows = max(1, int(_BAND_PIXELS / (self.width / source) / max(1.0, sy / source)))
+        out = np.empty((height, width, 3), dtype=np.uint8)
+        for row in range(0, height, rows):
+            n = min(rows, height - row)
+            out[row : row + n] = self.read_box(0, row * sy, self.width, n * sy, width, n)
+        return out
+
+    def thumbnail(self, size: int = 1024) -> np.ndarray:
+        """The whole slide with its longer side at most ``size`` pixels, (H, W, 3) uint8."""
+        return self.overview(max(1.0, max(self.width, self.height) / size))
+
+
+def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | None = None) -> Slide:
+    """Open a slide or image: SVS, NDPI, MRXS, SCN, BIF, DICOM, (pyramidal, OME-) TIFF, PNG, JPEG.
+
+    Parameters
+    ----------
+    path:
+        The file.
+    mpp:
+        µm per level-0 pixel; overrides what the file says. A value given once is kept in the store with the first
+        result written.
+    out:
+        Folder of the store; beside the slide when ``None``.
+
+    Raises
+    ------
+    SlideError
+        When the file is missing, is not an image, is cut short or damaged.
+    """
+    path = Path(path)
+    if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+        low, high = PLAUSIBLE_MPP
+        raise InputError(
+            f"{mpp:g} µm/px is not plausible for level 0; expected {low:g} to {high:g}", where="mpp"
+        )
+    if not path.exists():
+        raise SlideError("there is no such file", where=path)
+    if path.is_dir():
+        raise SlideError("is a folder, not a slide", where=path, fix="Name a file in it")
+    if path.stat().st_size == 0:
+        raise SlideError("is empty", where=path, fix="Copy it again")
+    reader, vendor, source = _open_reader(path)
+    folder = Path(out) if out is not None else path.parent
+    return Slide(path, reader, vendor, source, mpp, folder / path.with_suffix(".zarr").name)
+
+
+def _open_reader(path: Path) -> tuple[ReaderBase, str, str]:
+    """(reader, vendor or kind, name of the place that µm/px came from)."""
+    if path.suffix.lower() in FLAT_SUFFIXES and not readers.is_tiff(path):
+        return readers.FlatReader(path), "flat image", "no place"
+    import openslide
+
+    vendor = openslide.OpenSlide.detect_format(str(path))
+    tiff = readers.is_tiff(path)
+    if tiff:
+        _check_whole(path)
+    if vendor is not None:
+        try:
+            slide_reader = readers.VendorSlideReader(path)
+        except openslide.OpenSlideError as error:
+            raise SlideError(
+                f"cannot be opened ({error})",
+                where=path,
+                fix="The file is damaged or incomplete: copy it again",
+            ) from error
+        levels = slide_reader.properties.n_level
+        # OpenSlide ignores the SubIFDs in which OME-TIFF keeps its coarser levels.
+        if vendor != "generic-tiff" or not tiff or readers.tiff_facts(path)["levels"] <= levels:
+            raw = slide_reader.reader.properties
+            pair = [float(raw[k]) for k in ("openslide.mpp-x", "openslide.mpp-y") if raw.get(k)]
+            slide_reader.properties.mpp = sum(pair) / len(pair) if pair else slide_reader.properties.mpp
+            return slide_reader, vendor, "openslide.mpp-x"
+        slide_reader.detach_reader()
+    if not tiff:
+        raise SlideError(_not_a_slide(path), where=path)
+    facts = readers.tiff_facts(path)
+    kind = "OME-TIFF" if facts["is_ome"] else "TIFF"
+    if readers.decoded_bytes(path) <= readers.IN_MEMORY_BYTES:
+        return readers.FlatReader(path), kind, str(facts["mpp_source"])
+    return readers.TiffReader(path), kind, str(facts["mpp_source"])
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a TIFF whose directories or pixel data lie past the end of the file."""
+    import tifffile
+
+    size = path.stat().st_size
+    logging.getLogger("tifffile").addFilter(_silent)  # what it would log is said below in one sentence
+    cut = SlideError(
+        f"is cut short at {size:,} bytes: its directory or pixel data lie further on",
+        where=path,
+        fix="The download or copy was interrupted: copy it again",
+    )
+    try:
+        with tifffile.TiffFile(path) as file:
+            if not len(file.pages):
+                raise cut
+            for page in file.pages:
+                offsets, counts = page.dataoffsets, page.databytecounts
+                if len(offsets) and max(o + c for o, c in zip(offsets, counts, strict=False)) > size:
+                    raise cut
+    except SlideError:
+        raise
+    except Exception as error:  # tifffile raises many kinds on a broken directory
+        raise cut from error
+    finally:
+        logging.getLogger("tifffile").removeFilter(_silent)
+
+
+def _silent(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _not_a_slide(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if path.suffix.lower() == ".mrxs":
+        return "cannot be opened as MRXS: the folder of the same name with its .dat files must lie beside it"
+    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head) / max(1, len(head))
+    if printable > 0.95:
+        return (
+            f"is a text file, not a slide (it starts with {head[:24].decode('ascii', 'replace').split()[:3]})"
+        )
+    return "is not a slide or image of a known format"
+
+
+def _resolve_mpp(
+    path: Path, found: float | None, source: str, given: float | None, store: Path
+) -> tuple[float | None, str | None, str | None]:
+    low, high = PLAUSIBLE_MPP
+    note = None
+    if found is not None and not (math.isfinite(found) and low <= found <= high):
+        note = f"the file says {found:g} µm/px, which cannot be right"
+        found = None
+    if given is not None:
+        return float(given), "given", note
+    stored = _stored_mpp(store)
+    if stored is not None:
+        return stored, "store", note
+    return (None, None, note) if found is None else (float(found), f"file: {source}", note)
+
+
+def _stored_mpp(store: Path) -> float | None:
+    """µm/px that an earlier result was made with, read without loading the store."""
+    try:
+        attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+        value = attributes["slide_properties"]["mpp"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(value) if value is not None else None
