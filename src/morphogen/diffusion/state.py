@@ -1,0 +1,137 @@
+"""Where a solver stands, and how to go on from there after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import atomic_path, content_hash
+from morphogen.diffusion.canvas import Canvas, CanvasStore
+from morphogen.diffusion.predictions import Prediction
+
+
+class SolverState(NamedTuple):
+    """All that a solver needs to go on: pass it in place of x."""
+
+    step: int
+    """Steps done: the index into the timesteps of the next one."""
+    x: Tensor | Canvas
+    """x at that step."""
+    history: tuple[Tensor | Canvas, ...] = ()
+    """Earlier predictions that a multistep solver still uses, the latest first."""
+
+
+Callback = Callable[[SolverState, Prediction], Any]
+"""Called after every step with the state and with the prediction the step was made from (for previews)."""
+
+
+def begin(x: Tensor | Canvas | SolverState, start: int) -> SolverState:
+    """The state a solver begins with: a tensor at step ``start``, or a state."""
+    return x if isinstance(x, SolverState) else SolverState(start, x)
+
+
+def reached(callback: Callback | None, step: int, x: Any, prediction: Prediction, history: tuple = ()) -> Any:
+    """End of a step: write a canvas down, tell the callback, and give x back."""
+    if isinstance(x, Canvas):
+        x = x.store.save(x)
+    if callback is not None:
+        callback(SolverState(step, x, history), prediction)
+    return x
+
+
+def resumable(
+    solver: Callable[..., Any], path: Path | str, *, every: int = 1, job: str = ""
+) -> Callable[..., Any]:
+    """The same solver, but it saves its state at ``path`` after every ``every`` steps and goes on from there.
+
+    The result is the same to the bit as that of a run that was never stopped. The file stays when the solver is done
+    (calling again returns the result at once); remove it when the result is safe.
+
+    Parameters
+    ----------
+    job:
+        Anything that tells this job from another (seed, model hash): a state of another job, other timesteps or
+        another shape is refused with :class:`InputError`.
+    """
+    path = Path(path)
+
+    def run(
+        denoiser: Any,
+        x: Any,
+        timesteps: Any,
+        schedule: Any,
+        *,
+        callback: Callback | None = None,
+        **options: Any,
+    ):
+        mark = content_hash(solver.__name__, list(timesteps), list(x.shape), job)
+        store = x.store if isinstance(x, Canvas) else None
+        state = load_state(path, mark, store, x) if path.exists() else SolverState(0, x)
+        saved = [state]  # keeps the arrays of the last saved state from being used again
+
+        def save(state: SolverState, prediction: Prediction) -> None:
+            if state.step % every == 0 or state.step == len(timesteps):
+                save_state(path, state, mark)
+                saved[0] = state
+            if callback is not None:
+                callback(state, prediction)
+
+        return solver(denoiser, state, timesteps, schedule, callback=save, **options)
+
+    return run
+
+
+def save_state(path: Path | str, state: SolverState, mark: str = "") -> None:
+    """Write a state atomically. Canvases are named, not copied: their arrays must outlive the file."""
+    with atomic_path(path) as temporary:
+        torch.save(
+            {
+                "mark": mark,
+                "step": state.step,
+                "x": _pack(state.x),
+                "history": [_pack(each) for each in state.history],
+            },
+            temporary,
+        )
+
+
+def load_state(
+    path: Path | str, mark: str = "", store: CanvasStore | None = None, like: Any = None
+) -> SolverState:
+    """Read a state; ``store`` holds its canvases, ``like`` gives the device for its tensors."""
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+        found, step, x, history = raw["mark"], raw["step"], raw["x"], raw["history"]
+    except Exception as error:
+        raise InputError(
+            "this is not the state of a sampling run", where=path, fix="Delete it to start anew"
+        ) from error
+    if found != mark:
+        raise InputError(
+            "the state belongs to another job", where=path, fix="Delete it or choose another path"
+        )
+    device = like.device if isinstance(like, Tensor) else "cpu"
+    return SolverState(
+        step, _unpack(x, store, device), tuple(_unpack(each, store, device) for each in history)
+    )
+
+
+def _pack(value: Tensor | Canvas) -> Tensor | str:
+    if isinstance(value, Canvas):
+        saved = value.store.save(value)
+        assert saved.array is not None
+        return saved.array.name
+    return value.detach().cpu().clone()
+
+
+def _unpack(value: Tensor | str, store: CanvasStore | None, device: Any) -> Tensor | Canvas:
+    if isinstance(value, str):
+        if store is None:
+            raise InputError("the state holds canvases on disk", fix="Give the store they live in")
+        return store.open(value)
+    return value.to(device)
