@@ -1,1 +1,66 @@
-"""Reading published checkpoints into our networks, and model folders."""
+"""Reading published checkpoints into our networks, and model folders.
+
+Nothing that a file names is ever imported or run. Readers that need diffusers import it when they are asked
+for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from morphogen.checkpoints.folder import ModelFolder, load_model, resolve_folder, save_model
+from morphogen.checkpoints.reading import WeightFile, read_weights
+
+if TYPE_CHECKING:
+    from morphogen.checkpoints.compvis import (
+        LatentDiffusionCheckpoint,
+        ScheduleInfo,
+        load_compvis_first_stage,
+        load_ldm,
+    )
+    from morphogen.checkpoints.gene_networks import load_hisdiff, load_stem
+    from morphogen.checkpoints.identification import CheckpointInfo, describe, identify
+    from morphogen.checkpoints.pipelines import PipelineComponents, load_histdist, load_pipeline
+
+_LATER = {
+    "LatentDiffusionCheckpoint": "compvis",
+    "ScheduleInfo": "compvis",
+    "load_compvis_first_stage": "compvis",
+    "load_ldm": "compvis",
+    "load_hisdiff": "gene_networks",
+    "load_stem": "gene_networks",
+    "CheckpointInfo": "identification",
+    "describe": "identification",
+    "identify": "identification",
+    "PipelineComponents": "pipelines",
+    "load_histdist": "pipelines",
+    "load_pipeline": "pipelines",
+}
+
+__all__ = [
+    "CheckpointInfo",
+    "LatentDiffusionCheckpoint",
+    "ModelFolder",
+    "PipelineComponents",
+    "ScheduleInfo",
+    "WeightFile",
+    "describe",
+    "identify",
+    "load_compvis_first_stage",
+    "load_hisdiff",
+    "load_histdist",
+    "load_ldm",
+    "load_model",
+    "load_pipeline",
+    "load_stem",
+    "read_weights",
+    "resolve_folder",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Names of parameters: from the published state dicts to ours, and back.
+"""Names of parameters: from the published state dicts to ours.
 
-A map is a list of (pattern, replacement) on whole key prefixes; the first that matches is taken.
+A map is a list of (pattern, replacement) on whole keys; the first that matches is taken.
 """
 
 from __future__ import annotations

@@ -1,0 +1,236 @@
+"""CompVis latent diffusion checkpoints (Lightning ``state_dict``) into diffusers' networks.
+
+Covers the large-image models of representation-guided tissue generation and their first stages: U-Nets with
+spatial transformers, VQ and KL autoencoders, SSL embedders. Sizes are read from the shapes; the renaming of
+parameters is diffusers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from torch import Tensor
+
+from morphogen.checkpoints.gene_networks import assign
+from morphogen.checkpoints.reading import read_weights
+from morphogen.core.errors import CheckpointError
+from morphogen.nets.config import UNetConfig
+from morphogen.nets.embedders import RepresentationTokens
+from morphogen.nets.first_stages import FirstStage, KLFirstStage, VQFirstStage
+from morphogen.nets.unets import LatentUNet, build_unet
+
+if TYPE_CHECKING:
+    from morphogen.diffusion import Schedule
+
+UNET = "model.diffusion_model."
+EMA = "model_ema."
+FIRST_STAGE = "first_stage_model."
+EMBEDDER = "cond_stage_model."
+
+
+@dataclass(frozen=True)
+class ScheduleInfo:
+    """The noise schedule a latent diffusion model was trained with: √β linear from start to end."""
+
+    beta_start: float = 0.0015  # the values of every published large-image configuration
+    beta_end: float = 0.0195
+    steps: int = 1000
+
+    def schedule(self) -> Schedule:
+        """As the diffusion core takes it."""
+        from morphogen.diffusion import Schedule
+
+        return Schedule.scaled_linear(self.beta_start, self.beta_end, T=self.steps)
+
+
+class LatentDiffusionCheckpoint(NamedTuple):
+    """What a latent diffusion checkpoint holds. embedder: None where the file has no SSL embedder."""
+
+    network: LatentUNet
+    first_stage: FirstStage
+    embedder: RepresentationTokens | None
+    schedule: ScheduleInfo
+
+
+def load_ldm(path: Path | str, heads: int = 1, weights: str | None = None) -> LatentDiffusionCheckpoint:
+    """A CompVis/Lightning latent diffusion checkpoint: U-Net, first stage, SSL embedder, schedule; all in
+    eval mode.
+
+    heads: attention heads of the U-Net, which no file says; the published tissue models have one. weights:
+    "ema", "model" or None = EMA where the file has them. Other keys (losses, FID networks, buffers) are
+    left alone.
+    """
+    state = read_weights(path).state()
+    if not any(key.startswith(UNET) for key in state):
+        raise CheckpointError(
+            "there is no latent diffusion U-Net (model.diffusion_model.*) in it",
+            where=path,
+            fix="See `morphogen checkpoint info`",
+        )
+    return LatentDiffusionCheckpoint(
+        network=_unet(_unet_weights(state, weights, path), heads, path),
+        first_stage=first_stage_from(state, path),
+        embedder=_embedder(state, path),
+        schedule=schedule_info(state, path),
+    )
+
+
+def load_compvis_first_stage(path: Path | str) -> FirstStage:
+    """The VQ or KL autoencoder of a CompVis checkpoint: stand-alone, or inside a latent diffusion
+    checkpoint."""
+    return first_stage_from(read_weights(path).state(), path)
+
+
+def _unet_weights(state: Mapping[str, Tensor], weights: str | None, where: Any) -> dict[str, Tensor]:
+    """U-Net parameters without prefix, from the EMA copy (whose names have lost their dots) or from the
+    model."""
+    plain = {key.removeprefix(UNET): value for key, value in state.items() if key.startswith(UNET)}
+    flat = {key: f"{EMA}diffusion_model{key.replace('.', '')}" for key in plain}
+    has_ema = all(name in state for name in flat.values())
+    if weights == "ema" and not has_ema:
+        raise CheckpointError("there are no EMA weights in it", where=where, fix="Use weights='model'")
+    if weights == "model" or not has_ema:
+        return plain
+    return {key: state[name] for key, name in flat.items()}
+
+
+def unet_config(unet: Mapping[str, Tensor], heads: int = 1, where: Any = None) -> UNetConfig:
+    """Architecture of a CompVis U-Net (keys without prefix) from its shapes."""
+    try:
+        widths: list[int] = []
+        layers: list[int] = []
+        attention: set[int] = set()
+        context_dim = 0
+        level, index = 0, 1
+        while any(f"input_blocks.{index}.0.{part}.weight" in unet for part in ("op", "out_layers.3")):
+            block = f"input_blocks.{index}"
+            if f"{block}.0.op.weight" in unet:
+                level += 1
+            else:
+                width = unet[f"{block}.0.out_layers.3.weight"].shape[0]
+                if len(widths) == level:
+                    widths.append(width)
+                    layers.append(0)
+                layers[level] += 1
+                if f"{block}.1.qkv.weight" in unet or f"{block}.1.block.in_layers.0.weight" in unet:
+                    raise CheckpointError("its attention blocks are not spatial transformers", where=where)
+                if f"{block}.1.proj_in.weight" in unet:
+                    attention.add(level)
+                    if unet[f"{block}.1.proj_in.weight"].ndim == 2:
+                        raise CheckpointError(
+                            "its transformers have linear projections (Stable Diffusion 2)", where=where
+                        )
+                    context_dim = unet[f"{block}.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+            index += 1
+        if len(set(layers)) != 1 or not context_dim:
+            raise CheckpointError(f"unknown U-Net layout (residual blocks per level: {layers})", where=where)
+        return UNetConfig(
+            in_channels=unet["input_blocks.0.0.weight"].shape[1],
+            out_channels=unet["out.2.weight"].shape[0],
+            widths=tuple(widths),
+            layers=layers[0],
+            attention=tuple(sorted(attention)),
+            heads=heads,
+            context_dim=context_dim,
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"the parameter {error} is missing", where=where, fix="Download it again"
+        ) from None
+
+
+def _unet(unet: dict[str, Tensor], heads: int, where: Any) -> LatentUNet:
+    with torch.device("meta"):
+        network = build_unet(unet_config(unet, heads, where))
+    converted = convert_ldm_unet_checkpoint(
+        {UNET + key: value for key, value in unet.items()}, dict(network.unet.config)
+    )
+    assign(network.unet, converted, where)
+    return network.eval()
+
+
+def first_stage_from(state: Mapping[str, Tensor], where: Any = None) -> FirstStage:
+    """The VQ or KL autoencoder of a CompVis state dict, stand-alone or under ``first_stage_model.``."""
+    inner = {
+        key.removeprefix(FIRST_STAGE): value for key, value in state.items() if key.startswith(FIRST_STAGE)
+    }
+    own = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+    parts = {key: value for key, value in (inner or state).items() if key.startswith(own)}
+    with torch.device("meta"):
+        stage = _first_stage_shape(parts, state.get("scale_factor"), where)
+    converted = convert_ldm_vae_checkpoint(parts, dict(stage.autoencoder.config))
+    if "quantize.embedding.weight" in parts:
+        converted["quantize.embedding.weight"] = parts["quantize.embedding.weight"]
+    assign(stage.autoencoder, converted, where)
+    return stage.eval()
+
+
+def _first_stage_shape(
+    parts: Mapping[str, Tensor], scale: Tensor | None, where: Any
+) -> KLFirstStage | VQFirstStage:
+    if any(".attn." in key for key in parts if ".down." in key or ".up." in key):
+        raise CheckpointError(
+            "autoencoders with attention outside the middle block are not read", where=where
+        )
+    try:
+        levels = sorted({int(key.split(".")[2]) for key in parts if key.startswith("encoder.down.")})
+        widths = tuple(parts[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in levels)
+        layers = len({key.split(".")[4] for key in parts if key.startswith("encoder.down.0.block.")})
+        common: dict[str, Any] = {
+            "in_channels": parts["encoder.conv_in.weight"].shape[1],
+            "out_channels": parts["decoder.conv_out.weight"].shape[0],
+            "block_out_channels": widths,
+            "layers_per_block": layers,
+            "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+            "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+            "norm_num_groups": 32,
+            "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in parts,
+            "latent_channels": parts["post_quant_conv.weight"].shape[0],
+        }
+        if "quantize.embedding.weight" not in parts:
+            scaling = 0.18215 if scale is None else float(scale)  # Stable Diffusion's
+            return KLFirstStage(AutoencoderKL(**common, scaling_factor=scaling))
+        codes, width = parts["quantize.embedding.weight"].shape
+        scaling = 1.0 if scale is None else float(scale)
+        return VQFirstStage(
+            VQModel(**common, num_vq_embeddings=codes, vq_embed_dim=width, scaling_factor=scaling)
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"there is no complete first stage in it ({error})", where=where) from None
+
+
+def _embedder(state: Mapping[str, Tensor], where: Any) -> RepresentationTokens | None:
+    """PatchEmbedder (one token) or SSLEmbedder (patch and region tokens)."""
+    names = [name for name in ("patch", "region") if f"{EMBEDDER}{name}_fc.weight" in state]
+    if not names:
+        return None
+    weights = {name: state[f"{EMBEDDER}{name}_fc.weight"] for name in names}
+    embedder = RepresentationTokens(
+        {name: weight.shape[1] for name, weight in weights.items()}, weights[names[0]].shape[0]
+    )
+    renamed = {
+        f"projections.{name}.{part}": state[f"{EMBEDDER}{name}_fc.{part}"]
+        for name in names
+        for part in ("weight", "bias")
+    }
+    assign(embedder, renamed, where)
+    return embedder.eval()
+
+
+def schedule_info(state: Mapping[str, Tensor], where: Any = None) -> ScheduleInfo:
+    """The schedule from the ``betas`` buffer; the published values where the file has none."""
+    betas = state.get("betas")
+    if betas is None:
+        return ScheduleInfo()
+    betas = betas.double()
+    info = ScheduleInfo(round(float(betas[0]), 9), round(float(betas[-1]), 9), len(betas))
+    expected = torch.linspace(info.beta_start**0.5, info.beta_end**0.5, info.steps, dtype=torch.float64) ** 2
+    if not torch.allclose(betas, expected, rtol=1e-4, atol=1e-9):
+        raise CheckpointError("its noise schedule is not the scaled-linear one", where=where)
+    return info

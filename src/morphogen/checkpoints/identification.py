@@ -1,0 +1,266 @@
+"""What a checkpoint file or folder is, from its keys and shapes, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from morphogen.checkpoints.gene_networks import PUBLISHED_WIDTH, hisdiff_config, stem_config
+from morphogen.checkpoints.reading import WeightFile, read_weights, walk_tensors
+from morphogen.core.errors import CheckpointError
+
+
+@dataclass
+class CheckpointInfo:
+    """What was found. ``kind`` is one of: stem, hisdiff, ldm, first_stage, stedm, histdist, diffusers,
+    component, morphogen, unknown."""
+
+    path: Path
+    kind: str
+    title: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0  # elements of the network's distinct tensors
+    keys: int = 0  # tensors in the file, under all their names
+    contents: dict[str, int] = field(default_factory=dict)  # section of the file → tensors in it
+    ignored: list[str] = field(default_factory=list)  # what is in it and is not used
+    missing: list[str] = field(default_factory=list)  # what is needed beside it
+    foreign: tuple[str, ...] = ()  # classes named in the file, left inert
+    advice: str = ""
+
+    @property
+    def importable(self) -> bool:
+        """Whether ``morphogen checkpoint import`` turns it into a model folder."""
+        return self.kind in ("stem", "hisdiff", "ldm", "first_stage", "histdist")
+
+
+def identify(path: Path | str) -> CheckpointInfo:
+    """Recognise a weight file, a diffusers folder or a model folder; :class:`CheckpointError` if
+    unreadable."""
+    path = Path(path)
+    if path.is_dir():
+        from morphogen.checkpoints.pipelines import identify_folder
+
+        return identify_folder(path)
+    return identify_weights(read_weights(path))
+
+
+def identify_weights(file: WeightFile) -> CheckpointInfo:
+    """Recognise the content of a weight file."""
+    state = file.section("ema") or file.section("model") or file.state()
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    for matches, describe in _KINDS:
+        if matches(state):
+            info = describe(file, state)
+            break
+    else:
+        info = _unknown(file)
+    tensors = dict(walk_tensors(file.content))
+    info.keys = len(tensors)
+    info.foreign = file.foreign
+    info.contents = _sections(tensors)
+    return info
+
+
+def count(tensors: Iterable[Tensor]) -> int:
+    """Elements of distinct tensors: one that is in the file under several names counts once."""
+    seen = {(tensor.data_ptr() or id(tensor), tensor.shape): tensor.numel() for tensor in tensors}
+    return sum(seen.values())
+
+
+def _sections(tensors: Iterable[str]) -> dict[str, int]:
+    sections: dict[str, int] = {}
+    for key in tensors:
+        top = key.split(".")[0]
+        sections[top] = sections.get(top, 0) + 1
+    return dict(sorted(sections.items(), key=lambda item: -item[1])[:12])
+
+
+def _has(*prefixes: str) -> Callable[[Mapping[str, Tensor]], bool]:
+    return lambda state: all(any(key.startswith(prefix) for key in state) for prefix in prefixes)
+
+
+def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> CheckpointInfo:
+    read = stem_config if kind == "stem" else hisdiff_config
+    title = "Stem: spatial gene expression" if kind == "stem" else "HisDiff: spatial gene expression"
+    missing = [
+        "the gene list, in the order of training (--genes FILE)",
+        "the image encoder's name (--encoder NAME)",
+    ]
+    config = read(state, heads=None if _width(state) == PUBLISHED_WIDTH else 1, where=file.path)
+    known = _width(state) == PUBLISHED_WIDTH
+    if not known:
+        missing.append("the number of attention heads (--heads N)")
+    sizes = {
+        "genes": config.genes,
+        "condition": config.condition_dim,
+        "width": config.width,
+        "depth": config.depth,
+        "heads": f"{config.heads} (published)" if known else "not in the file",
+        "weights": "EMA" if file.section("ema") else "as trained (no EMA)",
+    }
+    ignored = [
+        name for name in ("opt", "epoch", "args") if isinstance(file.content, dict) and name in file.content
+    ]
+    if file.section("ema") and file.section("model"):
+        ignored.append("model (the EMA weights are taken)")
+    option = "" if known else " --heads N"
+    return CheckpointInfo(
+        file.path,
+        kind,
+        title,
+        sizes,
+        count(state.values()),
+        ignored=ignored,
+        missing=missing,
+        advice=f"morphogen checkpoint import {file.path} --genes GENES.txt --encoder NAME{option} --out FOLDER",
+    )
+
+
+def _width(state: Mapping[str, Tensor]) -> int:
+    return state["final_layer.linear.weight"].shape[1] if "final_layer.linear.weight" in state else 0
+
+
+def _ldm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+    from morphogen.checkpoints.compvis import EMA, EMBEDDER, FIRST_STAGE, UNET, schedule_info, unet_config
+
+    parts = {"U-Net": UNET, "first stage": FIRST_STAGE, "embedder": EMBEDDER}
+    found = {name: [v for k, v in state.items() if k.startswith(prefix)] for name, prefix in parts.items()}
+    unet = {key.removeprefix(UNET): value for key, value in state.items() if key.startswith(UNET)}
+    info = CheckpointInfo(file.path, "ldm", "latent diffusion (CompVis/Lightning)")
+    try:
+        config = unet_config(unet, where=file.path)
+        schedule = schedule_info(state, file.path)
+    except CheckpointError as error:
+        info.kind, info.advice = "unknown", f"Not read by morphogen: {error.what}"
+    else:
+        info.sizes = {
+            "latent channels": config.in_channels,
+            "widths": config.widths,
+            "blocks per level": config.layers,
+            "attention levels": config.attention,
+            "context width": config.context_dim,
+            "schedule": f"scaled-linear {schedule.beta_start} → {schedule.beta_end}, {schedule.steps} steps",
+            "weights": "EMA" if any(key.startswith(EMA) for key in state) else "as trained (no EMA)",
+        }
+        for name in ("patch", "region"):
+            weight = state.get(f"{EMBEDDER}{name}_fc.weight")
+            if weight is not None:
+                info.sizes[f"{name} embedding"] = weight.shape[1]
+        info.missing = [f"the {name}" for name, values in found.items() if not values]
+        info.missing.append("the image encoder's name (--encoder NAME)")
+        info.advice = f"morphogen checkpoint import {file.path} --encoder NAME --out FOLDER"
+    info.parameters = count(value for values in found.values() for value in values)
+    known = (*parts.values(), EMA)
+    buffers = ("betas", "alphas_", "sqrt_", "log_one", "posterior_", "scale_factor", "logvar", "lvlb")
+    rest = sorted({key.split(".")[0] for key in state if not key.startswith((*known, *buffers))})
+    info.ignored = [f"{name}.*" for name in rest]
+    return info
+
+
+def _first_stage(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+    from morphogen.checkpoints.compvis import first_stage_from
+
+    stage = first_stage_from(state, file.path)
+    config = stage.autoencoder.config
+    return CheckpointInfo(
+        file.path,
+        "first_stage",
+        f"{type(stage.autoencoder).__name__}: first stage (CompVis)",
+        {
+            "downsampling": stage.factor,
+            "latent channels": stage.channels,
+            "widths": tuple(config.block_out_channels),
+            "codebook": config.get("num_vq_embeddings", "none"),
+            "scaling": stage.scaling,
+        },
+        count(value for key, value in state.items() if not key.startswith("loss.")),
+        ignored=["loss.*"] if any(key.startswith("loss.") for key in state) else [],
+        advice=f"morphogen checkpoint import {file.path} --out FOLDER",
+    )
+
+
+def _stedm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+    """Every tensor is in the file under ``_model.`` and ``model.``; one copy is counted."""
+    own = {key.removeprefix("_model."): value for key, value in state.items() if key.startswith("_model.")}
+    groups = {
+        "U-Net": "model.diffusion_model.",
+        "first stage": "first_stage_model.",
+        "aggregator": "_agg_block.",
+        "layout rescaler": "cond_stage_model.",
+        "EMA": "model_ema.",
+    }
+    sizes: dict[str, Any] = {}
+    for name, prefix in groups.items():
+        tensors = [value for key, value in own.items() if key.startswith(prefix)]
+        if tensors:
+            sizes[name] = f"{len(tensors)} tensors, {count(tensors):,} parameters"
+    if any(key.startswith("_agg_block.transformer.") for key in own):
+        sizes["aggregation"] = "sViT"
+    elif any("_agg_block" in key and "embedder" not in key for key in own):
+        sizes["aggregation"] = "linear"
+    else:
+        sizes["aggregation"] = "mean (or none learned)"
+    return CheckpointInfo(
+        file.path,
+        "stedm",
+        "STEDM: layout- and style-conditioned tissue (Lightning)",
+        sizes,
+        count(own.values()),
+        ignored=["model.* (the same tensors again)"],
+        advice="Its tensors can be read (morphogen.checkpoints.read_weights); its U-Net with the style block has no "
+        "importer in this version",
+    )
+
+
+def _unknown(file: WeightFile) -> CheckpointInfo:
+    tensors = [tensor for _, tensor in walk_tensors(file.content)]
+    if not tensors:
+        raise CheckpointError("there are no tensors in it", where=file.path, fix="Give a file of weights")
+    return CheckpointInfo(
+        file.path,
+        "unknown",
+        "weights of no format that is known here",
+        parameters=count(tensors),
+        advice="Known are Stem, HisDiff, CompVis latent diffusion and first stages, STEDM, diffusers folders",
+    )
+
+
+_KINDS: list[
+    tuple[Callable[[Mapping[str, Tensor]], bool], Callable[[WeightFile, dict[str, Tensor]], CheckpointInfo]]
+]
+_KINDS = [
+    (_has("gene_joint_embed.", "final_layer."), lambda file, state: _gene_network(file, state, "stem")),
+    (_has("inputEmbedder.", "crossAttention_ln."), lambda file, state: _gene_network(file, state, "hisdiff")),
+    (_has("_model.model.diffusion_model.", "_model._agg_block."), _stedm),
+    (_has("model.diffusion_model."), _ldm),
+    (_has("encoder.down.", "decoder.up."), _first_stage),
+]
+
+
+def describe(info: CheckpointInfo) -> list[str]:
+    """The lines that ``morphogen checkpoint info`` prints."""
+    lines = [f"{info.path}", f"  {info.title}"]
+    lines += [f"  {name}: {_plain(value)}" for name, value in info.sizes.items()]
+    if info.parameters:
+        lines.append(f"  parameters: {info.parameters:,}")
+    if info.keys:
+        lines.append(f"  tensors: {info.keys:,} ({', '.join(f'{k} {v}' for k, v in info.contents.items())})")
+    for name, values in (("not used", info.ignored), ("missing", info.missing)):
+        if values:
+            lines.append(f"  {name}: {'; '.join(values)}")
+    if info.foreign:
+        shown = ", ".join(info.foreign[:6]) + (
+            f" and {len(info.foreign) - 6} more" if len(info.foreign) > 6 else ""
+        )
+        lines.append(f"  left inert: the file names classes that were not imported ({shown})")
+    if info.advice:
+        lines.append(f"  next: {info.advice}")
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, (tuple, list)) else str(value)

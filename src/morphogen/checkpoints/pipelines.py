@@ -1,0 +1,180 @@
+"""Diffusers pipeline folders: the form in which HistDiST is published, and Stable Diffusion to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from morphogen.checkpoints.folder import NAME, load_model, resolve_folder
+from morphogen.checkpoints.identification import CheckpointInfo
+from morphogen.core.errors import CheckpointError, InputError
+from morphogen.core.files import read_json
+from morphogen.nets.first_stages import FirstStage, load_first_stage
+from morphogen.nets.text import TextEncoder, load_text_encoder
+from morphogen.nets.unets import LatentUNet, load_unet
+
+if TYPE_CHECKING:
+    from morphogen.diffusion import Schedule
+
+HISTDIST_CHANNELS = 8  # latent and H&E latent; a Stable Diffusion U-Net has 4
+
+
+class PipelineComponents(NamedTuple):
+    """A Stable Diffusion shaped pipeline. text: None where the folder has no text encoder."""
+
+    network: LatentUNet
+    first_stage: FirstStage
+    text: TextEncoder | None
+    beta_start: float
+    beta_end: float
+
+    def schedule(self, zero_terminal_snr: bool = True) -> Schedule:
+        """The scaled-linear schedule of the pipeline; HistDiST needs it with zero terminal SNR (and trailing
+        timesteps and v-prediction), although its folder still carries Stable Diffusion's scheduler."""
+        from morphogen.diffusion import Schedule
+
+        schedule = Schedule.scaled_linear(self.beta_start, self.beta_end)
+        return schedule.zero_terminal_snr() if zero_terminal_snr else schedule
+
+
+def load_pipeline(folder: Path | str, dtype: torch.dtype = torch.float32) -> PipelineComponents:
+    """Read U-Net, autoencoder, text encoder and schedule of a pipeline folder or hub id; safetensors only."""
+    folder = resolve_folder(folder)
+    _index(folder)
+    scheduler = _scheduler(folder)
+    text = load_text_encoder(folder, dtype) if (folder / "text_encoder").is_dir() else None
+    return PipelineComponents(
+        load_unet(folder / "unet", dtype),
+        load_first_stage(folder / "vae", dtype),
+        text,
+        scheduler["beta_start"],
+        scheduler["beta_end"],
+    )
+
+
+def load_histdist(folder: Path | str, dtype: torch.dtype = torch.float32) -> PipelineComponents:
+    """The published HistDiST pipeline folder; :class:`CheckpointError` where its U-Net is not an 8-channel
+    one."""
+    components = load_pipeline(folder, dtype)
+    if components.network.in_channels != HISTDIST_CHANNELS:
+        raise CheckpointError(
+            f"this pipeline's U-Net takes {components.network.in_channels} channels, HistDiST's takes 8",
+            where=folder,
+            fix="Stable Diffusion weights are a start for training, not a stain model",
+        )
+    return components
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        index = read_json(folder / "model_index.json")
+    except InputError:
+        raise CheckpointError(
+            "this is not a diffusers pipeline folder: there is no readable model_index.json", where=folder
+        ) from None
+    missing = [name for name in ("unet", "vae") if not (folder / name).is_dir()]
+    if missing:
+        raise CheckpointError(
+            f"the component '{missing[0]}' is missing", where=folder, fix="Copy the whole folder"
+        )
+    return index
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """β range of the scheduler; Stable Diffusion's where the folder has none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("beta_schedule", "scaled_linear") != "scaled_linear":
+        raise CheckpointError(f"its β schedule is {config['beta_schedule']!r}, not scaled_linear", where=path)
+    return {
+        "beta_start": config.get("beta_start", 0.00085),
+        "beta_end": config.get("beta_end", 0.012),
+        "prediction": config.get("prediction_type", "epsilon"),
+        "zero_snr": config.get("rescale_betas_zero_snr", False),
+    }
+
+
+def identify_folder(folder: Path) -> CheckpointInfo:
+    """Recognise a model folder, a diffusers pipeline, or one component."""
+    if (folder / NAME).is_file():
+        model = load_model(folder)
+        return CheckpointInfo(
+            folder,
+            "morphogen",
+            f"model folder of morphogen, kind {model.kind}",
+            sizes={key: value for key, value in model.config.items() if not isinstance(value, (dict, list))},
+            parameters=_parameters(folder),
+            advice="Ready for use",
+        )
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder)
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
+        return CheckpointInfo(folder, "component", f"one component: {name}", parameters=_parameters(folder))
+    files = [
+        path.name for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".pth", ".safetensors")
+    ]
+    hint = f"Give one of its files, such as {sorted(files)[0]}" if files else "Give a file or a model folder"
+    raise CheckpointError(
+        "this folder holds no model: no morphogen.json, model_index.json or config.json",
+        where=folder,
+        fix=hint,
+    )
+
+
+def _pipeline(folder: Path) -> CheckpointInfo:
+    index = _index(folder)
+    unet = read_json(folder / "unet" / "config.json")
+    scheduler = _scheduler(folder)
+    histdist = unet.get("in_channels") == HISTDIST_CHANNELS
+    components = [name for name in index if not name.startswith("_") and (folder / name).is_dir()]
+    info = CheckpointInfo(
+        folder,
+        "histdist" if histdist else "diffusers",
+        "HistDiST: virtual staining (diffusers pipeline)" if histdist else "diffusers pipeline",
+        {
+            "class": index.get("_class_name"),
+            "components": components,
+            "U-Net channels": unet.get("in_channels"),
+            "widths": unet.get("block_out_channels"),
+            "context width": unet.get("cross_attention_dim"),
+            "schedule": f"scaled-linear {scheduler['beta_start']} → {scheduler['beta_end']}",
+        },
+        _parameters(folder),
+    )
+    stated = (scheduler["prediction"], scheduler["zero_snr"])
+    if histdist:
+        if stated != ("v_prediction", True):
+            info.sizes["schedule"] += (
+                " (its scheduler file says stock Stable Diffusion; read as zero-SNR, trailing, v)"
+            )
+        info.missing = ["the token encoder's name (--encoder; Phikon in the paper)"]
+        info.advice = f"morphogen checkpoint import {folder} --encoder phikon --out FOLDER"
+    else:
+        info.advice = (
+            "A start for training: `morphogen stain train` widens its first convolution from 4 to 8 channels"
+        )
+    return info
+
+
+def _parameters(folder: Path) -> int:
+    """Elements in the safetensors of a folder, from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (no iterator)
+                    size = 1
+                    for side in file.get_slice(key).get_shape():
+                        size *= side
+                    total += size
+        except Exception as error:
+            raise CheckpointError(
+                "the file is damaged or cut short", where=path, fix="Copy it again"
+            ) from error
+    return total
