@@ -5,6 +5,7 @@ One contract: ``denoiser(x, t, **condition) -> Prediction(x0, eps)``. A network 
 """
 
 from morphogen.diffusion import losses
+from morphogen.diffusion.blending import WindowLayout, feather
 from morphogen.diffusion.canvas import Canvas, CanvasStore
 from morphogen.diffusion.guidance import column_guided, guided
 from morphogen.diffusion.noise import CanvasNoise, ItemNoise
@@ -22,7 +23,7 @@ from morphogen.diffusion.schedules import Schedule
 from morphogen.diffusion.solvers import ddim, ddim_invert, ddpm, dpmpp_2m, euler, heun, plms
 from morphogen.diffusion.spacing import respaced, time_at_log_snr, timesteps
 from morphogen.diffusion.state import SolverState, load_state, resumable, save_state
-from morphogen.diffusion.windows import Crop, PerWindow, WindowLayout, feather, shifted_windows, windowed
+from morphogen.diffusion.windows import Crop, PerWindow, map_windows, shifted_windows, windowed
 
 __all__ = [
     "Canvas",
@@ -51,6 +52,7 @@ __all__ = [
     "heun",
     "load_state",
     "losses",
+    "map_windows",
     "network_denoiser",
     "plms",
     "resumable",

@@ -2,13 +2,14 @@
 
 A solver asks for the noise of a step; it never draws from a generator that has a past. So the same seed gives the
 same noise whatever the batch, the tiling, the number of workers, or a resume in the middle. The numbers come from
-Philox (Salmon et al. 2011), a counter-based generator: seed is its key; step and place are its counter. They are
+Philox (Salmon et al. 2011), a counter-based generator: the seed is its key; step and place are its counter. They are
 drawn on the CPU, so that they do not depend on the device either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +18,29 @@ from torch import Tensor
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
 
+Key = int | str | tuple
 START = -1
 """The step whose noise is the starting point x_T."""
 
 
-class _Source:
-    """One Philox generator, put wherever it is needed."""
+class _Stream:
+    """A Philox generator that is put wherever it is needed."""
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed_for("noise", seed))
-        self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state
+        self._philox = np.random.Philox(key=seed_for("noise", seed))
+        self._generator = np.random.Generator(self._philox)
+        self._state: Any = self._philox.state
 
     def fill(self, out: np.ndarray, step: int, a: int, b: int = 0) -> None:
-        """Standard normals into a contiguous float32 array, from counter (0, step, a, b)."""
-        self._state["state"]["counter"] = np.array([0, step + 1, a, b], dtype=np.uint64)
-        self._state["buffer_pos"], self._state["has_uint32"] = 4, 0  # nothing left over from before
-        self._bits.state = self._state
+        """Standard normals into a contiguous float32 array, from the counter (0, step, a, b) onwards."""
+        self._state["state"]["counter"] = np.array([0, step - START, a, b], dtype=np.uint64)
+        self._state["buffer_pos"], self._state["has_uint32"] = 4, 0  # nothing is left over from before
+        self._philox.state = self._state
         self._generator.standard_normal(dtype=np.float32, out=out)
 
 
 class ItemNoise:
-    """Noise for a batch of independent items (spots, patches, replicates).
+    """Noise for a batch of independent items: spots, patches, replicates.
 
     Parameters
     ----------
@@ -53,18 +55,18 @@ class ItemNoise:
     ``noise(step)`` is (N, *shape) float32; step −1 is the starting noise.
     """
 
-    def __init__(self, seed: int, keys: Sequence[Hashable], shape: Sequence[int]) -> None:
+    def __init__(self, seed: int, keys: Sequence[Key], shape: Sequence[int]) -> None:
         self.seed, self.shape = seed, tuple(shape)
-        self._keys = [seed_for(*key) if isinstance(key, tuple) else seed_for(key) for key in keys]  # type: ignore[arg-type]
-        self._source = _Source(seed)
+        self._keys = [seed_for(*key) if isinstance(key, tuple) else seed_for(key) for key in keys]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __call__(self, step: int) -> Tensor:
         noise = np.empty((len(self._keys), *self.shape), dtype=np.float32)
+        stream = _Stream(self.seed)
         for row, key in zip(noise, self._keys):
-            self._source.fill(row, step, key)
+            stream.fill(row, step, key)
         return torch.from_numpy(noise)
 
 
@@ -80,7 +82,8 @@ class CanvasNoise:
     block:
         Side of a block. Part of what the noise is: another block, another noise.
 
-    ``noise(step)`` is the whole field, ``noise(step, (rows, columns))`` a part of it, both float32.
+    ``noise(step)`` is the whole field, ``noise(step, (rows, columns))`` a part of it, both float32; step −1 is the
+    starting noise.
     """
 
     def __init__(self, seed: int, shape: Sequence[int], block: int = 64) -> None:
@@ -89,26 +92,31 @@ class CanvasNoise:
                 f"a canvas has at least two axes, not shape {tuple(shape)}", where="CanvasNoise"
             )
         self.seed, self.shape, self.block = seed, tuple(shape), block
-        self._source = _Source(seed)
 
     def __call__(self, step: int, region: tuple[slice, slice] | None = None) -> Tensor:
-        *lead, height, width = self.shape
-        top, bottom = _span(region[0] if region else slice(None), height)
-        left, right = _span(region[1] if region else slice(None), width)
-        out = np.empty((*lead, bottom - top, right - left), dtype=np.float32)
-        b = self.block
-        buffer = np.empty((*lead, b, b), dtype=np.float32)
+        rows, columns = region or (slice(None), slice(None))
+        top, bottom, _ = rows.indices(self.shape[-2])
+        left, right, _ = columns.indices(self.shape[-1])
+        return torch.from_numpy(self._area(step, top, bottom, left, right))
+
+    def at(self, positions: Sequence[tuple[int, int]], size: tuple[int, int]) -> Callable[[int], Tensor]:
+        """``noise(step)`` for a batch of windows of one canvas: (n, *lead, h, w), where ``positions`` are the
+        (row, column) of their corners. Windows that overlap share their noise; they may reach beyond the canvas."""
+        places = [(row, row + size[0], column, column + size[1]) for row, column in positions]
+        if any(place[0] < 0 or place[2] < 0 for place in places):
+            raise ConfigError("rows and columns start at 0", where="CanvasNoise")
+        return lambda step: torch.from_numpy(np.stack([self._area(step, *place) for place in places]))
+
+    def _area(self, step: int, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        lead, b = self.shape[:-2], self.block
+        out = np.empty((*lead, max(bottom - top, 0), max(right - left, 0)), dtype=np.float32)
+        block = np.empty((*lead, b, b), dtype=np.float32)
+        stream = _Stream(self.seed)
         for i in range(top // b, -(-bottom // b)):
             y0, y1 = max(top, i * b), min(bottom, (i + 1) * b)
             for j in range(left // b, -(-right // b)):
                 x0, x1 = max(left, j * b), min(right, (j + 1) * b)
-                self._source.fill(buffer, step, i, j)
-                out[..., y0 - top : y1 - top, x0 - left : x1 - left] = buffer[
-                    ..., y0 - i * b : y1 - i * b, x0 - j * b : x1 - j * b
-                ]
-        return torch.from_numpy(out)
-
-
-def _span(part: slice, size: int) -> tuple[int, int]:
-    start, stop, _ = part.indices(size)
-    return start, stop
+                stream.fill(block, step, i, j)
+                part = block[..., y0 - i * b : y1 - i * b, x0 - j * b : x1 - j * b]
+                out[..., y0 - top : y1 - top, x0 - left : x1 - left] = part
+        return out

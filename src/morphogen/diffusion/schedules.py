@@ -15,14 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError
 
-Time = float | int | Tensor
+Time: TypeAlias = "float | Tensor"
+Levels: TypeAlias = "tuple[Any, Any]"  # two numbers, or two tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,22 +121,22 @@ class Schedule:
         """Whether the noisiest time holds no signal at all."""
         return self.kind == "flow" or float(self.alpha_bar[-1]) == 0.0
 
-    def alpha(self, t: Time) -> Time:
+    def alpha(self, t: Time) -> Any:
         """The factor of x0 in x_t."""
         return self.levels(t)[0]
 
-    def sigma(self, t: Time) -> Time:
+    def sigma(self, t: Time) -> Any:
         """The factor of eps in x_t."""
         return self.levels(t)[1]
 
-    def log_snr(self, t: Time) -> Time:
+    def log_snr(self, t: Time) -> Any:
         """``log(alpha²/sigma²)``: twice the λ of DPM-Solver; ±inf at pure data and pure noise."""
         alpha, sigma = self.levels(t)
         if isinstance(alpha, Tensor):
             return 2 * (alpha.log() - sigma.log())
         return _log_ratio(alpha, sigma)
 
-    def levels(self, t: Time) -> tuple[Time, Time]:
+    def levels(self, t: Time) -> Levels:
         """``(alpha, sigma)`` at t, a number or a tensor; out of range is an error for numbers, clamped for tensors."""
         if isinstance(t, Tensor):
             return self._levels(t)
@@ -182,7 +183,7 @@ class Schedule:
         alpha, sigma = self.levels_like(t, x0)
         return alpha * x0 + sigma * eps
 
-    def levels_like(self, t: Time, x: Tensor) -> tuple[Time, Time]:
+    def levels_like(self, t: Time, x: Tensor) -> Levels:
         """:meth:`levels`, with a tensor of times (B,) shaped to multiply ``x`` (B, …)."""
         alpha, sigma = self.levels(t)
         if isinstance(alpha, Tensor) and isinstance(sigma, Tensor):
