@@ -8,6 +8,7 @@ without knowing.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,6 +91,12 @@ class Array:
     def write(self, region: Region, value: Tensor) -> None:
         self.data[(..., *region)] = value.detach().to("cpu", torch.float32).numpy()
 
+    def flush(self) -> None:
+        """Make sure that what was written is on the disk, for arrays that can."""
+        flush = getattr(self.data, "flush", None)
+        if flush is not None:
+            flush()
+
 
 class CanvasStore:
     """Where canvases of one shape are kept. An array whose canvas nobody refers to any more is used again.
@@ -129,6 +136,13 @@ class CanvasStore:
         return cls(
             shape, lambda name: _MappedFile(folder / f"{name}.npy", tuple(shape)), device=device, block=block
         )
+
+    @classmethod
+    def memory(
+        cls, shape: Sequence[int], *, device: torch.device | str = "cpu", block: int = 512
+    ) -> CanvasStore:
+        """Arrays in main memory: for canvases that fit there but not on the device."""
+        return cls(shape, lambda name: np.zeros(tuple(shape), np.float32), device=device, block=block)
 
     def empty(self) -> Canvas:
         """A canvas in a free array; it holds whatever was there before."""
@@ -199,3 +213,7 @@ class _MappedFile:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         np.load(self.path, mmap_mode="r+")[key] = value
+
+    def flush(self) -> None:
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())

@@ -33,8 +33,8 @@ def guided(
     Parameters
     ----------
     null:
-        The conditions of the unconditional half, by name; a tensor of one row stands for every item. Conditions not
-        named here are the same in both halves.
+        The conditions of the unconditional half, by name: a tensor with one row per item or one row for all, or a
+        number to fill it with. Conditions not named here are the same in both halves.
     scale:
         s. At s = 1 the unconditional half is not evaluated.
     interval:
@@ -90,16 +90,16 @@ def _both(
 ) -> tuple[Prediction, Prediction]:
     """The conditional and the unconditional prediction from one batch of 2B."""
     n = x.shape[0]
-    doubled = {
-        name: _pair(value, null[name] if name in null else value, n) for name, value in condition.items()
-    }
-    missing = [name for name in null if name not in condition]
-    if missing:
-        raise ConfigError(
-            f"guidance needs the condition '{missing[0]}', which was not given",
-            where="guidance",
-            fix="Give it",
-        )
+    for name in null:
+        if name not in condition:
+            raise ConfigError(f"guidance needs the condition '{name}'", where="guidance", fix="Give it")
+        if not isinstance(condition[name], Tensor):
+            raise ConfigError(
+                f"the condition '{name}' is not a tensor of items, so it has no unconditional half",
+                where="guidance",
+                fix="Guide inside the windows: windowed(guided(denoiser, …), …)",
+            )
+    doubled = {name: _pair(value, null.get(name, value), n) for name, value in condition.items()}
     times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
     both = denoiser(torch.cat([x, x]), times, **doubled)
     halves = [(None, None) if part is None else (part[:n], part[n:]) for part in both]
@@ -109,10 +109,10 @@ def _both(
 def _pair(value: Any, null: Any, n: int) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    other = null if isinstance(null, Tensor) else torch.full_like(value, null)
-    other = other.to(value.device, value.dtype)
-    rows = [part.expand(n, *part.shape[1:]) if part.shape[0] != n else part for part in (value, other)]
-    return torch.cat(rows)
+    other = torch.as_tensor(null, device=value.device, dtype=value.dtype)
+    if other.ndim < value.ndim:  # a number, or one row without the axis of items
+        other = other.expand(1, *value.shape[1:])
+    return torch.cat([part.expand(n, *part.shape[1:]) for part in (value, other)])
 
 
 def _within(t: Time, interval: tuple[float, float] | None) -> bool:

@@ -62,6 +62,16 @@ def diffusion_loss(
     ``learned_variance``.
     """
     check_prediction(prediction, schedule)
+    if kind not in ("mse", "l1"):
+        raise ConfigError(f"unknown loss '{kind}'", where="loss", fix="Use mse or l1")
+    if weight is not None and (weight != "min_snr" or kind != "mse"):
+        raise ConfigError(
+            f"no weight '{weight}' for {kind}", where="loss", fix="Use min_snr with mse, or none"
+        )
+    if learned_variance and schedule.kind != "vp":
+        raise ConfigError(
+            "a flow has no variance to learn", where="learned_variance", fix="Use a vp schedule"
+        )
     x_t = schedule.add_noise(x0, noise, t)
     output = network(x_t, schedule.network_time(t, x_t), **(condition or {}))
     position = None

@@ -67,6 +67,8 @@ def to_x0_eps(kind: str, output: Tensor, x: Tensor, alpha: Time, sigma: Time) ->
     if kind == "epsilon":
         return (x - sigma * output) / alpha, output
     if kind == "x0":
+        if not isinstance(sigma, Tensor) and sigma == 0:
+            raise ConfigError("an x0-model says nothing about the noise of clean data", where="prediction")
         return output, (x - alpha * output) / sigma
     if kind == "v":
         norm = alpha * alpha + sigma * sigma  # 1 for variance-preserving schedules

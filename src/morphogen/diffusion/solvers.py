@@ -49,6 +49,10 @@ def ddpm(
     denoiser says. Cutting the steps of this sampler shrinks the variance of its samples: use :func:`dpmpp_2m` to go
     fast.
     """
+    if variance not in ("small", "large", "learned"):
+        raise ConfigError(
+            f"unknown variance '{variance}'", where="variance", fix="Use small, large or learned"
+        )
     alpha, sigma = _path(timesteps, schedule, final)
     state = begin(x, start)
     x = state.x
@@ -114,6 +118,7 @@ def ddim_invert(
     schedule: Schedule,
     *,
     refine: int = 0,
+    after_step: Callable[[Any], Any] | None = None,
     condition: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
     start: int = 0,
@@ -124,7 +129,7 @@ def ddim_invert(
     at (before the first step: the schedule's first level) up to t; the network is told t, while x0 and eps are taken
     at level p. The network's answer at p stands for the one at t, so going back down with :func:`ddim` misses the
     start by O(1/N). ``refine`` > 0 corrects each step that many times by what going back down missed
-    (``x_t ← x_t + x_p − ddim(x_t)``), each at the cost of an evaluation.
+    (``x_t ← x_t + x_p − ddim(x_t)``), each at the cost of an evaluation. ``after_step`` is applied to x after every step.
     """
     upwards = list(timesteps)[::-1]
     alpha, sigma = level_lists(schedule, [schedule.first, *upwards])
@@ -139,6 +144,8 @@ def ddim_invert(
         for _ in range(refine):
             down = denoiser(x_next, upwards[i], **conditions)
             x_next = x_next + (x - (alpha[i] * down.x0 + sigma[i] * down.eps))
+        if after_step is not None:
+            x_next = after_step(x_next)
         x = reached(callback, i + 1, x_next, predicted)
     return x
 

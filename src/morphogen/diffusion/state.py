@@ -31,8 +31,9 @@ Callback = Callable[[SolverState, Prediction], Any]
 
 
 def begin(x: Tensor | Canvas | SolverState, start: int) -> SolverState:
-    """The state a solver begins with: a tensor at step ``start``, or a state."""
-    return x if isinstance(x, SolverState) else SolverState(start, x)
+    """The state a solver begins with: a tensor or canvas at step ``start``, or a state."""
+    state = x if isinstance(x, SolverState) else SolverState(start, x)
+    return state._replace(x=state.x.store.save(state.x)) if isinstance(state.x, Canvas) else state
 
 
 def reached(callback: Callback | None, step: int, x: Any, prediction: Prediction, history: tuple = ()) -> Any:
@@ -68,7 +69,7 @@ def resumable(
         *,
         callback: Callback | None = None,
         **options: Any,
-    ):
+    ) -> Any:
         mark = content_hash(solver.__name__, list(timesteps), list(x.shape), job)
         store = x.store if isinstance(x, Canvas) else None
         state = load_state(path, mark, store, x) if path.exists() else SolverState(0, x)
@@ -125,6 +126,7 @@ def _pack(value: Tensor | Canvas) -> Tensor | str:
     if isinstance(value, Canvas):
         saved = value.store.save(value)
         assert saved.array is not None
+        saved.array.flush()
         return saved.array.name
     return value.detach().cpu().clone()
 
