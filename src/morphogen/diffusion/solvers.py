@@ -129,7 +129,8 @@ def ddim_invert(
     at (before the first step: the schedule's first level) up to t; the network is told t, while x0 and eps are taken
     at level p. The network's answer at p stands for the one at t, so going back down with :func:`ddim` misses the
     start by O(1/N). ``refine`` > 0 corrects each step that many times by what going back down missed
-    (``x_t ← x_t + x_p − ddim(x_t)``), each at the cost of an evaluation. ``after_step`` is applied to x after every step.
+    (``x_t ← x_t + x_p − ddim(x_t)``), each at the cost of an evaluation. ``after_step`` is
+    applied to x after every step.
     """
     upwards = list(timesteps)[::-1]
     alpha, sigma = level_lists(schedule, [schedule.first, *upwards])

@@ -16,11 +16,12 @@ from morphogen.diffusion.schedules import Schedule
 
 Spacing = Literal["trailing", "leading", "linspace", "strided", "log_snr"]
 
-LOWEST_LOG_SNR = -10.0
-"""Where a grid uniform in log-SNR starts on a schedule that ends in pure noise: the signal is 0.7 % of x there."""
-HIGHEST_LOG_SNR = 9.0
-"""Where it ends on a schedule that starts at the data: the noise is 1.1 % of x there, as at t = 0 of the linear
-schedule."""
+LOWEST_LOG_SNR = -10.2
+"""Where a grid uniform in log-SNR starts at the earliest (the signal is 0.6 % of x there, as at the end of the linear
+schedule). Below it there is nothing to resolve; a schedule that ends lower gets one long first step."""
+HIGHEST_LOG_SNR = 9.3
+"""Where it ends at the latest: the noise is 1 % of x there, as at t = 0 of the linear schedule. The last step goes from
+there to the data."""
 
 
 def timesteps(
@@ -40,7 +41,7 @@ def timesteps(
         not divide T (n = 128 gives 143).
     ``log_snr``
         Uniform in log-SNR between both ends, real-valued: for DPM-Solver++ (Lu et al. 2022). A level of pure noise
-        is kept as the first time, and the grid starts at log-SNR −10 behind it.
+        is kept as the first time, and the grid starts behind it.
     """
     if spacing not in get_args(Spacing):
         hint = nearest(spacing, get_args(Spacing))
@@ -78,19 +79,11 @@ def timesteps(
 
 
 def _uniform_log_snr(schedule: Schedule, n: int) -> list[float]:
-    if schedule.kind == "flow":
-        lowest, highest = LOWEST_LOG_SNR, HIGHEST_LOG_SNR
-    else:
-        lowest, highest = float(schedule.log_snr(schedule.T - 1)), float(schedule.log_snr(0))
-    pure_noise = [schedule.last] if schedule.zero_snr else []
-    if pure_noise:
-        lowest = max(
-            LOWEST_LOG_SNR, float(schedule.log_snr(schedule.T - 2)) if schedule.kind == "vp" else -math.inf
-        )
-    count = n - len(pure_noise)
-    grid = torch.linspace(lowest, highest, count, dtype=torch.float64) if count else torch.empty(0)
-    times = [time_at_log_snr(schedule, float(level)) for level in grid]
-    return pure_noise + times
+    lowest = schedule.log_snr(schedule.last)
+    highest = min(schedule.log_snr(schedule.first), HIGHEST_LOG_SNR)
+    start = [schedule.last] if lowest < LOWEST_LOG_SNR else []
+    levels = torch.linspace(max(lowest, LOWEST_LOG_SNR), highest, n - len(start), dtype=torch.float64).tolist()
+    return start + [time_at_log_snr(schedule, level) for level in levels]
 
 
 def time_at_log_snr(schedule: Schedule, level: float) -> float:
