@@ -9,6 +9,7 @@ the seed and the step. ``best/step-…/`` holds ``model.safetensors`` with the a
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,10 +56,18 @@ def save_checkpoint(out: Path, step: int, checkpoint: Checkpoint, *, keep_last: 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint that :func:`newest_checkpoint` found intact."""
+    try:
+        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            "optimizer.pt holds other objects than tensors and is not loaded",
+            where=folder,
+            fix="Remove this checkpoint if you do not trust where it comes from",
+        ) from None
     return Checkpoint(
         model=load_file(folder / "model.safetensors"),
         ema=load_file(folder / "ema.safetensors"),
-        optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+        optimizer=optimizer,
         state=read_json(folder / "state.json"),
     )
 

@@ -9,6 +9,7 @@ is no generator state to save.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -89,7 +90,7 @@ class Draws:
             out[:, a:b] = words
         return out
 
-    def _words(self, count: int):  # type: ignore[no-untyped-def]
+    def _words(self, count: int) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Yield (a, b, (B, b − a) int64 hash words) over ``count`` words per item."""
         start, self._used = self._used, self._used + count
         width = count if self.device.type != "cpu" else max(256, _CHUNK // max(1, len(self)))

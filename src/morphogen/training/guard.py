@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from morphogen.core.errors import TrainingError
+from morphogen.training.checkpoint import CHECKPOINTS, list_steps
+from morphogen.training.logging import everywhere
 
 
-@dataclass
-class _Step:
+class Part(NamedTuple):
+    """What is remembered of a micro-batch until its loss has been looked at."""
+
+    indices: torch.Tensor
+    """(B,) dataset indices."""
+    loss: torch.Tensor
+    """() or (B,)."""
+
+
+class _Watched(NamedTuple):
     step: int
-    parts: list[tuple[torch.Tensor, torch.Tensor]]
+    parts: list[Part]
     finite: torch.Tensor
     handle: Any
 
@@ -21,61 +31,60 @@ class _Step:
 class FiniteGuard:
     """Looks at each step's loss one step later, so that a GPU never waits; all processes stop together.
 
-    Call :meth:`check` before anything is saved: then no checkpoint ever holds weights made from a NaN.
+    :meth:`check` comes before anything is saved, so no checkpoint ever holds weights made from a NaN.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Any, out: Path) -> None:
         self.accelerator = accelerator
-        self._pending: _Step | None = None
+        self.out = out
+        self._watched: _Watched | None = None
 
-    def watch(
-        self, step: int, parts: list[tuple[torch.Tensor, torch.Tensor]], gradient_norm: torch.Tensor | None
-    ) -> None:
-        """``parts``: (dataset indices (B,), loss () or (B,)) of each micro-batch; checks the step before."""
-        finite = torch.stack([torch.isfinite(loss.detach()).all() for _, loss in parts]).all()
+    @torch.no_grad()
+    def watch(self, step: int, parts: list[Part], gradient_norm: torch.Tensor | None) -> None:
+        """Remember this step, and look at the one before. ``gradient_norm`` is None where a scaler handles it."""
+        finite = torch.stack([torch.isfinite(part.loss).all() for part in parts]).all()
         if gradient_norm is not None:
             finite = finite & torch.isfinite(gradient_norm)
         flag, handle = finite.float(), None
         if self.accelerator.num_processes > 1:
             handle = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, async_op=True)
         self.check()
-        self._pending = _Step(step, [(i, loss.detach()) for i, loss in parts], flag, handle)
+        self._watched = _Watched(step, parts, flag, handle)
 
     def check(self) -> None:
         """Raise :class:`TrainingError` if the last step watched was not finite."""
-        pending, self._pending = self._pending, None
-        if pending is None:
+        watched, self._watched = self._watched, None
+        if watched is None:
             return
-        if pending.handle is not None:
-            pending.handle.wait()
-        if pending.finite.item():
-            return
-        bad, seen = [], []
-        kinds = set()
-        for indices, loss in pending.parts:
+        if watched.handle is not None:
+            watched.handle.wait()
+        if not watched.finite.item():
+            raise self._error(watched)
+
+    def _error(self, watched: _Watched) -> TrainingError:
+        bad: list[int] = []
+        seen: list[int] = []
+        kinds: set[str] = set()
+        for indices, loss in watched.parts:
             loss = loss.float().cpu()
             wrong = ~torch.isfinite(loss)
-            kinds |= {"NaN" if v != v else "infinite" for v in loss[wrong].flatten().tolist()}
+            kinds |= {"NaN" if value != value else "infinite" for value in loss[wrong].flatten().tolist()}
             bad += indices[wrong.expand(len(indices))].tolist()
             seen += indices.tolist()
-        bad, seen, kinds = (_everywhere(self.accelerator, sorted(x)) for x in (bad, seen, kinds))
-        what = f"the loss is {' and '.join(sorted(set(kinds)))}" if bad else "the gradient is not finite"
-        raise TrainingError(
-            f"{what} at step {pending.step}, dataset {_items(bad or seen)}",
-            fix="Look at the data of these items; if they are sound, lower lr or use fp32. "
-            "The last checkpoint is intact and a new call continues from it",
+        ranks = everywhere(self.accelerator, (bad, seen, kinds))
+        bad, seen = (sorted(i for rank in ranks for i in rank[k]) for k in (0, 1))
+        kinds = set().union(*(rank[2] for rank in ranks))
+        what = f"the loss is {' and '.join(sorted(kinds))}" if bad else "the gradient is not finite"
+        saved = list_steps(self.out / CHECKPOINTS)
+        kept = f"; the weights before it are whole in {saved[-1]}" if saved else ""
+        return TrainingError(
+            f"{what} at step {watched.step}, dataset {_items(bad or seen)}{kept}",
+            where=self.out,
+            fix="Look at the data of these items; if they are sound, train in a new folder with a lower lr or in fp32",
         )
 
 
-def _everywhere(accelerator: Any, values: list) -> list:
-    if accelerator.num_processes == 1:
-        return values
-    from accelerate.utils import gather_object
-
-    return gather_object(values)
-
-
 def _items(indices: list[int], most: int = 16) -> str:
-    shown = ", ".join(map(str, sorted(indices)[:most]))
+    shown = ", ".join(map(str, indices[:most]))
     more = f" and {len(indices) - most} more" if len(indices) > most else ""
     return f"item{'s' if len(indices) > 1 else ''} {shown}{more}"

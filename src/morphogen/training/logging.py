@@ -14,49 +14,61 @@ METRICS = "metrics.jsonl"
 
 
 class Means:
-    """Running means of the figures of a loss, kept on the device so that no step waits for them."""
+    """Running means of the figures of a loss.
+
+    Sums stay on the device, so that no step waits for them. NaN in a figure other than the loss means "does not apply
+    to this item"; such items, and steps that do not give the figure, are left out of its mean.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._items = 0
+        self._sums: dict[str, torch.Tensor] = {}  # name → (2,): sum over items, number of items
 
     @torch.no_grad()
     def add(self, figures: dict[str, torch.Tensor], items: int) -> None:
         """Add per-item (B,) or scalar-mean figures of ``items`` items."""
         for name, value in figures.items():
-            total = value.detach().float().mean() * items
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._items += items
+            value = value.detach().float().reshape(-1)
+            weight = items / len(value)
+            present = value == value
+            pair = torch.stack([torch.where(present, value, 0.0).sum(), present.sum()]).mul_(weight)
+            if name in self._sums:
+                self._sums[name] += pair
+            else:
+                self._sums[name] = pair
 
-    def state(self, accelerator: Any) -> dict[str, float]:
-        """Sums over all processes, with the number of items under ``""``."""
-        names = sorted(self._sums)
-        device = accelerator.device
-        zero = torch.zeros((), device=device)
-        sums = (
-            torch.stack([self._sums[name].to(device) for name in names] + [zero + self._items]).double()
-            if device.type != "mps"
-            else torch.stack([self._sums[n] for n in names] + [zero + self._items])
-        )
-        sums = accelerator.reduce(sums, "sum").tolist()
-        return dict(zip([*names, ""], sums))
+    def state(self, accelerator: Any) -> dict[str, list[float]]:
+        """``{name: [sum, items]}`` over all processes, the same on each."""
+        names = list(self._sums)
+        own = dict(zip(names, torch.stack([self._sums[n] for n in names]).tolist())) if names else {}
+        total: dict[str, list[float]] = {}
+        for sums in everywhere(accelerator, own):
+            for name, (value, items) in sums.items():
+                before = total.get(name, [0.0, 0.0])
+                total[name] = [before[0] + value, before[1] + items]
+        return total
 
-    def load(self, state: dict[str, float], device: torch.device) -> None:
-        """Continue from :meth:`state`; to be called on one process only."""
-        state = dict(state)
-        self._items = int(state.pop("", 0))
-        self._sums = {name: torch.tensor(value, device=device) for name, value in state.items()}
+    def load(self, state: dict[str, list[float]], device: torch.device) -> None:
+        """Continue from :meth:`state`; on one process only, since it holds the sums of all."""
+        self._sums = {name: torch.tensor(pair, device=device) for name, pair in state.items()}
 
     def take(self, accelerator: Any) -> dict[str, float]:
         """The means over all processes; starts anew."""
         sums = self.state(accelerator)
-        items = sums.pop("")
-        self.__init__()  # type: ignore[misc]
-        return {name: total / items for name, total in sums.items()} if items else {}
+        self._sums = {}
+        return {name: total / items for name, (total, items) in sums.items() if items}
+
+
+def everywhere(accelerator: Any, value: Any) -> list[Any]:
+    """``value`` of every process, in the order of their ranks."""
+    if accelerator.num_processes == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
 
 
 class MetricsLog:
-    """One JSON object per line, appended and flushed; on a resume, lines after the checkpoint are dropped."""
+    """One JSON object per line, flushed; on a resume, lines after the checkpoint are dropped."""
 
     def __init__(self, out: Path, accelerator: Any, step: int) -> None:
         self.path = out / METRICS
@@ -65,16 +77,23 @@ class MetricsLog:
             lines = [json.dumps(line) for line in read_metrics(out) if line["step"] <= step]
             write_text(self.path, "".join(line + "\n" for line in lines))
 
-    def write(self, step: int, figures: dict[str, Any]) -> None:
+    def write(self, step: int, figures: dict[str, float]) -> None:
         """Write one line and pass its numbers to the trackers."""
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain({"step": step, **figures}), allow_nan=False) + "\n")
-        self.accelerator.log({k: v for k, v in figures.items() if isinstance(v, (int, float))}, step=step)
+        if self.accelerator.trackers:
+            self.accelerator.log(figures, step=step)
+
+    def close(self) -> None:
+        """Let the trackers finish their files."""
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Lines of ``metrics.jsonl``; a last line that a kill cut short is left out."""
+def read_metrics(out: Path | str) -> list[dict[str, Any]]:
+    """Lines of a run's ``metrics.jsonl``; a last line that a kill cut short is left out."""
     path = Path(out) / METRICS
     if not path.is_file():
         return []

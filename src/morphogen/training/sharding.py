@@ -5,6 +5,8 @@ Keys are the parameter names of the task's own model, so a checkpoint made on ei
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,10 +18,26 @@ _PREFIX = "model."  # of setup.AnyCall
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are split over processes (FSDP 1 or 2)."""
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    """Whether parameters are split over processes (FSDP 2)."""
+    return any(True for _ in _shards(model))
 
-    return any(isinstance(m, (FullyShardedDataParallel, FSDPModule)) for m in model.modules())
+
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered weights.
+
+    The outermost module keeps them after a forward, for the backward; when the weights are exchanged instead, the next
+    forward would still see the old ones.
+    """
+    for module in _shards(model):
+        module.reshard()
+
+
+def _shards(model: nn.Module) -> Iterator[Any]:
+    fsdp = sys.modules.get(
+        "torch.distributed.fsdp"
+    )  # importing it takes half a second, and nothing is sharded before
+    if fsdp is not None:
+        yield from (module for module in model.modules() if isinstance(module, fsdp.FSDPModule))
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -29,7 +47,7 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
         state = get_model_state_dict(model, options=_options())
     else:
-        state = {name: tensor.detach().cpu() for name, tensor in _bare(model).state_dict().items()}
+        state = {name: _copy(tensor) for name, tensor in _bare(model).state_dict().items()}
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
 
 
@@ -75,10 +93,15 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load what :func:`optimizer_state` gave; learning rates are not part of it, the schedule sets them."""
     if is_sharded(model):
-        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        whole = get_optimizer_state_dict(model, optimizer, options=_options())
-        whole = {**whole, "state": {_PREFIX + name: values for name, values in state.items()}}
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        whole = {
+            "state": {_PREFIX + name: values for name, values in state.items()},
+            "param_groups": [
+                {**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups
+            ],
+        }
         set_optimizer_state_dict(model, optimizer, whole, options=_options())
         return
     parameters = dict(_bare(model).named_parameters())
@@ -87,6 +110,10 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     plain = optimizer.state_dict()
     plain["state"] = {number[parameters[_PREFIX + name]]: values for name, values in state.items()}
     optimizer.load_state_dict(plain)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _bare(model: nn.Module) -> nn.Module:

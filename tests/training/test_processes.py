@@ -1,0 +1,91 @@
+"""Several processes train what one does: gloo on the CPU, started by torchrun."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from morphogen.training import TrainingConfig, fit, read_metrics
+
+CONFIG = {
+    "steps": 12,
+    "batch_size": 7,
+    "lr": 0.01,
+    "clip_norm": 0,
+    "log_every": 3,
+    "save_every": 1,
+    "keep_last": 12,
+}
+FIRST, LAST = "checkpoints/step-00000001", "checkpoints/step-00000012"
+
+
+@pytest.fixture(scope="module")
+def runs(toy, answers, tmp_path_factory):
+    """The same run by one process, by two, by two with accumulation, and one that meets a NaN."""
+    out = tmp_path_factory.mktemp("runs")
+    fit(toy.Toy(), TrainingConfig(**CONFIG), out / "one", device="cpu")
+    jobs = [
+        {"out": out / "two", "config": CONFIG},
+        {"out": out / "parts", "config": {**CONFIG, "accumulation": 2}},
+        {"out": out / "nan", "config": CONFIG, "task": {"bad": 5}},
+    ]
+    said, err = answers(jobs, processes=2)
+    return out, said, err
+
+
+def biggest(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("name", ["two", "parts"])
+def test_gradients_and_weights_are_those_of_one_process(runs, name):
+    out, _, _ = runs
+    one, other = (torch.load(out / run / FIRST / "optimizer.pt", weights_only=True) for run in ("one", name))
+    # After the first update AdamW's first moment is a tenth of the gradient.
+    gradients = [{k: v["exp_avg"] * 10 for k, v in moments.items()} for moments in (one, other)]
+    assert biggest(*gradients) < 1e-6 and max(g.abs().max() for g in gradients[0].values()) > 0.01
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert biggest(load_file(out / "one" / LAST / file), load_file(out / name / LAST / file)) < 1e-5
+    for a, b in zip(read_metrics(out / "one"), read_metrics(out / name), strict=True):
+        assert {k: a[k] for k in ("step", "loss", "index", "level", "grad_norm")} == pytest.approx(
+            {k: b[k] for k in ("step", "loss", "index", "level", "grad_norm")}, rel=1e-5
+        )
+
+
+def test_all_processes_stop_together_and_name_the_item(runs):
+    _, said, _ = runs
+    errors = [answer["error"] for answer in said if "error" in answer]
+    assert len(errors) == 2 and errors[0] == errors[1]
+    assert "the loss is NaN at step 4, dataset item 5; the weights before it are whole in" in errors[0]
+
+
+def test_libraries_print_no_warnings(runs):
+    _, _, err = runs
+    assert "arning" not in err.replace("OMP_NUM_THREADS", ""), err
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(toy, answers, tmp_path):
+    config = {**CONFIG, "steps": 6}
+    answers([{"out": tmp_path / "moved", "config": config}], processes=2)
+    fit(toy.Toy(), TrainingConfig(**CONFIG), tmp_path / "moved", device="cpu")
+    fit(toy.Toy(), TrainingConfig(**CONFIG), tmp_path / "stayed", device="cpu")
+    a, b = (load_file(tmp_path / run / LAST / "model.safetensors") for run in ("moved", "stayed"))
+    assert biggest(a, b) < 1e-5
+
+
+def test_sharded_parameters_train_save_and_resume_like_whole_ones(toy, answers, tmp_path):
+    """FSDP 2 through accelerate's own ``prepare``; its checkpoints are whole tensors that one process reads."""
+    config = {**CONFIG, "validate_every": 4, "preview_every": 5, "clip_norm": 0.3}
+    jobs = [{"out": tmp_path / "sharded", "config": {**config, "steps": n}, "shard": True} for n in (6, 12)]
+    said, _ = answers(jobs, processes=2)
+    assert all(answer["sharded"] for answer in said) and [a["step"] for a in said] == [6, 6, 12, 12]
+    fit(toy.Toy(), TrainingConfig(**config), tmp_path / "whole", device="cpu")
+    for file in ("model.safetensors", "ema.safetensors"):
+        a, b = (load_file(tmp_path / run / LAST / file) for run in ("sharded", "whole"))
+        assert biggest(a, b) < 1e-5
+    a, b = (torch.load(tmp_path / r / LAST / "optimizer.pt", weights_only=True) for r in ("sharded", "whole"))
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert biggest({k: v[key] for k, v in a.items()}, {k: v[key] for k, v in b.items()}) < 1e-5
+    assert (tmp_path / "sharded/previews/step-00000010/sample.txt").is_file()
