@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import numpy_generator
-from morphogen.demo.tissue_cells import Cells, Population
+from morphogen.demo.tissue_cells import REACH, Cells, Population
 from morphogen.demo.tissue_dab import DabNoise, target_of
 from morphogen.demo.tissue_fields import Architecture, Outline
 from morphogen.demo.tissue_genes import TYPE_PROGRAMS, GeneModel, Spots, make_genes
@@ -169,8 +169,8 @@ class TissueSimulator:
         rim = self.painter.RIM
         asked = Canvas(int(x), int(y), int(width), int(height), self.mpp)
         window = asked.grown(rim)
-        cells = self.population(window.box(30.0))
-        rings = self.architecture.rings(window.box(30.0))
+        rings = self.architecture.rings(window.box(REACH + self.population.MARGIN))
+        cells = self.population(window.box(REACH), rings)
         amounts = self.painter.amounts(window, cells, rings)
         crop = (slice(rim, rim + height), slice(rim, rim + width))
         owner = amounts.owner[crop]

@@ -13,6 +13,7 @@ from morphogen.demo.tissue_fields import GLAND, MALIGNANT, VESSEL, Architecture,
 from morphogen.demo.tissue_noise import Float, Relaxed, normal, uniform
 from morphogen.demo.tissue_styles import LOOKS, Cell, Patient
 
+REACH = 21.0  # µm: no part of a cell is farther from its nucleus's centre
 TERRITORY = 13.0  # µm: no point of a cell's cytoplasm is farther from its territory's centre
 
 # An identity is unique within about 100 mm: 14 bits per axis for lattices, 10 and a running number for rings.
@@ -61,7 +62,7 @@ class Cells:
 class Population:
     """Places the cells of one section."""
 
-    MARGIN = 24.0  # µm: cells farther apart than this cannot touch
+    MARGIN = 8.0  # µm: cells farther apart than this are never in each other's way
 
     def __init__(self, seed: int, patient: Patient, section: int, architecture: Architecture) -> None:
         keys = (seed, patient.name, section)
@@ -86,17 +87,33 @@ class Population:
         """Standard normal deviates of the cells with these identities."""
         return normal(ids, np.zeros(1, dtype=np.int64), self._stream(name)).astype(np.float64)
 
-    def __call__(self, box: Box) -> Cells:
-        """Every cell whose nucleus centre lies in the box (µm), in order of identity."""
+    def __call__(self, box: Box, rings: Rings | None = None) -> Cells:
+        """Every cell whose nucleus centre lies in the box (µm), in order of identity.
+
+        ``rings`` of a box MARGIN wider may be handed in when they are known.
+        """
         m = self.MARGIN
         wide = (box[0] - m, box[1] - m, box[2] + m, box[3] + m)
-        rings = self.architecture.rings(wide)
-        parts = [
-            self._nest_cells(wide, rings),
-            self._stroma_cells(wide, rings),
-            self._lymph_cells(wide, rings),
-        ]
-        parts += [self._fat_cells(wide, rings), self._ring_cells(wide, rings)]
+        if rings is None:
+            rings = self.architecture.rings(wide)
+        # One look at the fields for the candidates of all layers: small calls cost more than many points.
+        layers = (
+            (self._nest, self._nest_cells),
+            (self._stroma, self._stroma_cells),
+            (self._lymph, self._lymph_cells),
+        )
+        points = [layer(*wide) for layer, _ in layers]
+        fat = self._fat_candidates(wide)
+        every = [*points, fat[:4]]
+        fields_at = self.architecture(
+            np.concatenate([each[2] for each in every]), np.concatenate([each[3] for each in every]), rings
+        )
+        parts, start = [self._ring_cells(wide, rings)], 0
+        for (_, choose), point in zip(layers, points):
+            stop = start + len(point[0])
+            parts.append(choose(*point, fields_at.part(slice(start, stop)), rings))
+            start = stop
+        parts.append(self._fat_cells(*fat, fields_at.part(slice(start, None))))
         columns = [np.concatenate(column) for column in zip(*parts)]
         keep = self._without_overlaps(*columns[:4])
         x, y = columns[1], columns[2]
@@ -115,18 +132,14 @@ class Population:
     def _round(ids: NDArray, x: Float, y: Float, kinds: NDArray, angle: Float) -> tuple:
         return ids, x, y, kinds, angle, x, y, np.ones(len(x)), np.zeros(len(x))
 
-    def _nest_cells(self, box: Box, rings: Rings) -> tuple:
-        gx, gy, x, y = self._nest(*box)
+    def _nest_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, at: Fields, rings: Rings) -> tuple:
         ids = self._lattice_id(_NEST, gx, gy)
-        at = self.architecture(x, y, rings)
         keep = (at.nest > 2.6) & (at.ring < -3.0) & (self.uniform(ids, "keep") < 0.96)
         ids, x, y = ids[keep], x[keep], y[keep]
         return self._round(ids, x, y, np.full(len(x), Cell.TUMOUR), np.pi * self.uniform(ids, "angle"))
 
-    def _stroma_cells(self, box: Box, rings: Rings) -> tuple:
-        gx, gy, x, y = self._stroma(*box)
+    def _stroma_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, at: Fields, rings: Rings) -> tuple:
         ids = self._lattice_id(_STROMA, gx, gy)
-        at = self.architecture(x, y, rings)
         density = at.amounts.cellularity * (1 - 0.75 * at.lymphoid)
         keep = (at.nest < -2.0) & (at.ring < -2.2) & (at.adipose < -2.0) & (at.tissue > 4.0)
         keep &= self.uniform(ids, "keep") < density
@@ -138,21 +151,17 @@ class Population:
     def fibre_angle(self, x: Float, y: Float, rings: Rings) -> Float:
         """Direction of the stroma's fibres (radians) at points."""
         step = 1.5
-        sides = [
-            self.architecture(x + dx, y + dy, rings)
-            for dx, dy in ((step, 0), (-step, 0), (0, step), (0, -step))
-        ]
+        ax = np.concatenate([x + step, x - step, x, x])
+        ay = np.concatenate([y, y, y + step, y - step])
+        at = self.architecture(ax, ay, rings)
         angles = []
-        for k in range(2):
-            slope_x = sides[0].across[k] - sides[1].across[k]
-            slope_y = sides[2].across[k] - sides[3].across[k]
-            angles.append(np.arctan2(slope_y, slope_x) + np.pi / 2)
-        return np.where(sides[0].which > 0.5, angles[0], angles[1])
+        for across in at.across:
+            right, left, below, above = across.reshape(4, -1)
+            angles.append(np.arctan2(below - above, right - left) + np.pi / 2)
+        return np.where(at.which.reshape(4, -1)[0] > 0.5, angles[0], angles[1])
 
-    def _lymph_cells(self, box: Box, rings: Rings) -> tuple:
-        gx, gy, x, y = self._lymph(*box)
+    def _lymph_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, at: Fields, rings: Rings) -> tuple:
         ids = self._lattice_id(_LYMPH, gx, gy)
-        at = self.architecture(x, y, rings)
         outside = (at.nest < -1.0) & (at.ring < -2.0) & (at.adipose < -3.0)
         # A few wander into nests and epithelium.
         density = np.where(outside, 0.93 * at.lymphoid, 0.12 * at.lymphoid + 0.012)
@@ -161,21 +170,21 @@ class Population:
         ids, x, y = ids[keep], x[keep], y[keep]
         return self._round(ids, x, y, np.full(len(x), Cell.LYMPHOCYTE), np.pi * self.uniform(ids, "angle"))
 
-    def _fat_cells(self, box: Box, rings: Rings) -> tuple:
+    def _fat_candidates(self, box: Box) -> tuple:
         m = 100.0
         gx, gy, x, y = self.fat(box[0] - m, box[1] - m, box[2] + m, box[3] + m)
-        ids = self._lattice_id(_FAT, gx, gy)
         # The nucleus lies flat on the border with the nearest neighbour, half-way between the two.
         nearest = cKDTree(np.column_stack([x, y])).query(np.column_stack([x, y]), k=2)[1][:, 1]
         nx, ny = 0.5 * (x + x[nearest]), 0.5 * (y + y[nearest])
         angle = np.arctan2(y[nearest] - y, x[nearest] - x) + np.pi / 2
-        keep = (nx >= box[0]) & (nx < box[2]) & (ny >= box[1]) & (ny < box[3])
-        keep &= self.uniform(ids, "keep") < 0.75
-        ids, nx, ny, angle = ids[keep], nx[keep], ny[keep], angle[keep]
-        at: Fields = self.architecture(nx, ny, rings)
-        keep = (at.adipose > 2.0) & (at.ring < -4.0)
-        ids, nx, ny, angle = ids[keep], nx[keep], ny[keep], angle[keep]
-        return self._round(ids, nx, ny, np.full(len(nx), Cell.ADIPOCYTE), angle)
+        near = (nx >= box[0]) & (nx < box[2]) & (ny >= box[1]) & (ny < box[3])
+        return gx[near], gy[near], nx[near], ny[near], angle[near]
+
+    def _fat_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, angle: Float, at: Fields) -> tuple:
+        ids = self._lattice_id(_FAT, gx, gy)
+        keep = (at.adipose > 2.0) & (at.ring < -4.0) & (self.uniform(ids, "keep") < 0.75)
+        ids, x, y, angle = ids[keep], x[keep], y[keep], angle[keep]
+        return self._round(ids, x, y, np.full(len(x), Cell.ADIPOCYTE), angle)
 
     def _ring_cells(self, box: Box, rings: Rings) -> tuple:
         none = np.zeros(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,26 @@ class Fields:
     across: tuple[Float, Float]  # coordinates across the two fibre systems, µm
     along: tuple[Float, Float]
     which: Float  # share of the first fibre system, 0–1
-    traits: Float = field(
-        default_factory=lambda: np.zeros(0)
-    )  # (3, ...) clone fields behind the tumour traits
+
+    def part(self, index: slice) -> Fields:
+        """The values at some of the points."""
+        amounts = Style(*(getattr(self.amounts, each.name)[index] for each in fields(Style)))
+        across, along = (tuple(each[index] for each in pair) for pair in (self.across, self.along))
+        rest = {
+            name: getattr(self, name)[index]
+            for name in (
+                "tissue",
+                "nest",
+                "adipose",
+                "lymphoid",
+                "ring",
+                "ring_kind",
+                "ring_wall",
+                "ring_fill",
+                "which",
+            )
+        }
+        return Fields(amounts=amounts, across=across, along=along, **rest)  # type: ignore[arg-type]
 
 
 class Architecture:
@@ -118,8 +135,10 @@ class Architecture:
         def noise(period: float, name: str) -> SplineNoise:
             return SplineNoise(period, *keys, name)
 
-        self._mix = [noise(300.0, f"mix-{name}") for name in self.names] if len(self.names) > 1 else []
-        self._warp = noise(38.0, "warp-x"), noise(38.0, "warp-y")
+        self._mix = (
+            SplineNoise(300.0, *keys, "mix", channels=len(self.names)) if len(self.names) > 1 else None
+        )
+        self._warp = SplineNoise(38.0, *keys, "warp", channels=2)
         self._nest = noise(62.0, "nest"), noise(24.0, "nest-fine")
         self._cord = noise(34.0, "cord"), noise(48.0, "cord-break")
         self._lymph = noise(95.0, "lymph"), noise(32.0, "lymph-fine")
@@ -127,7 +146,7 @@ class Architecture:
         self._flow = noise(150.0, "flow-1"), noise(190.0, "flow-2")
         self._which = noise(34.0, "which")
         self._edge = noise(260.0, "edge"), noise(40.0, "edge-fine")
-        self._trait = [noise(170.0, f"trait-{k}") for k in range(3)]
+        self._trait = SplineNoise(170.0, *keys, "trait", channels=3)
         first = numpy_generator(*keys, "fibre-angle").random() * np.pi
         self._angles = first, first + 1.1
         self._gland_points = Relaxed(self.GLAND_PITCH, *keys, "glands", jitter=0.9, spacing=0.95)
@@ -150,26 +169,26 @@ class Architecture:
 
     def weights(self, x: Float, y: Float) -> Float:
         """Share of every style of ``self.names`` at the points: (styles, ...), sums to 1."""
-        if not self._mix:
+        if self._mix is None:
             return np.ones((1, *np.broadcast_shapes(x.shape, y.shape)))
-        logits = np.stack(
-            [
-                3.2 * noise(x, y) + np.log(MIXTURE[name]) + self.patient.preference[k]
-                for k, (name, noise) in enumerate(zip(self.names, self._mix))
-            ]
-        )
+        logits = 3.2 * self._mix(x, y)
+        share = np.log([MIXTURE[name] for name in self.names]) + self.patient.preference
+        logits += share.reshape(-1, *(1,) * (logits.ndim - 1))
         logits -= logits.max(axis=0)
         np.exp(logits, out=logits)
-        return logits / logits.sum(axis=0)
+        logits /= logits.sum(axis=0)
+        return logits
 
     def amounts(self, x: Float, y: Float) -> Style:
         """The style amounts at the points (a :class:`Style` of arrays)."""
         weights = self.weights(x, y)
-        values = [
-            sum(weights[k] * self.table[k, j] for k in range(len(weights)))
-            for j in range(self.table.shape[1])
-        ]
-        return Style(**dict(zip((each.name for each in fields(Style)), values)))  # type: ignore[arg-type]
+        values = []
+        for column in self.table.T:  # no matrix product: its rounding may depend on the number of points
+            value = weights[0] * column[0]
+            for k in range(1, len(column)):
+                value = value + weights[k] * column[k]
+            values.append(value)
+        return Style(*values)
 
     # -- rings ---------------------------------------------------------------------------------------------------
 
@@ -236,8 +255,8 @@ class Architecture:
         adipose = np.minimum(self._adipose(x, y, amounts), tissue - 12.0)
         shape = adipose.shape
 
-        wx = x + 11.0 * self._warp[0](x, y)
-        wy = y + 11.0 * self._warp[1](x, y)
+        warp = 11.0 * self._warp(x, y)
+        wx, wy = x + warp[0], y + warp[1]
         nest = 52.0 * (0.88 * self._nest[0](wx, wy) + 0.42 * self._nest[1](wx, wy) - amounts.nests)
         nest = np.clip(nest, FAR, -FAR)
 
@@ -305,4 +324,4 @@ class Architecture:
 
     def traits(self, x: Float, y: Float) -> Float:
         """The three clone fields (unit variance) behind the visible traits of tumour cells, (3, points)."""
-        return np.stack([noise(x, y) for noise in self._trait])
+        return self._trait(x, y)

@@ -53,53 +53,69 @@ def normal(ix: NDArray, iy: NDArray, stream: int) -> NDArray[np.float32]:
     return normal_of(hash_words(ix, iy, stream))
 
 
-def _spline_weights(fraction: Float) -> tuple[Float, Float, Float, Float]:
-    """Uniform cubic B-spline weights of the four lattice values around a point."""
-    square = fraction * fraction
-    cube = square * fraction
-    last = cube / 6
-    first = (1 - fraction) ** 3 / 6
-    second = (4 - 6 * square + 3 * cube) / 6
-    return first, second, 1 - first - second - last, last
-
-
 class SplineNoise:
     """Smooth stationary noise, mean 0 and variance 1 on average: a cubic B-spline over hashed lattice values.
 
-    ``period`` is the lattice spacing in µm; features are about 1.5 periods wide.
+    ``period`` is the lattice spacing in µm; features are about 1.5 periods wide. With ``channels`` several independent
+    noises are computed at once, stacked in front.
     """
 
-    def __init__(self, period: float, *keys: int | str) -> None:
+    def __init__(self, period: float, *keys: int | str, channels: int | None = None) -> None:
         self.period = float(period)
-        self.stream = seed_for("spline-noise", *keys) & 0xFFFFFFFF
+        self._single = channels is None
+        count = 1 if channels is None else channels
+        self._streams = [seed_for("spline-noise", *keys, k) & 0xFFFFFFFF for k in range(count)]
         shift = numpy_generator("spline-noise-shift", *keys).random(2)
-        self.shift_x, self.shift_y = float(shift[0]), float(shift[1])
+        self._shift_x, self._shift_y = float(shift[0]), float(shift[1])
 
     def __call__(self, x: Float, y: Float) -> Float:
         """Values at positions in µm; ``x`` of shape (1, W) with ``y`` of shape (H, 1) takes the fast separable way."""
-        ux = x / self.period + self.shift_x
-        uy = y / self.period + self.shift_y
-        bx, by = np.floor(ux), np.floor(uy)
-        wx, wy = _spline_weights(ux - bx), _spline_weights(uy - by)
-        jx, jy = bx.astype(np.int64), by.astype(np.int64)
-        if jx.size == 0 or jy.size == 0:
-            return np.zeros(np.broadcast_shapes(x.shape, y.shape))
-        x0, y0 = int(jx.min()) - 1, int(jy.min()) - 1
-        lattice_x = np.arange(x0, int(jx.max()) + 3)
-        lattice_y = np.arange(y0, int(jy.max()) + 3)
-        lattice = normal(lattice_x[None, :], lattice_y[:, None], self.stream).astype(ux.dtype)
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        grid = len(shape) == 2 and x.shape[0] == 1 and y.shape[1] == 1
+        if 0 in shape:
+            values = np.zeros((len(self._streams), *shape))
+            return values[0] if self._single else values
+        jx, wx = _place(x / self.period + self._shift_x)
+        jy, wy = _place(y / self.period + self._shift_y)
+        x0, y0 = int(jx.min()), int(jy.min())
+        lattice_x = np.arange(x0, int(jx.max()) + 4)[None, :]
+        lattice_y = np.arange(y0, int(jy.max()) + 4)[:, None]
+        lattice = np.stack([normal(lattice_x, lattice_y, stream) for stream in self._streams]).astype(
+            np.float64
+        )
         lattice *= 1 / _SPLINE_POWER
-        jx, jy = jx - 1 - x0, jy - 1 - y0
-        if x.ndim == 2 and x.shape[0] == 1 and y.ndim == 2 and y.shape[1] == 1:
-            rows = sum(wx[k] * lattice[:, jx[0] + k] for k in range(4))
-            return sum(wy[k] * rows[jy[:, 0] + k] for k in range(4))  # type: ignore[return-value]
-        flat = lattice.ravel()
-        base = jy * lattice.shape[1] + jx
-        total = np.zeros(base.shape, dtype=ux.dtype)
-        for k in range(4):
-            line = base + k * lattice.shape[1]
-            total += wy[k] * sum(wx[m] * flat[line + m] for m in range(4))
-        return total
+        jx -= x0
+        jy -= y0
+        if grid:
+            ix, iy, wx, wy = jx[0], jy[:, 0], wx[:, 0], wy[:, :, 0, None]
+            rows = wx[0] * lattice[:, :, ix]
+            for k in range(1, 4):
+                rows += wx[k] * lattice[:, :, ix + k]
+            values = wy[0] * rows[:, iy]
+            for k in range(1, 4):
+                values += wy[k] * rows[:, iy + k]
+        else:
+            width = lattice.shape[2]
+            around = (np.arange(4)[:, None] * width + np.arange(4)[None, :]).ravel()
+            index = (jy * width + jx)[..., None] + around
+            weight = (np.moveaxis(wy, 0, -1)[..., :, None] * np.moveaxis(wx, 0, -1)[..., None, :]).reshape(
+                index.shape
+            )
+            values = (lattice.reshape(len(lattice), -1)[:, index] * weight).sum(axis=-1)
+        return values[0] if self._single else values
+
+
+def _place(u: Float) -> tuple[NDArray[np.int64], Float]:
+    """First of the four lattice points around positions, and their cubic B-spline weights (4, ...)."""
+    floor = np.floor(u)
+    fraction = u - floor
+    square = fraction * fraction
+    cube = square * fraction
+    last = cube / 6
+    rest = 1 - fraction
+    first = rest * rest * rest / 6
+    second = (4 - 6 * square + 3 * cube) / 6
+    return floor.astype(np.int64) - 1, np.stack([first, second, 1 - first - second - last, last])
 
 
 class Relaxed:

@@ -125,7 +125,7 @@ class Painter:
     # -- stain amounts -------------------------------------------------------------------------------------------
 
     def amounts(self, window: Canvas, cells: Cells, rings: Rings) -> Amounts:
-        """Stain amounts of a window; ``cells`` and ``rings`` must reach 30 µm and 125 µm beyond it."""
+        """Stain amounts of a window; ``cells`` and ``rings`` must reach REACH and 125 µm beyond it."""
         mpp = window.mpp
         up = Interpolator(window)
         at = self.architecture(up.x, up.y, rings)
@@ -268,12 +268,18 @@ class Painter:
     def _red_cells(self, window: Canvas, rings: Rings) -> Grey:
         wide, part = self._grown(window, 4.2)
         gx, gy, x, y = self._blood(*wide.box())
+        stray = self._bleed(x, y) - 1.35
+        near = stray > 0
+        for index in np.flatnonzero(rings.kind == VESSEL):
+            near |= np.hypot(x - rings.x[index], y - rings.y[index]) < rings.reach(index)
+        if not near.any():
+            return np.zeros((window.height, window.width), dtype=np.float32)
+        gx, gy, x, y, stray = gx[near], gy[near], x[near], y[near], stray[near]
         at = self.architecture(x, y, rings)
         inside = (at.ring_kind == VESSEL) & (at.ring > at.ring_wall + 1.8) & (at.ring_fill < 0.75)
         draw = uniform(gx, gy, self._scan[0] ^ 0x5BD1E995)
-        strayed = (at.nest < -4) & (at.ring < -4) & (at.adipose < -4) & (at.tissue > 4)
-        strayed &= draw < 0.25 * np.clip(self._bleed(x, y) - 1.35, 0, 1)
-        keep = np.flatnonzero((inside & (draw < 0.9)) | strayed)
+        outside = (at.nest < -4) & (at.ring < -4) & (at.adipose < -4) & (at.tissue > 4)
+        keep = np.flatnonzero((inside & (draw < 0.9)) | (outside & (draw < 0.5 * np.clip(stray, 0, 1))))
         tone = 0.85 + 0.35 * uniform(gy, gx, self._scan[1] ^ 0x5BD1E995)[keep]
         return draw_red_cells(wide, x[keep], y[keep], tone)[part]
 
