@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from morphogen.nets.config import GeneTransformerConfig, UNetConfig
 from morphogen.nets.embedders import ImageEmbedder, RepresentationTokens, TimeEmbedder, sinusoid
 from morphogen.nets.gene_transformer import GeneTransformer
+from morphogen.nets.inference import fast_precision, optimise_for_inference
 from morphogen.nets.neighbourhood import HierarchicalConditioner, gather_neighbourhood
 
 if TYPE_CHECKING:
@@ -56,10 +57,12 @@ __all__ = [
     "UNetConfig",
     "VQFirstStage",
     "build_unet",
+    "fast_precision",
     "gather_neighbourhood",
     "load_first_stage",
     "load_text_encoder",
     "load_unet",
+    "optimise_for_inference",
     "sinusoid",
     "widen_input",
 ]

@@ -66,9 +66,11 @@ class LatentUNet(nn.Module):
                 "this network needs context tokens" if context is None else "this network takes no context"
             )
         time = torch.as_tensor(t, device=x.device)
+        joined = joined.to(self.unet.dtype)  # the network may be in bfloat16; the latent stays as it came
         if context is None:
-            return self.unet(joined, time).sample
-        return self.unet(joined, time, encoder_hidden_states=context.expand(batch, -1, -1)).sample
+            return self.unet(joined, time).sample.to(x.dtype)
+        tokens = context.to(self.unet.dtype).expand(batch, -1, -1)
+        return self.unet(joined, time, encoder_hidden_states=tokens).sample.to(x.dtype)
 
 
 def build_unet(config: UNetConfig, seed: int | None = None) -> LatentUNet:
