@@ -1,0 +1,65 @@
+"""Compression of the tiles of a pyramid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+
+#: Chroma subsampling (horizontal, vertical) by its usual name.
+SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
+CODECS = ("jpeg", "deflate", "none")
+
+
+@dataclass(frozen=True)
+class TileCodec:
+    """Square uint8 tiles to bytes and back. Tiles of nothing but ``fill`` become no bytes: they share one
+    blank."""
+
+    tile: int
+    channels: int
+    codec: str
+    quality: int
+    subsampling: str
+    fill: int
+
+    def encode(self, pixels: np.ndarray) -> bytes:
+        """(h, w, channels) with h, w up to ``tile`` → bytes of a whole tile, or none for background."""
+        if (pixels == self.fill).all():
+            return b""
+        h, w = pixels.shape[:2]
+        if (h, w) != (self.tile, self.tile):  # repeated edges ring less under JPEG than a jump to white
+            pixels = np.pad(pixels, ((0, self.tile - h), (0, self.tile - w), (0, 0)), mode="edge")
+        return self.compress(np.ascontiguousarray(pixels))
+
+    def blank(self) -> bytes:
+        """The tile that all background tiles point to."""
+        return self.compress(np.full((self.tile, self.tile, self.channels), self.fill, np.uint8))
+
+    def compress(self, pixels: np.ndarray) -> bytes:
+        """A whole tile → bytes."""
+        if self.codec == "jpeg" and self.channels == 1:
+            return bytes(imagecodecs.jpeg8_encode(pixels[..., 0], level=self.quality))
+        if self.codec == "jpeg":
+            return bytes(
+                imagecodecs.jpeg8_encode(
+                    pixels,
+                    level=self.quality,
+                    colorspace="RGB",
+                    outcolorspace="YCBCR",
+                    subsampling=self.subsampling,
+                )
+            )
+        if self.codec == "deflate":
+            return bytes(imagecodecs.zlib_encode(imagecodecs.delta_encode(pixels, axis=1).tobytes(), level=6))
+        return pixels.tobytes()
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Bytes → (tile, tile, channels)."""
+        shape = (self.tile, self.tile, self.channels)
+        if self.codec == "jpeg":
+            return np.asarray(imagecodecs.jpeg8_decode(data)).reshape(shape)
+        raw = np.frombuffer(imagecodecs.zlib_decode(data) if self.codec == "deflate" else data, np.uint8)
+        raw = raw.reshape(shape)
+        return np.asarray(imagecodecs.delta_decode(raw, axis=1)) if self.codec == "deflate" else raw
