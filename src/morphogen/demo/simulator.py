@@ -219,7 +219,7 @@ class TissueSimulator:
             if not len(cells):
                 continue
             each = model.activity(cells)
-            for k in index:
+            for k in index.tolist():
                 under = (cells.x - positions[k, 0]) ** 2 + (cells.y - positions[k, 1]) ** 2 < radius * radius
                 activity[k] = each[under].sum(axis=0)
                 types[k] = np.bincount(cells.type[under], minlength=len(TYPE_PROGRAMS) + 1)[1:]

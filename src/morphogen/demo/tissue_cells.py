@@ -67,7 +67,7 @@ class Population:
     def __init__(self, seed: int, patient: Patient, section: int, architecture: Architecture) -> None:
         keys = (seed, patient.name, section)
         self.patient, self.architecture = patient, architecture
-        self._nest = Relaxed(11.2, *keys, "nest-cells", jitter=0.9, spacing=0.98)
+        self._nest = Relaxed(12.0, *keys, "nest-cells", jitter=0.9, spacing=0.98)
         self._stroma = Relaxed(11.5, *keys, "stroma-cells", jitter=1.0, spacing=0.8)
         self._lymph = Relaxed(7.4, *keys, "lymph-cells", jitter=0.8, spacing=0.98)
         self.fat = Relaxed(60.0, *keys, "fat-cells", jitter=0.7, spacing=0.9)
@@ -113,7 +113,7 @@ class Population:
             stop = start + len(point[0])
             parts.append(choose(*point, fields_at.part(slice(start, stop)), rings))
             start = stop
-        parts.append(self._fat_cells(*fat, fields_at.part(slice(start, None))))
+        parts.append(self._fat_cells(fat, fields_at.part(slice(start, None))))
         columns = [np.concatenate(column) for column in zip(*parts)]
         keep = self._without_overlaps(*columns[:4])
         x, y = columns[1], columns[2]
@@ -166,7 +166,7 @@ class Population:
         # A few wander into nests and epithelium.
         density = np.where(outside, 0.93 * at.lymphoid, 0.12 * at.lymphoid + 0.012)
         keep = (self.uniform(ids, "keep") < density) & (at.tissue > 4.0) & (at.adipose < -1.0)
-        keep &= (at.ring < 0) | (at.ring_kind != VESSEL)
+        keep &= (at.ring < 0) | ((at.ring_kind != VESSEL) & (at.ring < at.ring_wall - 2.0))
         ids, x, y = ids[keep], x[keep], y[keep]
         return self._round(ids, x, y, np.full(len(x), Cell.LYMPHOCYTE), np.pi * self.uniform(ids, "angle"))
 
@@ -180,7 +180,8 @@ class Population:
         near = (nx >= box[0]) & (nx < box[2]) & (ny >= box[1]) & (ny < box[3])
         return gx[near], gy[near], nx[near], ny[near], angle[near]
 
-    def _fat_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, angle: Float, at: Fields) -> tuple:
+    def _fat_cells(self, candidates: tuple, at: Fields) -> tuple:
+        gx, gy, x, y, angle = candidates
         ids = self._lattice_id(_FAT, gx, gy)
         keep = (at.adipose > 2.0) & (at.ring < -4.0) & (self.uniform(ids, "keep") < 0.75)
         ids, x, y, angle = ids[keep], x[keep], y[keep], angle[keep]
@@ -255,7 +256,7 @@ class Population:
         pairs = cKDTree(np.column_stack([x, y])).query_pairs(2 * radius.max(), output_type="ndarray")
         a, b = pairs[:, 0], pairs[:, 1]
         # Neighbours of one layer were pushed apart already: they may touch and overlap a little, as cells do.
-        room = (radius[a] + radius[b]) * np.where(layer[a] == layer[b], 0.62, 0.95)
+        room = (radius[a] + radius[b]) * np.where(layer[a] == layer[b], 0.75, 0.95)
         close = np.hypot(x[a] - x[b], y[a] - y[b]) < room
         a, b = a[close], b[close]
         keep[np.where(rank[a] > rank[b], a, b)] = False
@@ -284,7 +285,7 @@ class Population:
         stretch = np.exp(0.5 * vary * np.abs(self.normal(ids, "stretch")))
         major = np.clip(major * scale * stretch, 1.0, 11.5)
         minor = np.clip(minor * scale / stretch, 0.9, 9.0)
-        stain = stain * np.exp(0.09 * self.normal(ids, "stain") - 0.15 * pale + 0.10 * coarse)
+        stain = stain * np.exp(0.14 * self.normal(ids, "stain") - 0.15 * pale + 0.10 * coarse)
         mitosis = tumour & (self.uniform(ids, "mitosis") < 0.02 / (1 + np.exp(-2.0 * coarse)))
         return Cells(
             id=ids.astype(np.int32),
@@ -295,7 +296,7 @@ class Population:
             major=np.where(mitosis, 0.85 * major, major),
             minor=np.where(mitosis, 0.5 * minor, minor),
             haematoxylin=np.where(mitosis, 1.35, stain),
-            chromatin=chromatin * np.exp(0.38 * coarse),
+            chromatin=np.minimum(chromatin * np.exp(0.30 * coarse), 0.42),
             vesicle=np.where(mitosis, 0.0, np.clip(vesicle + 0.13 * pale, 0.0, 0.75)),
             nucleoli=np.where(mitosis, 0.0, nucleoli * np.exp(0.4 * pale)),
             ragged=np.where(mitosis, 0.16, ragged),

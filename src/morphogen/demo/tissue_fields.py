@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,6 +300,7 @@ class Architecture:
         depth = np.full(shape, FAR)
         kind, wall, fill = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
         grid = len(shape) == 2
+        part: Any
         for index in range(len(rings)):
             reach = rings.reach(index) + 45.0
             if grid:
@@ -306,7 +308,7 @@ class Architecture:
                 rows = np.flatnonzero(np.abs(y[:, 0] - rings.y[index]) < reach)
                 if not len(cols) or not len(rows):
                     continue
-                part: tuple = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+                part = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
                 new = rings.depth(index, x[:, part[1]], y[part[0]])
             else:
                 part = np.flatnonzero(

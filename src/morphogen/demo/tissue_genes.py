@@ -84,9 +84,9 @@ def make_genes(seed: int, n_genes: int) -> GeneModel:
         for name in markers.split():
             names.append(name)
             owner.append(program)
-    for name in f"{HOUSEKEEPING} {MITOCHONDRIAL} {RIBOSOMAL}".split():
-        names.append(name)
-        owner.append(None)
+    common = f"{HOUSEKEEPING} {MITOCHONDRIAL} {RIBOSOMAL}".split()
+    names += common
+    owner += [None] * len(common)
     known = len(names)
     if n_genes < known:
         raise InputError(
@@ -97,13 +97,13 @@ def make_genes(seed: int, n_genes: int) -> GeneModel:
         owner.append(PROGRAMS[k % len(PROGRAMS)] if k % 3 else None)
 
     abundance = np.exp(random.normal(0, 0.9, n_genes))
-    abundance[known - 30 : known] *= 2.5  # housekeeping, mitochondrial and ribosomal genes
+    abundance[known - len(common) : known] *= 2.5
     fold = np.exp(random.normal(0, 0.35, (len(PROGRAMS), n_genes)))
     strength = np.exp(random.normal(np.log(18.0), 0.4, n_genes))
-    for g, program in enumerate(owner):
-        if program is not None:
+    for g, leader in enumerate(owner):
+        if leader is not None:
             fold[:, g] *= 0.12
-            fold[PROGRAMS.index(program), g] *= strength[g]
+            fold[PROGRAMS.index(leader), g] *= strength[g]
     for k, program in enumerate(PROGRAMS):
         if program in STATE_PROGRAMS:  # a state adds its own genes and no others
             fold[k] *= [each == program for each in owner]

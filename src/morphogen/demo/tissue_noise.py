@@ -38,7 +38,7 @@ def hash_words(ix: NDArray, iy: NDArray, stream: int) -> Words:
     return word
 
 
-def uniform(ix: NDArray, iy: NDArray, stream: int) -> NDArray[np.float64]:
+def uniform(ix: NDArray, iy: NDArray, stream: int) -> Float:
     """Uniform deviates in [0, 1) for integer positions."""
     return hash_words(ix, iy, stream) * 2.0**-32
 
@@ -141,8 +141,8 @@ class Relaxed:
         ix = np.arange(int(np.floor(x0 / self.pitch)) - margin, int(np.ceil(x1 / self.pitch)) + margin + 1)
         iy = np.arange(int(np.floor(y0 / row)) - margin, int(np.ceil(y1 / row)) + margin + 1)
         gx, gy = np.broadcast_arrays(ix[None, :], iy[:, None])
-        px = (gx + 0.5 * (gy % 2) + self.jitter * (uniform(gx, gy, self.stream_x) - 0.5)) * self.pitch
-        py = (gy + self.jitter * (uniform(gx, gy, self.stream_y) - 0.5)) * row
+        px: Float = (gx + 0.5 * (gy % 2) + self.jitter * (uniform(gx, gy, self.stream_x) - 0.5)) * self.pitch
+        py: Float = (gy + self.jitter * (uniform(gx, gy, self.stream_y) - 0.5)) * row
         for _ in range(self.steps):
             px, py = self._push(px, py)
         inside = (px >= x0) & (px < x1) & (py >= y0) & (py < y1)
@@ -172,8 +172,8 @@ def _unit(texture: NDArray) -> NDArray[np.float32]:
 def chromatin_texture() -> NDArray[np.float32]:
     """Clumped chromatin, (256, 256), mean 0 and standard deviation 1, periodic, 0.25 µm per texel."""
     white = numpy_generator("chromatin").standard_normal((256, 256))
-    fine = _unit(ndimage.gaussian_filter(white, 1.3, mode="wrap"))
-    coarse = _unit(ndimage.gaussian_filter(white[::-1], 3.2, mode="wrap"))
+    fine = _unit(ndimage.gaussian_filter(white, 1.7, mode="wrap"))
+    coarse = _unit(ndimage.gaussian_filter(white[::-1], 3.8, mode="wrap"))
     return _unit(np.tanh(0.9 * (0.8 * fine + 0.75 * coarse)))
 
 
@@ -186,13 +186,38 @@ def granule_texture() -> NDArray[np.float32]:
     return _unit(0.7 * fine + 0.7 * coarse)
 
 
+ORIENTATIONS = 16  # of the fibre textures, over half a turn
+
+
 @lru_cache(maxsize=1)
-def fibre_texture() -> NDArray[np.float32]:
-    """Collagen strands in [0, 1], (1024 along, 1024 across), periodic; 2 µm per texel along, 0.25 µm across."""
+def fibre_textures() -> NDArray[np.float32]:
+    """Collagen seen along every direction: (2, ORIENTATIONS + 1, 512, 512), ranks 0–1, periodic.
+
+    0.5 µm per texel. Channel 0 holds strands, channel 1 the bundles between which gaps open. Orientation k runs
+    at k·π/ORIENTATIONS from the x axis; the last equals the first. All come from the same white noise, so that
+    neighbours may be blended.
+    """
+    size = 512
     random = numpy_generator("fibres")
-    fine = ndimage.gaussian_filter(random.standard_normal((1024, 1024)), (9, 2.4), mode="wrap")
-    strand = ndimage.gaussian_filter(random.standard_normal((1024, 1024)), (16, 6.0), mode="wrap")
-    bundle = ndimage.gaussian_filter(random.standard_normal((1024, 1024)), (24, 20.0), mode="wrap")
-    mixed = 0.55 * _unit(fine) + 0.75 * _unit(strand) + 0.6 * _unit(bundle)
-    ranks = special.ndtr(_unit(mixed))
-    return ranks.astype(np.float32)
+    fy, fx = np.meshgrid(np.fft.fftfreq(size, 0.5), np.fft.rfftfreq(size, 0.5), indexing="ij")
+    # Per layer: white noise, standard deviations (µm) along and across the fibres, weight.
+    layers = [
+        [(np.fft.rfft2(random.standard_normal((size, size))), *shape) for shape in shapes]
+        for shapes in (
+            ((7.0, 0.42, 0.55), (13.0, 1.1, 0.8), (16.0, 3.6, 0.65)),
+            ((7.0, 1.5, 1.0), (15.0, 4.0, 0.8)),
+        )
+    ]
+    out = np.empty((2, ORIENTATIONS + 1, size, size), dtype=np.float32)
+    for k in range(ORIENTATIONS):
+        angle = np.pi * k / ORIENTATIONS
+        along = fx * np.cos(angle) + fy * np.sin(angle)
+        across = fy * np.cos(angle) - fx * np.sin(angle)
+        for channel, parts in enumerate(layers):
+            total = np.zeros((size, size))
+            for white, length, width, weight in parts:
+                spread = np.exp(-2 * np.pi**2 * ((along * length) ** 2 + (across * width) ** 2))
+                total += weight * _unit(np.fft.irfft2(white * spread, s=(size, size)))
+            out[channel, k] = special.ndtr(_unit(total))
+    out[:, ORIENTATIONS] = out[:, 0]
+    return out

@@ -11,12 +11,13 @@ from scipy import ndimage
 from morphogen.core.seeds import seed_for
 from morphogen.demo.tissue_cells import Cells, Population
 from morphogen.demo.tissue_dab import DabNoise, Target
-from morphogen.demo.tissue_fields import GLAND, MALIGNANT, VESSEL, Architecture, Rings
+from morphogen.demo.tissue_fields import GLAND, MALIGNANT, VESSEL, Architecture, Fields, Rings
 from morphogen.demo.tissue_noise import (
+    ORIENTATIONS,
     Float,
     Relaxed,
     SplineNoise,
-    fibre_texture,
+    fibre_textures,
     granule_texture,
     hash_words,
     normal_of,
@@ -36,7 +37,7 @@ from morphogen.demo.tissue_stamps import (
 from morphogen.demo.tissue_styles import Cell, Patient, Region
 
 # Haemoglobin absorbs in green and blue: red cells are redder than eosin makes collagen.
-_HAEMOGLOBIN = np.array([0.07, 0.72, 0.69])
+_HAEMOGLOBIN = np.array([0.10, 0.78, 0.60])
 _GRID = 2.0  # µm between the points at which the fields are computed; pixels between them are interpolated
 
 
@@ -60,9 +61,10 @@ class Interpolator:
 
     def __init__(self, window: Canvas) -> None:
         self.step = max(1, round(_GRID / window.mpp))
-        first_x, first_y = window.x // self.step, window.y // self.step
-        last_x = (window.x + window.width - 1) // self.step + 1
-        last_y = (window.y + window.height - 1) // self.step + 1
+        # One point more than needed on every side, for central differences.
+        first_x, first_y = window.x // self.step - 1, window.y // self.step - 1
+        last_x = (window.x + window.width - 1) // self.step + 2
+        last_y = (window.y + window.height - 1) // self.step + 2
         mpp = window.mpp
         self.x = ((np.arange(first_x, last_x + 1) * self.step + 0.5) * mpp)[None, :]
         self.y = ((np.arange(first_y, last_y + 1) * self.step + 0.5) * mpp)[:, None]
@@ -83,6 +85,13 @@ class Interpolator:
         full *= self._ty
         full += rows[self._jy]
         return full
+
+    def slope(self, values: Float) -> tuple[Float, Float]:
+        """Central differences of grid values towards x and y (per grid step); 0 on the rim, which nothing uses."""
+        along_x, along_y = np.zeros_like(values), np.zeros_like(values)
+        along_x[:, 1:-1] = 0.5 * (values[:, 2:] - values[:, :-2])
+        along_y[1:-1] = 0.5 * (values[2:] - values[:-2])
+        return along_x, along_y
 
     def nearest(self, values: NDArray) -> NDArray:
         """Values of the grid point left of and above every pixel."""
@@ -112,7 +121,8 @@ class Painter:
         keys = (seed, patient.name, section)
         self.patient, self.architecture, self.population = patient, architecture, population
         self.target, self.noise = target, noise
-        self._wave = SplineNoise(13.0, *keys, "wave"), SplineNoise(5.0, *keys, "wave-fine")
+        self._wave = SplineNoise(11.0, *keys, "wave", channels=2)
+        self._drift = SplineNoise(160.0, *keys, "drift", channels=2)
         self._border = SplineNoise(5.5, *keys, "border")
         self._patch = SplineNoise(20.0, *keys, "patch")
         self._cloud = SplineNoise(120.0, *keys, "thickness")
@@ -145,18 +155,19 @@ class Painter:
         lymphoid = up(at.lymphoid)
         tissue = _soft(up(at.tissue) + 1.5 * border, 2 * soft)
 
-        # Stroma: fibres of two crossing systems, open space between them.
-        fibre = self._fibres(up, at, px, py)
-        loose = up(np.broadcast_to(at.amounts.looseness, at.nest.shape)) + 0.10 * patch
-        solid = np.clip((fibre - loose) * np.float32(5.0) + np.float32(0.5), 0, 1)
+        # Stroma: fibres of two crossing systems, open space between their bundles.
+        strand, bundle = self._fibres(up, at, window)
+        loose = up(np.broadcast_to(at.amounts.looseness, at.nest.shape)) + 0.11 * patch
+        solid = np.clip((0.65 * bundle + 0.35 * strand - loose) * np.float32(7.0) + np.float32(0.5), 0, 1)
         collagen = up(np.broadcast_to(at.amounts.collagen, at.nest.shape))
-        eosin = collagen * (0.42 + 0.95 * fibre * fibre) * (1 + 0.10 * granules + 0.08 * patch)
-        eosin *= 0.06 + 0.94 * solid
-        haem = (0.035 + 0.05 * fibre) * (0.15 + 0.85 * solid)
-        counter = 0.028 + 0.055 * fibre * solid
+        eosin = collagen * (0.34 + 0.78 * strand + 0.28 * bundle) * (1 + 0.10 * granules + 0.08 * patch)
+        eosin *= 0.07 + 0.93 * solid
+        haem = (0.06 + 0.08 * strand) * (1 + 0.25 * granules) * (0.15 + 0.85 * solid)
+        counter = (0.028 + 0.050 * strand) * (0.3 + 0.7 * solid)
         # Lymphoid tissue has hardly any fibres.
-        eosin += lymphoid * (0.13 * (1 + 0.3 * granules) - eosin)
-        haem += lymphoid * (0.13 * (1 + 0.3 * granules) - haem)
+        net = (1 + 0.3 * granules) * (0.25 + 0.75 * np.clip(3.0 * strand, 0, 1))
+        eosin += lymphoid * (0.15 * net - eosin)
+        haem += lymphoid * (0.13 * net - haem)
         counter += lymphoid * (0.05 - counter)
 
         # Fat: empty cells with thin walls.
@@ -183,10 +194,12 @@ class Painter:
         in_lumen = _soft(lumen, soft)
         body = np.maximum(in_nest, in_wall * ~vessel)
         body *= 1 - in_lumen
-        line = 1 / (1 + (territories.gap * np.float32(1 / 0.8)) ** 2)
-        grain = 1 + 0.20 * granules
+        # Borders between cells and, with nothing beyond, of the epithelium itself.
+        edge = 2 * np.maximum(np.maximum(nest, ring * ~vessel), 0)
+        line = 1 / (1 + (np.minimum(territories.gap, edge) * np.float32(1 / 0.8)) ** 2)
+        grain = 1 + 0.26 * granules + 0.10 * patch
         cyto_e = 0.235 * tint * grain * (1 + 0.22 * line)
-        cyto_h = 0.150 * (1 + 0.28 * granules) * (1 - 0.35 * line)
+        cyto_h = 0.170 * (1 + 0.28 * granules) * (1 - 0.35 * line)
         apical = in_wall * wall_place
         cyto_e *= 1 - 0.25 * apical
         cyto_h *= 1 - 0.55 * apical
@@ -217,8 +230,7 @@ class Painter:
         )
         cover = nuclei.alpha
         haem += cover * (nuclei.haematoxylin - haem)
-        eosin *= 1 - 0.55 * cover
-        eosin += 0.05 * cover
+        eosin += cover * (0.13 + 0.25 * eosin - eosin)
         counter += cover * (0.62 * nuclei.haematoxylin - counter)
         blood *= 1 - cover
         thick = 1 + 0.05 * up(self._cloud(up.x, up.y))
@@ -233,18 +245,39 @@ class Painter:
         cols = ((window.x + np.arange(window.width)) * scale).astype(np.int64) % 512
         return texture[rows[:, None], cols[None, :]]
 
-    def _fibres(self, up: Interpolator, at: object, px: Float, py: Float) -> Grey:
-        texture = fibre_texture()
-        wave = 2.4 * up(self._wave[0](up.x, up.y)) + 0.55 * self._wave[1](px, py).astype(np.float32)
-        strands = []
-        for k in range(2):
-            across = up(at.across[k]) + wave  # type: ignore[attr-defined]
-            along = up(at.along[k])  # type: ignore[attr-defined]
-            col = (across * np.float32(4.0)).astype(np.int32) & 1023
-            row = (along * np.float32(0.5)).astype(np.int32) & 1023
-            strands.append(texture[row, col])
-        which = up(at.which)  # type: ignore[attr-defined]
-        return strands[1] + which * (strands[0] - strands[1])
+    def _fibres(self, up: Interpolator, at: Fields, window: Canvas) -> tuple[Grey, Grey]:
+        """Ranks (0–1) of the strands and of the bundles of collagen at every pixel."""
+        # The two fibre systems are blended as orientations: doubled angles have no sense of direction.
+        cos, sin = np.zeros(at.which.shape), np.zeros(at.which.shape)
+        for share, across in ((at.which, at.across[0]), (1 - at.which, at.across[1])):
+            gx, gy = up.slope(across)
+            power = gx * gx + gy * gy + 1e-12
+            cos += share * (gy * gy - gx * gx) / power
+            sin -= share * 2 * gx * gy / power
+        turn = np.arctan2(up(sin), up(cos)) * np.float32(0.5 * ORIENTATIONS / np.pi)
+        turn += np.float32(ORIENTATIONS) * (turn < 0)
+        lower = np.minimum(turn.astype(np.int32), ORIENTATIONS - 1)
+        turn -= lower
+        # Slow drift hides that the textures repeat; fast drift makes the fibres wavy.
+        wave = self._wave(up.x, up.y)
+        scale = np.float32(window.mpp / 0.5)
+        px = (window.x + np.arange(window.width)).astype(np.float32)[None, :] * scale
+        py = (window.y + np.arange(window.height)).astype(np.float32)[:, None] * scale
+        slow = self._drift(up.x, up.y)
+        col = np.floor(up(70.0 * slow[0] + 3.2 * wave[0]) + px).astype(np.int32) & 511
+        row = np.floor(up(70.0 * slow[1] + 3.2 * wave[1]) + py).astype(np.int32) & 511
+        textures = fibre_textures()
+        flat = textures.reshape(2, -1)
+        index = (lower * 512 + row) * 512 + col
+        out = []
+        for channel in range(2):
+            first = flat[channel][index]
+            second = flat[channel][index + 512 * 512]
+            second -= first
+            second *= turn
+            second += first
+            out.append(second)
+        return out[0], out[1]
 
     def _fat_walls(self, window: Canvas) -> Grey:
         x0, y0, x1, y1 = window.box(100.0)
@@ -268,9 +301,9 @@ class Painter:
     def _red_cells(self, window: Canvas, rings: Rings) -> Grey:
         wide, part = self._grown(window, 4.2)
         gx, gy, x, y = self._blood(*wide.box())
-        stray = self._bleed(x, y) - 1.35
+        stray = self._bleed(x, y) - 1.8
         near = stray > 0
-        for index in np.flatnonzero(rings.kind == VESSEL):
+        for index in np.flatnonzero(rings.kind == VESSEL).tolist():
             near |= np.hypot(x - rings.x[index], y - rings.y[index]) < rings.reach(index)
         if not near.any():
             return np.zeros((window.height, window.width), dtype=np.float32)
@@ -359,7 +392,7 @@ class Painter:
         x = window.x + rim + np.arange(out.shape[1])[None, :]
         y = window.y + rim + np.arange(out.shape[0])[:, None]
         words = hash_words(x, y, self._scan[0] + which)
-        sigma = 0.26 / window.mpp  # optical resolution, µm
+        sigma = 0.34 / window.mpp  # optical resolution, µm
         for channel in range(3):
             density = stains[0][0] * np.float32(stains[0][1][channel])
             for amount, vector in stains[1:]:
@@ -381,7 +414,7 @@ class Painter:
         stains = [
             (amounts.haematoxylin, patient.stain_h * patient.haematoxylin),
             (amounts.eosin, patient.stain_e * patient.eosin),
-            (amounts.blood, 0.62 * patient.stain_e * _HAEMOGLOBIN),
+            (amounts.blood, 0.52 * patient.stain_e * _HAEMOGLOBIN),
         ]
         return self.scan(window, stains, 0)
 

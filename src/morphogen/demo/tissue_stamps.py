@@ -129,7 +129,7 @@ def _nucleus_patches(
     u = dx * cos + dy * sin
     v = dy * cos - dx * sin
     # Long nuclei are bent.
-    bend = column(np.clip(cells.major / cells.minor - 2.0, 0, 2) * 0.012 * draws[0])
+    bend = column(np.clip(cells.major / cells.minor - 2.0, 0, 2) * 0.009 * draws[0])
     v += bend * u * u
     u /= major
     v /= minor
@@ -150,7 +150,7 @@ def _nucleus_patches(
     radius /= 1 + bump
 
     depth = (1 - radius) * minor  # µm below the membrane, roughly
-    cover = np.clip(depth * np.float32(1 / mpp) + np.float32(0.5), 0, 1)
+    cover = np.clip(depth * np.float32(1 / max(1.4 * mpp, 0.6)) + np.float32(0.5), 0, 1)
     inside = radius < 1
 
     texture = chromatin_texture()

@@ -57,12 +57,12 @@ class Style:
 
 STYLES: dict[str, Style] = {
     # nests, cords, glands, malignant, lymphoid, adipose, vessels, collagen, looseness, cellularity, clefts
-    "nests": Style(-0.15, -6.0, 0.04, 1.0, -1.9, -4.0, 0.30, 0.34, 0.18, 0.55, 2.2),
-    "glandular": Style(2.6, -8.0, 0.93, 0.75, -1.8, -4.5, 0.22, 0.30, 0.22, 0.60, 1.0),
-    "desmoplastic": Style(1.75, 6.0, 0.05, 1.0, -1.9, -4.0, 0.28, 0.42, 0.10, 0.60, 1.2),
-    "stroma": Style(3.4, -8.0, 0.05, 0.1, -2.2, -3.0, 0.45, 0.38, 0.25, 0.45, 0.0),
-    "lymphoid": Style(1.6, -8.0, 0.04, 0.5, 1.1, -4.0, 0.35, 0.24, 0.15, 0.35, 0.8),
-    "adipose": Style(3.4, -8.0, 0.08, 0.1, -2.4, 1.1, 0.35, 0.36, 0.25, 0.40, 0.0),
+    "nests": Style(-0.15, -6.0, 0.04, 1.0, -1.9, -4.0, 0.30, 0.34, 0.20, 0.42, 2.2),
+    "glandular": Style(2.6, -8.0, 0.93, 0.75, -1.8, -4.5, 0.22, 0.30, 0.24, 0.45, 1.0),
+    "desmoplastic": Style(1.75, 6.0, 0.05, 1.0, -1.9, -4.0, 0.28, 0.42, 0.12, 0.48, 1.2),
+    "stroma": Style(3.4, -8.0, 0.05, 0.1, -2.2, -3.0, 0.45, 0.36, 0.30, 0.36, 0.0),
+    "lymphoid": Style(1.6, -8.0, 0.04, 0.5, 1.1, -4.0, 0.35, 0.24, 0.18, 0.30, 0.8),
+    "adipose": Style(3.4, -8.0, 0.08, 0.1, -2.4, 1.1, 0.35, 0.36, 0.28, 0.34, 0.0),
 }
 
 #: Share of a slide that each style would have in the style "mixed", before the patient's own preferences.
@@ -107,11 +107,11 @@ class CellLook:
 
 
 LOOKS: dict[Cell, CellLook] = {
-    Cell.TUMOUR: CellLook(5.0, 4.0, 0.12, 0.74, 0.20, 0.34, 1.3, 0.070),
-    Cell.EPITHELIAL: CellLook(4.3, 3.0, 0.09, 0.80, 0.17, 0.18, 0.4, 0.030),
-    Cell.LYMPHOCYTE: CellLook(3.25, 2.95, 0.08, 1.12, 0.24, 0.04, 0.0, 0.025),
-    Cell.FIBROBLAST: CellLook(7.2, 1.75, 0.20, 0.88, 0.16, 0.10, 0.2, 0.060),
-    Cell.ENDOTHELIAL: CellLook(5.2, 1.45, 0.15, 0.92, 0.14, 0.06, 0.0, 0.040),
+    Cell.TUMOUR: CellLook(5.0, 4.05, 0.14, 0.80, 0.30, 0.42, 1.3, 0.070),
+    Cell.EPITHELIAL: CellLook(4.3, 3.0, 0.09, 0.80, 0.20, 0.22, 0.4, 0.030),
+    Cell.LYMPHOCYTE: CellLook(3.2, 2.85, 0.11, 1.02, 0.24, 0.06, 0.0, 0.050),
+    Cell.FIBROBLAST: CellLook(5.2, 1.30, 0.26, 0.82, 0.18, 0.10, 0.2, 0.070),
+    Cell.ENDOTHELIAL: CellLook(4.8, 1.25, 0.18, 0.88, 0.14, 0.06, 0.0, 0.040),
     Cell.ADIPOCYTE: CellLook(4.6, 1.10, 0.15, 0.92, 0.10, 0.00, 0.0, 0.040),
 }
 
@@ -154,13 +154,13 @@ def make_patient(seed: int, name: str) -> Patient:
 
     return Patient(
         name=name,
-        haematoxylin=vector(0.62, 0.70, 0.34, 0.030),
+        haematoxylin=vector(0.575, 0.735, 0.36, 0.025),
         eosin=vector(0.16, 0.86, 0.42, 0.030),
         dab=vector(0.268, 0.570, 0.776, 0.015),
         counterstain=vector(0.66, 0.62, 0.36, 0.020),
         white=np.clip(np.array([243.0, 241.0, 244.0]) + random.normal(0, 2.0, 3), 230, 252),
-        stain_h=float(np.exp(random.normal(0, 0.10))),
-        stain_e=float(np.exp(random.normal(0, 0.15))),
+        stain_h=float(np.exp(random.normal(0.05, 0.16))),
+        stain_e=float(np.exp(random.normal(0.0, 0.18))),
         nuclear_size=float(np.exp(random.normal(0, 0.06))),
         pleomorphism=float(np.exp(random.normal(0, 0.25))),
         er=float(random.normal(0.3, 1.0)),

@@ -153,7 +153,7 @@ def write_mist(
         _image(files[0], tissue.he)
         _image(files[1], tissue.ihc)
     _table(root / "patients.csv", rows)
-    Manifest.write(root, **{**settings, "kind": "mist"})
+    Manifest.write(root, kind="mist", **settings)
     return root
 
 
@@ -219,7 +219,7 @@ def write_segmentation(
     enum = Region if labels == "regions" else Cell
     write_json(root / "labels.json", {str(int(each)): each.name.lower() for each in enum})
     _table(root / "patients.csv", rows)
-    Manifest.write(root, **{**settings, "kind": "segmentation"})
+    Manifest.write(root, kind="segmentation", **settings)
     return root
 
 
@@ -243,8 +243,9 @@ def write_hest(
 
     ``st/<id>.h5ad`` (raw counts, ``obsm["spatial"]`` = spot centres in level-0 pixels, scale factors in
     ``uns["spatial"]``), ``wsis/<id>.tif`` (pyramid), ``metadata/<id>.json`` and ``HEST_simulated.csv`` (27
-    columns, with a byte-order mark, ``patient`` among them); with ``patches``, ``patches/<id>.h5`` (224 px at 0.5 µm/px); with
-    ``truth``, ``truth/<id>.h5ad``: expected counts (X), dispersion (var), captures and cells under the spots.
+    columns, with a byte-order mark, ``patient`` among them); with ``patches``, ``patches/<id>.h5`` (224 px at
+    0.5 µm/px); with ``truth``, ``truth/<id>.h5ad``: expected counts (X), dispersion (var), captures and cells under
+    the spots.
     Spots lie on a staggered grid, on tissue only.
     """
     names = _patient_names(patients)
@@ -279,7 +280,7 @@ def write_hest(
         row = _write_section(root, f"SIM{number}", simulator, pitch_um, spot_um, patches, truth)
         rows.append(row)
     _table(root / "HEST_simulated.csv", rows, encoding="utf-8-sig")
-    Manifest.write(root, **{**settings, "kind": "hest"})
+    Manifest.write(root, kind="hest", **settings)
     return root
 
 
