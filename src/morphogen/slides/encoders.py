@@ -109,7 +109,9 @@ class Encoder:
         """Hex digest of what decides its numbers: the specification and a sample of every weight tensor."""
         from morphogen.core.files import content_hash
 
-        name = "" if self.spec.kind == "transformers" else self.spec.name  # there it is a path of this machine
+        name = (
+            "" if self.spec.kind == "transformers" else self.spec.name
+        )  # there it is a path of this machine
         facts: list[Any] = [name, self.spec.kind, self.tokens, self.precision]
         state = self.module.state_dict() if self.module is not None else {}
         for name, value in state.items():
@@ -120,22 +122,38 @@ class Encoder:
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """One line of :func:`list_encoders`: whether it loads here without network, and if not, what it needs."""
+    """One line of :func:`list_encoders`: whether it loads here without network, and if not, what to do about it."""
 
     spec: EncoderSpec
     offline: bool
-    needs: str
+    advice: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def width(self) -> int | None:
+        return self.spec.width
+
+    @property
+    def licence(self) -> str:
+        return self.spec.licence
+
+    @property
+    def gated(self) -> bool:
+        return self.spec.gated
 
 
 def list_encoders() -> list[EncoderStatus]:
     """Every named encoder and whether it loads on this machine without network. Loads no weights."""
-    rows = [EncoderStatus(texture_spec(), True, "")]
+    rows = [EncoderStatus(texture_spec(), True)]
     for name, spec in lazyslide_specs().items():
         package = _PACKAGE.get(name)
         if package is not None and find_spec(package) is None:
-            rows.append(EncoderStatus(spec, False, f"the package {package}"))
+            rows.append(EncoderStatus(spec, False, f"install the package {package}"))
         elif spec.repository and hub.cached(spec.repository, FILENAME.get(name)):
-            rows.append(EncoderStatus(spec, True, ""))
+            rows.append(EncoderStatus(spec, True))
         else:
             rows.append(EncoderStatus(spec, False, _how_to_get(spec)))
     return rows

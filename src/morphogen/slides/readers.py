@@ -140,6 +140,30 @@ class FlatReader(_LevelReader):
         return self.reader[level][y0:y1, x0:x1]
 
 
+class ArrayReader(_LevelReader):
+    """An image already in memory, as a slide of one level; for libraries that want a reader."""
+
+    name = "array"
+    pkg_namespaces = "numpy"
+
+    def __init__(self, image: np.ndarray, mpp: float | None = None) -> None:
+        self.file = "image in memory"
+        self.set_reader([image])
+        self._set(mpp, None, {})
+
+    def create_reader(self) -> None:
+        raise SlideError("the image in memory was released")
+
+    def detach_reader(self) -> None:
+        """Nothing to close; the array goes with the object."""
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [level.shape[:2] for level in self.reader]
+
+    def _window(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        return self.reader[level][y0:y1, x0:x1]
+
+
 class TiffReader(_LevelReader):
     """A large TIFF or OME-TIFF that OpenSlide does not read with its levels: windows through tifffile + zarr."""
 

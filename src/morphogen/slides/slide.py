@@ -295,7 +295,7 @@ def _resolve_mpp(
     if given is not None:
         return float(given), "given", note
     stored = _stored_mpp(store)
-    if stored is not None:
+    if stored is not None and stored != found:
         return stored, "store", note
     return (None, None, note) if found is None else (float(found), f"file: {source}", note)
 

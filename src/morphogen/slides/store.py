@@ -1,28 +1,47 @@
-"""The SpatialData store of a slide: read whole or not at all, written whole or not at all."""
+"""The SpatialData store of a slide: read whole or not at all, written whole or not at all.
+
+A change is made on a copy whose unchanged data files are hard links, and the copy takes the store's name at the end.
+So a kill at any moment leaves the store as it was, and adding one encoder to a large store costs only its own size.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from morphogen.core.errors import InputError
+from morphogen.core.files import atomic_path
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from morphogen.slides.slide import Slide
 
+TISSUES = "tissues"
+TILES = "tiles"
+NOTES = "morphogen"  # what we note in the attributes of the store and in ``uns`` of its tables
+_METADATA = {"zarr.json", ".zattrs", ".zgroup", ".zmetadata", ".zarray"}  # rewritten in place by zarr
 
-def read_store(slide: Slide) -> SpatialData:
+
+def read_store(slide: Slide, only: tuple[str, ...] | None = None) -> SpatialData:
     """What the slide's store holds; empty when there is none.
 
-    Raises :class:`InputError` when the store cannot be read or belongs to a slide of another size.
+    ``only`` limits the kinds of elements read, e.g. ``("shapes",)``. Raises :class:`InputError` when the store cannot
+    be read or belongs to a slide of another size.
     """
     from spatialdata import SpatialData, read_zarr
 
     if not slide.store.exists():
         return SpatialData()
     try:
-        data = read_zarr(slide.store)
+        with _quiet():
+            data = read_zarr(slide.store, selection=only)
     except Exception as error:
         raise InputError(
             f"is not a readable SpatialData store ({' '.join(str(error).split())[:160]})",
@@ -38,3 +57,127 @@ def read_store(slide: Slide) -> SpatialData:
             fix="Keep the results of equally named slides apart with --out FOLDER",
         )
     return data
+
+
+def read_table(slide: Slide, key: str) -> Any:
+    """One AnnData table of the slide's store; :class:`InputError` that names those there are when it is absent."""
+    from morphogen.core.errors import nearest
+
+    names = table_names(slide.store)
+    if key not in names:
+        there = f"it holds {', '.join(names)}" if names else "it holds none"
+        raise InputError(
+            f"has no features '{key}'; {there}.{nearest(key, names)}",
+            where=slide.store,
+            fix="Run 'morphogen slide encode' first",
+        )
+    import anndata
+
+    with _quiet():
+        return anndata.read_zarr(slide.store / "tables" / key)
+
+
+def write_store(
+    slide: Slide,
+    *,
+    shapes: dict[str, Any] | None = None,
+    tables: dict[str, Any] | None = None,
+    attrs: dict[str, Any] | None = None,
+    drop: Iterable[str] = (),
+) -> Path:
+    """Add or replace elements and attributes, drop elements, keep everything else; all at once or not at all.
+
+    Raises :class:`OutputError` when the place is not writable or the disk is full; the store is then as before.
+    """
+    from spatialdata import SpatialData
+
+    shapes, tables = shapes or {}, tables or {}
+    properties = slide.reader.properties.to_dict()
+    merged = {**read_attrs(slide.store), **(attrs or {}), "slide_properties": properties}
+    with atomic_path(slide.store) as temporary, _quiet():
+        if not slide.store.exists():
+            SpatialData(shapes=shapes, tables=tables, attrs=merged).write(temporary)
+            return slide.store
+        _clone(slide.store, temporary)
+        for kind, name in [(k, n) for k in ("shapes", "tables") for n in (*drop, *shapes, *tables)]:
+            shutil.rmtree(temporary / kind / name, ignore_errors=True)
+        data = SpatialData(shapes=shapes, tables=tables, attrs=merged)
+        data.path = temporary
+        for name in (*shapes, *tables):
+            data.write_element(name)
+        data.write_attrs()
+        _drop_metadata_of_gone(temporary)
+        data.write_consolidated_metadata()
+    slide.__dict__.pop("wsi", None)  # it would show the store as it was
+    return slide.store
+
+
+def read_attrs(store: Path) -> dict[str, Any]:
+    """Attributes of a store without loading anything else; empty when there is no store."""
+    try:
+        value = json.loads((store / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError):
+        return {}
+    return {key: item for key, item in value.items() if key != "spatialdata_attrs"}
+
+
+def table_names(store: Path) -> list[str]:
+    """Names of the tables in a store, sorted."""
+    folder = store / "tables"
+    return sorted(p.name for p in folder.iterdir() if (p / "zarr.json").is_file()) if folder.is_dir() else []
+
+
+def shape_names(store: Path) -> list[str]:
+    """Names of the shapes in a store, sorted."""
+    folder = store / "shapes"
+    return sorted(p.name for p in folder.iterdir() if (p / "zarr.json").is_file()) if folder.is_dir() else []
+
+
+def table_note(store: Path, key: str, fact: str) -> str | None:
+    """One fact we noted in ``uns`` of a table, read alone; ``None`` when there is no such table or fact."""
+    import zarr
+
+    path = store / "tables" / key / "uns" / NOTES / fact
+    if not (path / "zarr.json").is_file():
+        return None
+    return str(zarr.open_array(path, mode="r")[()])
+
+
+def element_name(text: str) -> str:
+    """``text`` as SpatialData allows an element to be named: letters, digits, ``_ - .``."""
+    text = text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("transformers:") else text
+    safe = "".join(c if c.isalnum() or c in "_-." else "_" for c in text)
+    return safe.strip("_") or "encoder"
+
+
+def _clone(source: Path, target: Path) -> None:
+    for folder, _, files in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        here.mkdir(parents=True)
+        for name in files:
+            original, copy = Path(folder) / name, here / name
+            if name in _METADATA:
+                shutil.copy2(original, copy)
+                continue
+            try:
+                os.link(original, copy)
+            except OSError:  # a file system without hard links
+                shutil.copy2(original, copy)
+
+
+def _drop_metadata_of_gone(store: Path) -> None:
+    """Element groups left without content by a dropped element must not be listed."""
+    for kind in ("shapes", "tables"):
+        folder = store / kind
+        if folder.is_dir():
+            for item in folder.iterdir():
+                if item.is_dir() and not (item / "zarr.json").is_file():
+                    shutil.rmtree(item, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """spatialdata and zarr warn about their own format versions on every read and write."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

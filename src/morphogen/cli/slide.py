@@ -1,0 +1,332 @@
+"""``morphogen slide``: look at slides, tile them, encode their tiles, exchange features with other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from morphogen.cli.common import AsJson, Compile, Device, PrecisionOption, print_json, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from morphogen.slides.config import TileConfig
+    from morphogen.slides.encode import Outcome
+
+app = App(name="slide", help="Open, tile and encode slides; import and export tile features.")
+
+Slides = Annotated[
+    list[Path], Parameter(help="Slides, folders of slides, or lists (.txt, .csv with an mpp column).")
+]
+Out = Annotated[
+    Path | None, Parameter(name="--out", help="Folder of the stores; beside each slide when absent.")
+]
+Mpp = Annotated[
+    float | None,
+    Parameter(
+        name="--mpp", help="µm per pixel of the slide itself, where the file does not say or says it wrong."
+    ),
+]
+TilePx = Annotated[int | None, Parameter(name="--tile-px", help="Side of a tile in pixels.")]
+TileMpp = Annotated[float | None, Parameter(name="--tile-mpp", help="µm per pixel of the tiles.")]
+Overlap = Annotated[int | None, Parameter(name="--overlap", help="Pixels that neighbouring tiles share.")]
+MinTissue = Annotated[
+    float | None, Parameter(name="--min-tissue", help="Least share of a tile that must be tissue, 0 to 1.")
+]
+Tissue = Annotated[
+    Literal["entropy", "otsu", "all"] | None,
+    Parameter(
+        name="--tissue", help="How tissue is found; `all` takes the whole slide (smears, cropped images)."
+    ),
+]
+Overwrite = Annotated[
+    bool, Parameter(name="--overwrite", negative=(), help="Replace results made with other settings.")
+]
+Recursive = Annotated[bool, Parameter(name="--recursive", negative=(), help="Look into subfolders too.")]
+Workers = Annotated[
+    int | None,
+    Parameter(name="--workers", help="Slides at a time; by GPUs, else cores and memory, when absent."),
+]
+Scheduler = Annotated[
+    str | None, Parameter(name="--scheduler", help="Address of a dask cluster that sees the same files.")
+]
+Format = Literal["trident", "clam", "hest"]
+
+
+@app.command
+def info(
+    slides: Slides, /, *, mpp: Mpp = None, out: Out = None, recursive: Recursive = False, json: AsJson = False
+) -> int:
+    """Size, levels, µm/px and where it comes from, vendor, associated images, results."""
+    from morphogen.core.errors import MorphogenError
+    from morphogen.slides import open_slide
+    from morphogen.slides.batch import collect
+    from morphogen.slides.info import slide_info
+
+    jobs, rows, failed = collect(slides, recursive=recursive, mpp=mpp), [], 0
+    for job in jobs:
+        try:
+            with open_slide(job.path, job.mpp, out) as slide:
+                rows.append(slide_info(slide))
+        except MorphogenError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            rows.append({"path": job.path, "error": str(error)})
+    if json:
+        print_json(rows if len(jobs) > 1 else rows[0])
+    else:
+        for row in rows:
+            _print_info(row)
+    return 1 if failed else 0
+
+
+@app.command
+def tile(
+    slides: Slides,
+    /,
+    *,
+    tile_px: TilePx = None,
+    tile_mpp: TileMpp = None,
+    overlap: Overlap = None,
+    min_tissue: MinTissue = None,
+    tissue: Tissue = None,
+    mpp: Mpp = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    json: AsJson = False,
+) -> int:
+    """Find tissue and lay tiles over it (224 px at 0.5 µm/px when not said otherwise)."""
+    from morphogen.slides.batch import collect, run_jobs
+
+    outcomes = run_jobs(
+        collect(slides, recursive=recursive, mpp=mpp),
+        out=out,
+        tiles=_tiles(tile_px, tile_mpp, overlap, min_tissue, tissue),
+        overwrite=overwrite,
+        workers=workers,
+        scheduler=scheduler,
+    )
+    return _report(outcomes, json)
+
+
+@app.command
+def encode(
+    slides: Slides,
+    /,
+    *,
+    encoder: Annotated[str, Parameter(help="`morphogen slide encoders` lists them.")] = "texture",
+    weights: Annotated[Path | None, Parameter(help="Folder or file of its weights.")] = None,
+    tile_px: TilePx = None,
+    tile_mpp: TileMpp = None,
+    overlap: Overlap = None,
+    min_tissue: MinTissue = None,
+    tissue: Tissue = None,
+    mpp: Mpp = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    batch_size: Annotated[int, Parameter(help="Tiles through the encoder at once.")] = 64,
+    readers: Annotated[int, Parameter(help="Threads that decode tiles of one slide.")] = 2,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    compile: Compile = False,
+    trust_remote_code: Annotated[
+        bool, Parameter(negative=(), help="Run Python code that comes with the weights.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Encode tiles into the table `<encoder>_tiles` of each slide's store; tiles are made first where there are none.
+
+    Finished slides and finished parts of a slide are kept: run the same command again after an interruption.
+    Exit status 1 when some of several slides failed.
+    """
+    from morphogen.slides.batch import collect, run_jobs
+    from morphogen.slides.config import EncodeConfig
+
+    config = EncodeConfig.load(
+        None,
+        {
+            "encoder": encoder,
+            "weights": None if weights is None else str(weights),
+            "device": device,
+            "precision": precision,
+            "compile": compile,
+            "batch_size": batch_size,
+            "readers": readers,
+            "trust_remote_code": trust_remote_code,
+        },
+    )
+    chosen = (tile_px, tile_mpp, overlap, min_tissue, tissue)
+    tiles = None
+    if any(value is not None for value in chosen):
+        from morphogen.slides.encoders import encoder_spec
+
+        spec = encoder_spec(encoder)
+        tiles = _tiles(tile_px or spec.input_px, tile_mpp or spec.mpp, overlap, min_tissue, tissue)
+    outcomes = run_jobs(
+        collect(slides, recursive=recursive, mpp=mpp),
+        out=out,
+        tiles=tiles,
+        encode=config,
+        overwrite=overwrite,
+        workers=workers,
+        scheduler=scheduler,
+    )
+    return _report(outcomes, json)
+
+
+@app.command
+def encoders(*, json: AsJson = False) -> None:
+    """Every encoder: width, tile, licence, and whether it loads here without network."""
+    from morphogen.slides import list_encoders
+
+    rows = list_encoders()
+    if json:
+        print_json([{**row.spec.to_dict(), "offline": row.offline, "advice": row.advice} for row in rows])
+        return
+    from rich.table import Table
+
+    table = Table("encoder", "width", "tile", "tokens", "licence", "here", box=None)
+    for row in rows:
+        spec = row.spec
+        table.add_row(
+            spec.name,
+            str(spec.width or "?"),
+            f"{spec.input_px} px, {spec.mpp:g} µm/px",
+            "yes" if spec.tokens else "",
+            spec.licence + (" (gated)" if spec.gated else ""),
+            "ready" if row.offline else str(row.advice),
+        )
+    _wide_console().print(table)
+    say("Also timm:NAME (timm's models) and transformers:FOLDER_OR_ID (vision transformers).")
+
+
+@app.command(name="import")
+def import_(
+    slides: Slides,
+    /,
+    *,
+    format: Annotated[Format, Parameter(help="Layout of the files.")],
+    source: Annotated[Path, Parameter(name="--from", help="Folder (or file) of the other tool.")],
+    encoder: Annotated[
+        str | None, Parameter(help="Name of the encoder, where the files do not say; chooses one of several.")
+    ] = None,
+    mpp: Mpp = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    json: AsJson = False,
+) -> int:
+    """Read tiles and features of TRIDENT, CLAM or HEST into the slides' stores, matched by slide name."""
+    from morphogen.slides.exchange import import_slides
+
+    outcomes = import_slides(
+        slides, format, source, encoder=encoder, mpp=mpp, out=out, overwrite=overwrite, recursive=recursive
+    )
+    return _report(outcomes, json)
+
+
+@app.command
+def export(
+    slides: Slides,
+    /,
+    *,
+    format: Annotated[Format, Parameter(help="Layout of the files.")],
+    to: Annotated[Path, Parameter(name="--to", help="Folder to write to.")],
+    encoder: Annotated[str | None, Parameter(help="Features to export; all, when absent.")] = None,
+    mpp: Mpp = None,
+    out: Annotated[
+        Path | None, Parameter(name="--out", help="Folder of the stores, if not beside the slides.")
+    ] = None,
+    recursive: Recursive = False,
+    json: AsJson = False,
+) -> int:
+    """Write the tiles and features in the slides' stores as TRIDENT, CLAM or HEST files."""
+    from morphogen.slides.exchange import export_slides
+
+    outcomes = export_slides(slides, format, to, encoder=encoder, mpp=mpp, out=out, recursive=recursive)
+    return _report(outcomes, json)
+
+
+def _tiles(
+    tile_px: int | None,
+    tile_mpp: float | None,
+    overlap: int | None,
+    min_tissue: float | None,
+    tissue: str | None,
+) -> TileConfig:
+    from morphogen.slides.config import TileConfig
+
+    chosen = {
+        "tile_px": tile_px,
+        "tile_mpp": tile_mpp,
+        "overlap": overlap,
+        "min_tissue": min_tissue,
+        "tissue": tissue,
+    }
+    return TileConfig.load(None, {key: value for key, value in chosen.items() if value is not None})
+
+
+def _report(outcomes: list[Outcome], json: bool) -> int:
+    """Print one line per slide and a summary; 1 when some failed."""
+    failed = [o for o in outcomes if o.status == "failed"]
+    if json:
+        from dataclasses import asdict
+
+        print_json([asdict(o) for o in outcomes])
+        return 1 if failed else 0
+    from rich.table import Table
+
+    table = Table("slide", "status", "tiles", "features", "seconds", "tiles/s", "time spent", box=None)
+    for o in outcomes:
+        total = sum(o.stages.values())
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in o.stages.items()) if total else ""
+        rate = f"{o.tiles / o.seconds:.0f}" if o.status == "done" and o.seconds else ""
+        width = str(o.width) if o.width else ""
+        table.add_row(Path(o.slide).name, o.status, str(o.tiles), width, f"{o.seconds:.1f}", rate, shares)
+    _wide_console().print(table)
+    for o in outcomes:
+        if o.status == "blank":
+            say(f"{Path(o.slide).name}: {o.message}")
+    places = sorted({str(Path(o.store).parent) for o in outcomes if o.store and o.status != "failed"})
+    if places:
+        say(f"Results: {', '.join(places)}")
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} slides failed:")
+        for o in failed:
+            say(f"  {o.message}")
+    return 1 if failed else 0
+
+
+def _wide_console() -> Console:
+    """The terminal, or 160 columns where output goes to a file, so that rows stay on one line."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _print_info(row: dict) -> None:
+    if "error" in row:
+        say(row["error"])
+        return
+    mpp = "unknown; give it with --mpp" if row["mpp"] is None else f"{row['mpp']:g} ({row['mpp_source']})"
+    say(row["path"])
+    say(f"  format         {row['vendor']}, read by {row['reader']}, {row['bytes'] / 2**20:,.1f} MiB")
+    size = "" if row["size_mm"] is None else " ({:.2f} × {:.2f} mm)".format(*row["size_mm"])
+    say(f"  size           {row['width']} × {row['height']} px{size}")
+    say(f"  µm/px          {mpp}{'; ' + row['mpp_note'] if row['mpp_note'] else ''}")
+    say(f"  magnification  {row['magnification'] or 'unknown'}")
+    for number, level in enumerate(row["levels"]):
+        say(f"  level {number}        {level['width']} × {level['height']} px, 1/{level['downsample']:.4g}")
+    say(f"  images         {', '.join(row['associated_images']) or 'none'}")
+    if row["store"]:
+        say(f"  store          {row['store']}: {', '.join([*row['shapes'], *row['tables']]) or 'empty'}")

@@ -1,0 +1,317 @@
+"""Many slides: what to work on, in parallel by dask.distributed, one outcome per slide whatever happens to it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError
+from morphogen.core.files import writable_folder
+from morphogen.core.progress import progress
+from morphogen.slides.config import EncodeConfig, TileConfig
+from morphogen.slides.encode import Outcome, encode_slide
+from morphogen.slides.slide import SLIDE_SUFFIXES, open_slide
+from morphogen.slides.tiles import tile_slide
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from morphogen.slides.encoders import Encoder
+
+_PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image")
+_WORKER_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide and what to do with it; sent to workers as it is."""
+
+    path: str
+    mpp: float | None = None
+    out: str | None = None
+    tiles: TileConfig | None = None
+    encode: EncodeConfig | None = None
+    overwrite: bool = False
+
+
+def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float | None = None) -> list[Job]:
+    """Slides named by files, folders, and lists, in order, each once.
+
+    A folder gives its slides and images sorted by name; ``.csv`` and ``.tsv`` files are read by a path column (one of
+    path, slide, wsi, file, filename, image) and an optional ``mpp`` column, ``.txt`` files one path a line. Paths in a
+    list are relative to the list. Raises :class:`InputError` when nothing is found.
+    """
+    jobs: list[Job] = []
+    for item in map(Path, inputs):
+        if item.is_dir() and item.suffix != ".zarr":
+            found = item.rglob("*") if recursive else item.iterdir()
+            paths = sorted(
+                p for p in found if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")
+            )
+            if not paths:
+                raise InputError("there are no slides in this folder", where=item, fix="Try --recursive")
+            jobs += [Job(str(path), mpp) for path in paths]
+        elif item.suffix.lower() in {".csv", ".tsv", ".txt"}:
+            jobs += list(_listed(item, mpp))
+        else:
+            jobs.append(Job(str(item), mpp))
+    unique = {job.path: job for job in jobs}
+    if not unique:
+        raise InputError("no slides were named", fix="Name slides, folders or a list of slides")
+    return list(unique.values())
+
+
+def _listed(path: Path, mpp: float | None) -> Iterator[Job]:
+    if not path.is_file():
+        raise InputError("there is no such list", where=path)
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in text.splitlines()]
+        yield from (Job(str(path.parent / line), mpp) for line in lines if line and not line.startswith("#"))
+        return
+    rows = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    names = {name.strip().lower(): name for name in rows.fieldnames or []}
+    column = next((names[name] for name in _PATH_COLUMNS if name in names), None)
+    if column is None:
+        raise InputError(
+            f"no column holds paths (columns: {', '.join(names) or 'none'})", where=path, fix="Name it 'path'"
+        )
+    for number, row in enumerate(rows, start=2):
+        size = (row.get(names.get("mpp", "")) or "").strip()
+        try:
+            own = float(size) if size else mpp
+        except ValueError:
+            raise InputError(f"mpp '{size}' is not a number", where=f"{path} line {number}") from None
+        yield Job(str(path.parent / row[column].strip()), own)
+
+
+def run_jobs(
+    jobs: list[Job],
+    *,
+    out: Path | None = None,
+    tiles: TileConfig | None = None,
+    encode: EncodeConfig | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> list[Outcome]:
+    """Tile (and encode, when ``encode`` is given) slides; one :class:`Outcome` each, in their order.
+
+    A slide that fails is reported and the others go on; a full disk stops everything. Finished slides are kept, so
+    the same call goes on after a kill. ``workers`` processes of this machine work in parallel, each on a slide (one
+    per GPU, else by cores and memory, when ``None``); ``scheduler`` is the address of a dask cluster that sees the
+    same files.
+
+    Raises
+    ------
+    MorphogenError
+        For what concerns all slides: an encoder that cannot be loaded, an output folder that cannot be written,
+        equally named slides in one output folder; and, when there is one slide, for its own failure.
+    """
+    if out is not None:
+        writable_folder(out)
+        _refuse_equal_names(jobs)
+    jobs = [
+        replace(job, out=str(out) if out else None, tiles=tiles, encode=encode, overwrite=overwrite)
+        for job in jobs
+    ]
+    if encode is not None:
+        from morphogen.slides.encoders import encoder_spec
+
+        encoder_spec(encode.encoder)  # an unknown name is told before any work
+    if scheduler is None and (len(jobs) == 1 or (workers or _default_workers(len(jobs), encode)) == 1):
+        return _here(jobs)
+    return _spread(jobs, workers or _default_workers(len(jobs), encode), scheduler)
+
+
+def _here(jobs: list[Job]) -> list[Outcome]:
+    if len(jobs) == 1:
+        with _tile_bar() as advance:
+            return [_work(jobs[0], advance)]
+    if jobs[0].encode is not None:
+        _encoder(jobs[0].encode)
+    outcomes, began, done = [], time.perf_counter(), 0
+    with progress.bar(len(jobs), "slides") as bar:
+        for job in jobs:
+            outcomes.append(attempt(job))
+            done += outcomes[-1].tiles if outcomes[-1].status == "done" else 0
+            bar.advance()
+            bar.note(tiles_per_s=f"{done / (time.perf_counter() - began):.0f}")
+    return outcomes
+
+
+def _spread(jobs: list[Job], workers: int, scheduler: str | None) -> list[Outcome]:
+    from distributed import as_completed
+
+    outcomes: dict[int, Outcome] = {}
+    with _client(workers, scheduler) as client, progress.bar(len(jobs), "slides") as bar:
+        began, done = time.perf_counter(), 0
+        futures = {client.submit(attempt, job, pure=False, retries=0): i for i, job in enumerate(jobs)}
+        for future in as_completed(list(futures)):
+            index = futures[future]
+            error = future.exception()
+            if isinstance(error, MorphogenError):  # what stops everything: an encoder, a full disk
+                client.cancel(list(futures))
+                raise error
+            if error is not None:  # the worker itself died, most likely out of memory
+                text = f"its worker stopped ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+                outcomes[index] = Outcome(jobs[index].path, "failed", message=text)
+            else:
+                outcomes[index] = future.result()
+            done += outcomes[index].tiles if outcomes[index].status == "done" else 0
+            bar.advance()
+            bar.note(tiles_per_s=f"{done / (time.perf_counter() - began):.0f}")
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+def attempt(job: Job) -> Outcome:
+    """:func:`_work`, with the failure of the slide as an outcome; errors that concern all slides are raised."""
+    encoder = _encoder(job.encode) if job.encode is not None else None
+    began = time.perf_counter()
+    try:
+        return _work(job, None, encoder)
+    except MorphogenError as error:
+        if _disk_is_full(error):
+            raise
+        return Outcome(job.path, "failed", seconds=time.perf_counter() - began, message=str(error))
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Outcome(job.path, "failed", seconds=time.perf_counter() - began, message=text)
+
+
+def _work(job: Job, advance: Callable[[int, int], None] | None, encoder: Encoder | None = None) -> Outcome:
+    began = time.perf_counter()
+    with open_slide(job.path, job.mpp, job.out) as slide:
+        if job.encode is not None:
+            encoder = encoder or _encoder(job.encode)
+            return encode_slide(
+                slide, encoder, job.encode, job.tiles, overwrite=job.overwrite, advance=advance
+            )
+        tiles, new = tile_slide(slide, job.tiles, overwrite=job.overwrite)
+        status = ("done" if new else "kept") if len(tiles) else "blank"
+        return Outcome(
+            str(slide.path),
+            status,
+            tiles=len(tiles),
+            seconds=time.perf_counter() - began,
+            store=str(slide.store),
+            message="" if len(tiles) else "no tissue, so no tiles",
+        )
+
+
+@lru_cache(maxsize=1)
+def _encoder(config: EncodeConfig) -> Encoder:
+    """The encoder, loaded once in each process."""
+    from morphogen.slides.encoders import get_encoder
+
+    return get_encoder(
+        config.encoder,
+        config.weights,
+        device=_own_device(config.device),
+        precision=config.precision,
+        compile=config.compile,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _own_device(name: str) -> str:
+    """The GPU of this worker: local workers are numbered, and share out the GPUs by their numbers."""
+    if name not in ("auto", "cuda"):
+        return name
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
+        return name
+    try:
+        from distributed import get_worker
+
+        return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
+    except ValueError:  # not in a worker, or one with a name of its own: it sees only its GPU
+        return name
+
+
+def _default_workers(slides: int, encode: EncodeConfig | None) -> int:
+    """One per GPU when the encoder runs there, else as many as cores and memory allow."""
+    if encode is not None and encode.device != "cpu" and encode.encoder != "texture":
+        import torch
+
+        if torch.cuda.is_available():
+            return min(slides, torch.cuda.device_count() if encode.device in ("auto", "cuda") else 1)
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(slides, cores, int(psutil.virtual_memory().available // _WORKER_BYTES)))
+
+
+@contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=20)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InputError(
+                f"no dask scheduler answers ({' '.join(str(error).split())[:120]})",
+                where=scheduler,
+                fix="Start one with 'dask scheduler', and 'dask worker ADDRESS' on each machine",
+            ) from error
+        with client:
+            yield client
+        return
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def _tile_bar() -> Iterator[Callable[[int, int], None]]:
+    state: dict[str, Any] = {"done": 0}
+
+    def advance(done: int, total: int) -> None:
+        if "bar" not in state:
+            state["context"] = progress.bar(total, "tiles", done=done)
+            state["bar"] = state["context"].__enter__()
+        else:
+            state["bar"].advance(done - state["done"])
+        state["done"] = done
+
+    try:
+        yield advance
+    finally:
+        if "context" in state:
+            state["context"].__exit__(None, None, None)
+
+
+def _refuse_equal_names(jobs: list[Job]) -> None:
+    seen: dict[str, str] = {}
+    for job in jobs:
+        name = Path(job.path).with_suffix(".zarr").name
+        if name in seen:
+            raise SlideError(
+                f"would share its store with {seen[name]}",
+                where=job.path,
+                fix="Rename one, or keep their results in different --out folders",
+            )
+        seen[name] = job.path
+
+
+def _disk_is_full(error: MorphogenError) -> bool:
+    cause = error.__cause__
+    return isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno == errno.ENOSPC

@@ -1,0 +1,40 @@
+"""Settings of tiling and encoding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from morphogen.core.config import Config
+
+
+class TileConfig(Config):
+    """How a slide is cut into tiles."""
+
+    tile_px: int = Field(224, ge=8, le=8192, description="Side of a tile in pixels at `tile_mpp`.")
+    tile_mpp: float = Field(0.5, gt=0.01, le=100, description="µm per pixel of the tiles.")
+    overlap: int = Field(0, ge=0, description="Pixels (at `tile_mpp`) that neighbouring tiles share.")
+    min_tissue: float = Field(
+        0.5, ge=0, le=1, description="Least share of a tile that must be tissue for it to be kept."
+    )
+    tissue: Literal["entropy", "otsu", "all"] = Field(
+        "entropy",
+        description="How tissue is found: LazySlide's entropy (H&E, IHC, tinted background) or colour threshold "
+        "(H&E, rejects pen marks), or `all`: the whole slide is taken (smears, images that are all tissue).",
+    )
+
+
+class EncodeConfig(Config):
+    """Which encoder turns tiles into features, and how it runs."""
+
+    encoder: str = Field("texture", description="Name of the encoder; `morphogen slide encoders` lists them.")
+    weights: str | None = Field(
+        None, description="Folder or file of its weights; the hub's cache when absent."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the network.")
+    compile: bool = Field(False, description="Compile the network with torch.compile.")
+    batch_size: int = Field(64, ge=1, description="Tiles through the encoder at once.")
+    readers: int = Field(2, ge=1, le=64, description="Threads that decode tiles of one slide.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the weights.")

@@ -1,0 +1,266 @@
+"""Tiles of a slide through an encoder, kept chunk by chunk, into a table of the slide's store."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from morphogen.core.errors import OutputError
+from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
+from morphogen.core.provenance import versions
+from morphogen.slides.config import EncodeConfig, TileConfig
+from morphogen.slides.fields import read_boxes
+from morphogen.slides.store import (
+    NOTES,
+    TILES,
+    element_name,
+    read_attrs,
+    table_names,
+    table_note,
+    write_store,
+)
+from morphogen.slides.tiles import Tiles, read_tiles, tile_slide
+
+if TYPE_CHECKING:
+    from morphogen.slides.encoders import Encoder
+    from morphogen.slides.slide import Slide
+
+_CHUNK_BYTES = 128 << 20
+
+
+@dataclass
+class Outcome:
+    """What became of one slide.
+
+    Attributes
+    ----------
+    slide, status:
+        The file; ``done``, ``kept`` (finished before), ``blank`` (no tissue, no tiles) or ``failed``.
+    tiles, width:
+        Number of tiles and of features each.
+    seconds, stages:
+        Wall time, and seconds of work per stage (``tile``, ``read``, ``encode``, ``store``); reading overlaps
+        encoding, so they may add up to more than the wall time.
+    store, message:
+        Where results are; why it failed, or what else there is to say.
+    """
+
+    slide: str
+    status: str
+    tiles: int = 0
+    width: int = 0
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    store: str = ""
+    message: str = ""
+
+
+def features_key(encoder_name: str, tiles: str = TILES) -> str:
+    """Name of the feature table of an encoder, as LazySlide names it: ``<encoder>_tiles``."""
+    return f"{element_name(encoder_name)}_{tiles}"
+
+
+def encode_slide(
+    slide: Slide,
+    encoder: Encoder,
+    config: EncodeConfig | None = None,
+    tiles: TileConfig | None = None,
+    *,
+    overwrite: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Encode the tiles of one slide into the table ``<encoder>_tiles`` of its store.
+
+    Tiles in the store are used as they are; without any (or with ``tiles`` given) they are made first, by default at
+    the encoder's own size and µm/px. Finished chunks of features are kept beside the store until the table is
+    written, so an interrupted run goes on where it was, to the same numbers. A table made from the same tiles and
+    weights is kept.
+
+    Parameters
+    ----------
+    advance:
+        Called with (tiles done, tiles in all) as work proceeds.
+
+    Raises
+    ------
+    SlideError, OutputError
+        As :func:`tile_slide`; also :class:`OutputError` when a table from other tiles or weights is there and
+        ``overwrite`` is not set.
+    """
+    config = config or EncodeConfig()
+    began, clock = time.perf_counter(), _Clock()
+    with clock("tile"):
+        known = TILES in read_attrs(slide.store).get("tile_spec", {})
+        if tiles is None and known:
+            laid = read_tiles(slide)  # overwriting features alone does not touch the tiles
+        else:
+            plan = tiles or TileConfig(tile_px=encoder.spec.input_px, tile_mpp=encoder.spec.mpp)
+            laid, _ = tile_slide(slide, plan, overwrite=overwrite)
+    result = Outcome(str(slide.path), "done", tiles=len(laid), store=str(slide.store))
+    if not len(laid):
+        result.status, result.message = "blank", "no tissue, so no tiles"
+        result.seconds = time.perf_counter() - began
+        return result
+    key = features_key(encoder.spec.name)
+    fingerprint = content_hash(encoder.identity(), laid.identity(), slide_identity(slide.path))
+    if key in table_names(slide.store) and not overwrite:
+        if table_note(slide.store, key, "fingerprint") != fingerprint:
+            raise OutputError(
+                f"already holds '{key}' from other tiles, weights or precision",
+                where=slide.store,
+                fix="Pass --overwrite to replace it, or choose another --out",
+            )
+        result.status = "kept"
+        result.width = int(table_note(slide.store, key, "width") or 0)
+        result.seconds = time.perf_counter() - began
+        return result
+    parts = slide.store.with_name(f"{slide.store.stem}.{key}.parts")
+    features = _features(slide, encoder, laid, config, parts, fingerprint, clock, advance)
+    with clock("store"):
+        write_store(slide, tables={key: feature_table(laid, features, encoder, fingerprint)})
+        shutil.rmtree(parts, ignore_errors=True)
+    result.width, result.stages = int(features.shape[1]), clock.seconds
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def feature_table(
+    tiles: Tiles, features: np.ndarray, encoder: Encoder | None, fingerprint: str, **notes: str
+) -> Any:
+    """AnnData as wsidata keeps features (rows = tiles, ``obs.tile_id``), plus tile centres in ``obsm["spatial"]``."""
+    import anndata
+    import pandas as pd
+    from spatialdata.models import TableModel
+
+    ids = np.arange(len(tiles))
+    obs = pd.DataFrame(
+        {"tile_id": ids, "library_id": pd.Categorical([TILES] * len(ids)), "tissue_id": tiles.tissue_id},
+        index=ids.astype(str),
+    )
+    table = anndata.AnnData(X=np.asarray(features, dtype=np.float32), obs=obs)
+    table.var_names = [f"f{i}" for i in range(features.shape[1])]
+    table.obsm["spatial"] = tiles.centres
+    table.uns[NOTES] = {
+        "fingerprint": fingerprint,
+        "width": str(features.shape[1]),
+        **({"encoder": encoder.spec.name, "licence": encoder.spec.licence} if encoder else {}),
+        **{f"version_{name}": text for name, text in versions().items()},
+        **notes,
+    }
+    return TableModel.parse(table, region=TILES, region_key="library_id", instance_key="tile_id")
+
+
+def slide_identity(path: Path) -> str:
+    """Hex digest of a slide file's size and its first and last 64 KiB; fast on any size, unchanged by copying."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(1 << 16))
+        size = file.seek(0, 2)
+        file.seek(max(0, size - (1 << 16)))
+        digest.update(file.read())
+    digest.update(str(size).encode())
+    return digest.hexdigest()
+
+
+def _features(
+    slide: Slide,
+    encoder: Encoder,
+    tiles: Tiles,
+    config: EncodeConfig,
+    parts: Path,
+    fingerprint: str,
+    clock: _Clock,
+    advance: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """(N, D) float32, from the chunks kept in ``parts`` and those computed now."""
+    found = Manifest.read(parts)
+    if found is None or found.get("fingerprint") != fingerprint:
+        shutil.rmtree(
+            parts, ignore_errors=True
+        )  # of other tiles or weights, or cut short before its first chunk
+        Manifest.write(writable_folder(parts), kind="encode-parts", fingerprint=fingerprint)
+    size = max(64, _CHUNK_BYTES // (tiles.tile_px**2 * 3) // 64 * 64)
+    chunks = [slice(start, min(start + size, len(tiles))) for start in range(0, len(tiles), size)]
+    done = [_load_part(parts / f"{i:05d}.npy", c.stop - c.start) for i, c in enumerate(chunks)]
+    count = sum(len(part) for part in done if part is not None)
+    if advance is not None:
+        advance(count, len(tiles))
+    batches = [
+        (i, slice(start, min(start + config.batch_size, chunk.stop)))
+        for i, chunk in enumerate(chunks)
+        if done[i] is None
+        for start in range(chunk.start, chunk.stop, config.batch_size)
+    ]
+    pending: list[np.ndarray] = []
+    for (i, rows), images in _prefetched(slide, tiles, batches, config.readers, clock):
+        with clock("encode"):
+            pending.append(encoder(images).cpu().numpy())
+        count += rows.stop - rows.start
+        if advance is not None:
+            advance(count, len(tiles))
+        if rows.stop == chunks[i].stop:
+            done[i], pending = np.concatenate(pending), []
+            with clock("store"), atomic_path(parts / f"{i:05d}.npy") as temporary:
+                np.save(temporary, done[i], allow_pickle=False)
+    return np.concatenate([part for part in done if part is not None])
+
+
+def _prefetched(
+    slide: Slide, tiles: Tiles, batches: list[tuple[int, slice]], readers: int, clock: _Clock
+) -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
+    """Pixels of each batch; two batches ahead are decoded while the encoder works."""
+
+    def read(rows: slice) -> np.ndarray:
+        with clock("read"):
+            return read_boxes(slide, tiles.boxes[rows], tiles.tile_px)
+
+    slide.reader.reader  # noqa: B018  opened here, once, before threads ask for it
+    ahead = readers + 1
+    with ThreadPoolExecutor(readers, thread_name_prefix="decode") as pool:
+        queue = [pool.submit(read, rows) for _, rows in batches[:ahead]]
+        try:
+            for n, batch in enumerate(batches):
+                images = queue.pop(0).result()
+                if n + ahead < len(batches):
+                    queue.append(pool.submit(read, batches[n + ahead][1]))
+                yield batch, images
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def _load_part(path: Path, rows: int) -> np.ndarray | None:
+    try:
+        part = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return part if part.ndim == 2 and len(part) == rows else None
+
+
+class _Clock:
+    """Seconds of work per stage, added up over threads: ``with clock("read"): …``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> _Stage:
+        return _Stage(self.seconds, stage)
+
+
+class _Stage:
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self.seconds, self.stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.began
