@@ -54,4 +54,9 @@ def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32,
     except Exception as error:  # every library raises its own kind for a file that does not fit
         line = " ".join(str(error).split())
         raise CheckpointError(f"the weights do not load ({line[:200]})", where=folder) from error
+    with torch.no_grad():
+        # Tensors of a mapped file lie anywhere; CPU kernels choose their path, and round, by alignment. Copies make
+        # a loaded network give the same bits as the one that was saved.
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.data = tensor.data.clone()
     return module.eval()
