@@ -83,9 +83,11 @@ class Population:
         """Uniform deviates of the cells with these identities."""
         return uniform(ids, np.zeros(1, dtype=np.int64), self._stream(name))
 
-    def normal(self, ids: NDArray, name: str) -> Float:
-        """Standard normal deviates of the cells with these identities."""
-        return normal(ids, np.zeros(1, dtype=np.int64), self._stream(name)).astype(np.float64)
+    def normal(self, ids: NDArray, *names: str) -> Float:
+        """Standard normal deviates of the cells with these identities: (cells,), or (names, cells) for several."""
+        streams = np.array([self._stream(name) for name in names])[:, None]
+        values = normal(ids, np.zeros(1, dtype=np.int64), streams).astype(np.float64)
+        return values[0] if len(names) == 1 else values
 
     def __call__(self, box: Box, rings: Rings | None = None) -> Cells:
         """Every cell whose nucleus centre lies in the box (µm), in order of identity.
@@ -145,20 +147,21 @@ class Population:
         keep &= self.uniform(ids, "keep") < density
         ids, x, y = ids[keep], x[keep], y[keep]
         immune = self.uniform(ids, "immune") < 0.07 + 0.4 * at.lymphoid[keep]
-        angle = self.fibre_angle(x, y, rings) + 0.22 * self.normal(ids, "angle")
+        across = at.across[0][keep], at.across[1][keep]
+        angle = self.fibre_angle(x, y, across, at.which[keep], rings) + 0.22 * self.normal(ids, "angle")
         return self._round(ids, x, y, np.where(immune, Cell.LYMPHOCYTE, Cell.FIBROBLAST), angle)
 
-    def fibre_angle(self, x: Float, y: Float, rings: Rings) -> Float:
-        """Direction of the stroma's fibres (radians) at points."""
+    def fibre_angle(
+        self, x: Float, y: Float, across: tuple[Float, Float], which: Float, rings: Rings
+    ) -> Float:
+        """Direction of the stroma's fibres (radians) at points whose ``across`` and ``which`` are known."""
         step = 1.5
-        ax = np.concatenate([x + step, x - step, x, x])
-        ay = np.concatenate([y, y, y + step, y - step])
-        at = self.architecture(ax, ay, rings)
+        near = self.architecture(np.concatenate([x + step, x]), np.concatenate([y, y + step]), rings)
         angles = []
-        for across in at.across:
-            right, left, below, above = across.reshape(4, -1)
-            angles.append(np.arctan2(below - above, right - left) + np.pi / 2)
-        return np.where(at.which.reshape(4, -1)[0] > 0.5, angles[0], angles[1])
+        for here, beside in zip(across, near.across):
+            right, below = beside.reshape(2, -1)
+            angles.append(np.arctan2(below - here, right - here) + np.pi / 2)
+        return np.where(which > 0.5, angles[0], angles[1])
 
     def _lymph_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, at: Fields, rings: Rings) -> tuple:
         ids = self._lattice_id(_LYMPH, gx, gy)
@@ -273,19 +276,21 @@ class Population:
         patient = self.patient
 
         # Traits: the clone's field and the cell's own deviation, around the patient's level. All of it shows.
-        own = np.stack([self.normal(ids, f"trait-{k}") for k in range(3)], axis=1)
+        names = ("size", "stretch", "stain", "tint", "trait-0", "trait-1", "trait-2")
+        size, longer, darker, pinker, *traits = self.normal(ids, *names)
+        own = np.stack(traits, axis=1)
         level = 0.6 * np.array([patient.er, patient.her2, patient.proliferation])
         trait = level + 0.85 * self.architecture.traits(x, y).T + 0.55 * own
         trait = np.clip(trait, -2.6, 2.6) * tumour[:, None]
         pale, pink, coarse = trait.T
 
         vary = vary * np.where(tumour, patient.pleomorphism, 1.0)
-        scale = np.exp(vary * self.normal(ids, "size") + 0.05 * pale + 0.05 * coarse)
+        scale = np.exp(vary * size + 0.05 * pale + 0.05 * coarse)
         scale = scale * np.where(tumour, patient.nuclear_size, 1.0)
-        stretch = np.exp(0.5 * vary * np.abs(self.normal(ids, "stretch")))
+        stretch = np.exp(0.5 * vary * np.abs(longer))
         major = np.clip(major * scale * stretch, 1.0, 11.5)
         minor = np.clip(minor * scale / stretch, 0.9, 9.0)
-        stain = stain * np.exp(0.14 * self.normal(ids, "stain") - 0.15 * pale + 0.10 * coarse)
+        stain = stain * np.exp(0.14 * darker - 0.15 * pale + 0.10 * coarse)
         mitosis = tumour & (self.uniform(ids, "mitosis") < 0.02 / (1 + np.exp(-2.0 * coarse)))
         return Cells(
             id=ids.astype(np.int32),
@@ -301,7 +306,7 @@ class Population:
             nucleoli=np.where(mitosis, 0.0, nucleoli * np.exp(0.4 * pale)),
             ragged=np.where(mitosis, 0.16, ragged),
             mitosis=mitosis,
-            tint=np.exp(0.12 * self.normal(ids, "tint") + 0.20 * pink),
+            tint=np.exp(0.12 * pinker + 0.20 * pink),
             cx=cytoplasm[0],
             cy=cytoplasm[1],
             tall=cytoplasm[2],

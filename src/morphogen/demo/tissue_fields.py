@@ -209,8 +209,8 @@ class Architecture:
         # Vessels share the hash streams of the glands, far away from them.
         hx = gx + 1_000_003 if vessel else gx
 
-        def draw(name: str) -> Float:
-            return uniform(hx, gy, self._streams[name])
+        draws = uniform(hx, gy, np.array(list(self._streams.values()))[:, None])
+        draw = dict(zip(self._streams, draws)).__getitem__
 
         amounts = self.amounts(x, y)
         keep = draw("keep") < (amounts.vessels if vessel else amounts.glands)

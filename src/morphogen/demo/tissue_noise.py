@@ -25,11 +25,11 @@ _QUANTILES /= _QUANTILES.std()
 _SPLINE_POWER = 151 / 315
 
 
-def hash_words(ix: NDArray, iy: NDArray, stream: int) -> Words:
-    """32 well-mixed bits for integer positions (broadcast), different for every ``stream`` (murmur finaliser)."""
+def hash_words(ix: NDArray, iy: NDArray, stream: int | NDArray) -> Words:
+    """32 well-mixed bits for integer positions, different for every ``stream`` (murmur finaliser); all broadcast."""
     x = np.asarray(ix).astype(np.uint32) * np.uint32(0x8DA6B343)
     y = np.asarray(iy).astype(np.uint32) * np.uint32(0xD8163841)
-    word = (x ^ np.uint32(stream & 0xFFFFFFFF)) + y
+    word = (x ^ (np.asarray(stream) & 0xFFFFFFFF).astype(np.uint32)) + y
     word ^= word >> np.uint32(16)
     word *= np.uint32(0x85EBCA6B)
     word ^= word >> np.uint32(13)
@@ -38,7 +38,7 @@ def hash_words(ix: NDArray, iy: NDArray, stream: int) -> Words:
     return word
 
 
-def uniform(ix: NDArray, iy: NDArray, stream: int) -> Float:
+def uniform(ix: NDArray, iy: NDArray, stream: int | NDArray) -> Float:
     """Uniform deviates in [0, 1) for integer positions."""
     return hash_words(ix, iy, stream) * 2.0**-32
 
@@ -48,7 +48,7 @@ def normal_of(words: Words) -> NDArray[np.float32]:
     return _QUANTILES[words >> np.uint32(16)]
 
 
-def normal(ix: NDArray, iy: NDArray, stream: int) -> NDArray[np.float32]:
+def normal(ix: NDArray, iy: NDArray, stream: int | NDArray) -> NDArray[np.float32]:
     """Standard normal deviates for integer positions."""
     return normal_of(hash_words(ix, iy, stream))
 
@@ -64,7 +64,8 @@ class SplineNoise:
         self.period = float(period)
         self._single = channels is None
         count = 1 if channels is None else channels
-        self._streams = [seed_for("spline-noise", *keys, k) & 0xFFFFFFFF for k in range(count)]
+        streams = [seed_for("spline-noise", *keys, k) & 0xFFFFFFFF for k in range(count)]
+        self._streams = np.array(streams)[:, None, None]
         shift = numpy_generator("spline-noise-shift", *keys).random(2)
         self._shift_x, self._shift_y = float(shift[0]), float(shift[1])
 
@@ -80,9 +81,7 @@ class SplineNoise:
         x0, y0 = int(jx.min()), int(jy.min())
         lattice_x = np.arange(x0, int(jx.max()) + 4)[None, :]
         lattice_y = np.arange(y0, int(jy.max()) + 4)[:, None]
-        lattice = np.stack([normal(lattice_x, lattice_y, stream) for stream in self._streams]).astype(
-            np.float64
-        )
+        lattice = normal(lattice_x, lattice_y, self._streams).astype(np.float64)
         lattice *= 1 / _SPLINE_POWER
         jx -= x0
         jy -= y0

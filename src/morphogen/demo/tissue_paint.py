@@ -38,7 +38,7 @@ from morphogen.demo.tissue_styles import Cell, Patient, Region
 
 # Haemoglobin absorbs in green and blue: red cells are redder than eosin makes collagen.
 _HAEMOGLOBIN = np.array([0.10, 0.78, 0.60])
-_GRID = 2.0  # µm between the points at which the fields are computed; pixels between them are interpolated
+_GRID = 3.0  # µm between the points at which the fields are computed; pixels between them are interpolated
 
 
 @dataclass(frozen=True)

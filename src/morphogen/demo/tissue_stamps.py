@@ -82,7 +82,7 @@ def draw_nuclei(window: Canvas, cells: Cells) -> Nuclei:
 
     reach = np.minimum(np.maximum(cells.major, cells.minor) * (1 + 2.2 * cells.ragged) + 0.5, NUCLEUS_REACH)
     half = np.ceil(reach / mpp).astype(int) + 1
-    sizes = sorted({min(4 * -(-int(h) // 4), rim) for h in half})
+    sizes = sorted({min(3 * -(-int(h) // 3), rim) for h in half})
     order: list[tuple[int, Grey, Grey, NDArray]] = [None] * len(cells)  # type: ignore[list-item]
     lower = 0
     for size in sizes:
@@ -123,7 +123,7 @@ def _nucleus_patches(
     dx = rest_x[:, None, None] + span[None, None, :]
     dy = rest_y[:, None, None] + span[None, :, None]
     cos, sin = column(np.cos(cells.angle)), column(np.sin(cells.angle))
-    draws = [normal_of(hash_words(cells.id, np.zeros(1, dtype=np.int64), 9001 + k)) for k in range(9)]
+    draws = normal_of(hash_words(cells.id, np.zeros(1, dtype=np.int64), 9001 + np.arange(9)[:, None]))
     major, minor = column(cells.major), column(cells.minor)
 
     u = dx * cos + dy * sin
