@@ -50,7 +50,8 @@ def answers(start):
     def answers(jobs: list[dict], processes: int = 1) -> tuple[list[dict], str]:
         process = start(jobs, processes)
         out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-3000:]
+        own = "\n".join(line for line in err.splitlines() if line.startswith("[rank")) or err
+        assert process.returncode == 0, own[-4000:]
         return [json.loads(line) for line in out.splitlines() if line.startswith("{")], err
 
     return answers

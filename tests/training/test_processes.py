@@ -17,18 +17,22 @@ CONFIG = {
     "save_every": 1,
     "keep_last": 12,
 }
+SHARDED = {**CONFIG, "validate_every": 4, "preview_every": 5, "clip_norm": 0.3}
 FIRST, LAST = "checkpoints/step-00000001", "checkpoints/step-00000012"
 
 
 @pytest.fixture(scope="module")
 def runs(toy, answers, tmp_path_factory):
-    """The same run by one process, by two, by two with accumulation, and one that meets a NaN."""
+    """The same run by one process and by two: plain, accumulated, half-way, sharded, and one that meets a NaN."""
     out = tmp_path_factory.mktemp("runs")
     fit(toy.Toy(), TrainingConfig(**CONFIG), out / "one", device="cpu")
     jobs = [
         {"out": out / "two", "config": CONFIG},
         {"out": out / "parts", "config": {**CONFIG, "accumulation": 2}},
+        {"out": out / "moved", "config": {**CONFIG, "steps": 6}},
         {"out": out / "nan", "config": CONFIG, "task": {"bad": 5}},
+        {"out": out / "sharded", "config": {**SHARDED, "steps": 6}, "shard": True},
+        {"out": out / "sharded", "config": SHARDED, "shard": True},
     ]
     said, err = answers(jobs, processes=2)
     return out, said, err
@@ -66,26 +70,22 @@ def test_libraries_print_no_warnings(runs):
     assert "arning" not in err.replace("OMP_NUM_THREADS", ""), err
 
 
-def test_a_run_may_go_on_with_another_number_of_processes(toy, answers, tmp_path):
-    config = {**CONFIG, "steps": 6}
-    answers([{"out": tmp_path / "moved", "config": config}], processes=2)
-    fit(toy.Toy(), TrainingConfig(**CONFIG), tmp_path / "moved", device="cpu")
-    fit(toy.Toy(), TrainingConfig(**CONFIG), tmp_path / "stayed", device="cpu")
-    a, b = (load_file(tmp_path / run / LAST / "model.safetensors") for run in ("moved", "stayed"))
+def test_a_run_may_go_on_with_another_number_of_processes(toy, runs):
+    out, _, _ = runs
+    fit(toy.Toy(), TrainingConfig(**CONFIG), out / "moved", device="cpu")
+    a, b = (load_file(out / run / LAST / "model.safetensors") for run in ("moved", "one"))
     assert biggest(a, b) < 1e-5
 
 
-def test_sharded_parameters_train_save_and_resume_like_whole_ones(toy, answers, tmp_path):
+def test_sharded_parameters_train_save_and_resume_like_whole_ones(toy, runs):
     """FSDP 2 through accelerate's own ``prepare``; its checkpoints are whole tensors that one process reads."""
-    config = {**CONFIG, "validate_every": 4, "preview_every": 5, "clip_norm": 0.3}
-    jobs = [{"out": tmp_path / "sharded", "config": {**config, "steps": n}, "shard": True} for n in (6, 12)]
-    said, _ = answers(jobs, processes=2)
-    assert all(answer["sharded"] for answer in said) and [a["step"] for a in said] == [6, 6, 12, 12]
-    fit(toy.Toy(), TrainingConfig(**config), tmp_path / "whole", device="cpu")
+    out, said, _ = runs
+    assert [(a["step"], a["shards"]) for a in said[-4:]] == [(6, 4), (6, 4), (12, 4), (12, 4)]
+    fit(toy.Toy(), TrainingConfig(**SHARDED), out / "whole", device="cpu")
     for file in ("model.safetensors", "ema.safetensors"):
-        a, b = (load_file(tmp_path / run / LAST / file) for run in ("sharded", "whole"))
+        a, b = (load_file(out / run / LAST / file) for run in ("sharded", "whole"))
         assert biggest(a, b) < 1e-5
-    a, b = (torch.load(tmp_path / r / LAST / "optimizer.pt", weights_only=True) for r in ("sharded", "whole"))
+    a, b = (torch.load(out / run / LAST / "optimizer.pt", weights_only=True) for run in ("sharded", "whole"))
     for key in ("exp_avg", "exp_avg_sq"):
         assert biggest({k: v[key] for k, v in a.items()}, {k: v[key] for k, v in b.items()}) < 1e-5
-    assert (tmp_path / "sharded/previews/step-00000010/sample.txt").is_file()
+    assert (out / "sharded/previews/step-00000010/sample.txt").is_file()

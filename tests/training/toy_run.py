@@ -1,7 +1,7 @@
 """A small denoising task, in this process or as a script: ``python toy_run.py JOBS.json``.
 
-A job is ``{"out": folder, "config": {TrainingConfig}, "task": {Toy arguments}, "shard": bool}``; one
-with ``shard`` shards all. The script prints one line of JSON for each job.
+A job is ``{"out": folder, "config": {TrainingConfig}, "task": {Toy arguments}, "shard": bool}``; from
+the first with ``shard`` on parameters are sharded. The script prints one line of JSON for each job.
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ def shard_on_cpu() -> None:
 
 
 def main(jobs: list[dict]) -> None:
-    if any(job.get("shard") for job in jobs):
-        shard_on_cpu()
+    sharded = False
     for job in jobs:
+        if job.get("shard") and not sharded:
+            shard_on_cpu()
+            sharded = True
         task = Toy(**job.get("task", {}))
         try:
             result = fit(task, TrainingConfig(**job["config"]), job["out"], device="cpu")
-            sharded = any(hasattr(p, "to_local") for p in task.model.parameters())
-            answer = {"step": result.step, "metrics": result.metrics, "sharded": sharded}
+            shards = sum(hasattr(p, "to_local") for p in task.model.parameters())
+            answer = {"step": result.step, "metrics": result.metrics, "shards": shards}
         except MorphogenError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
         print(json.dumps(answer) + "\n", end="", flush=True)

@@ -9,6 +9,7 @@ was not, and k processes train what one process trains.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +88,13 @@ def fit(
 
 def train(run: Run) -> None:
     """Steps from where the run is to its end."""
-    config, accelerator, progress = run.config, run.accelerator, run.progress
+    config, progress = run.config, run.progress
     first, last = progress.step, progress.step if progress.stopped_early else config.steps
     batches = _batches(run, first, last)
     run.model.train()
     with Meter(run) as meter:
         for step in range(first, last):
-            lr = learning_rate(step, config)
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr
-
-            parts = [backward(run, step, part, next(batches)) for part in range(config.accumulation)]
-            norm = clip(run)
-            run.guard.watch(step + 1, parts, norm if accelerator.scaler is None else None)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            if not run.optimizer.step_was_skipped:
-                run.ema.update()
-
+            lr, norm = update(run, step, batches)
             progress.step = step + 1
             meter.advance()
             if run.due(config.log_every):
@@ -117,6 +107,21 @@ def train(run: Run) -> None:
                 run.save()
             if progress.stopped_early:
                 break
+
+
+def update(run: Run, step: int, batches: Iterator[Batch]) -> tuple[float, torch.Tensor]:
+    """One update of the weights and of their average; returns the learning rate and the norm of the gradient."""
+    lr = learning_rate(step, run.config)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    parts = [backward(run, step, part, next(batches)) for part in range(run.config.accumulation)]
+    norm = clip(run)
+    run.guard.watch(step + 1, parts, norm if run.accelerator.scaler is None else None)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if not run.optimizer.step_was_skipped:  # a gradient that overflowed in fp16
+        run.ema.update()
+    return lr, norm
 
 
 def backward(run: Run, step: int, part: int, batch: Batch) -> Part:
@@ -157,7 +162,7 @@ def _checked_loss(figures: Any, items: int) -> torch.Tensor:
     return loss
 
 
-def _batches(run: Run, first: int, last: int) -> Any:
+def _batches(run: Run, first: int, last: int) -> Iterator[Batch]:
     config, accelerator = run.config, run.accelerator
     share = RankBatches(
         run.order,
@@ -178,7 +183,7 @@ def _batches(run: Run, first: int, last: int) -> Any:
 
 
 @contextlib.contextmanager
-def own_randomness(device: torch.device) -> Any:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """Keep the seeding of a run from the caller's global generators."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
