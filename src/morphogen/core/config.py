@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from morphogen.core.errors import ConfigError, InputError, nearest
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _Metaclass
+else:
+    _Metaclass = type(BaseModel)
 
-class _Explained(type(BaseModel)):  # type: ignore[misc]
+
+class _Explained(_Metaclass):
     """Construction raises :class:`ConfigError`.
 
     On the metaclass because a custom ``__init__`` would also run for nested sections and lose the full key.
@@ -25,7 +30,7 @@ class _Explained(type(BaseModel)):  # type: ignore[misc]
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise _explain(cls, error) from None
+            raise _explain(cast("type[Config]", cls), error) from None
 
 
 class Config(BaseModel, metaclass=_Explained):
