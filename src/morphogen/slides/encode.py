@@ -125,7 +125,13 @@ def encode_slide(
     parts = slide.store.with_name(f"{slide.store.stem}.{key}.parts")
     features = _features(slide, encoder, laid, config, parts, fingerprint, clock, advance)
     with clock("store"):
-        write_store(slide, tables={key: feature_table(laid, features, encoder, fingerprint)})
+        notes = {
+            "encoder": encoder.spec.name,
+            "licence": encoder.spec.licence,
+            "precision": encoder.precision,
+        }
+        table = feature_table(laid, features, fingerprint, notes, encoder.names)
+        write_store(slide, tables={key: table})
         shutil.rmtree(parts, ignore_errors=True)
     result.width, result.stages = int(features.shape[1]), clock.seconds
     result.seconds = time.perf_counter() - began
@@ -133,9 +139,17 @@ def encode_slide(
 
 
 def feature_table(
-    tiles: Tiles, features: np.ndarray, encoder: Encoder | None, fingerprint: str, **notes: str
+    tiles: Tiles,
+    features: np.ndarray,
+    fingerprint: str,
+    notes: dict[str, str],
+    names: list[str] | None = None,
 ) -> Any:
-    """AnnData as wsidata keeps features (rows = tiles, ``obs.tile_id``), plus tile centres in ``obsm["spatial"]``."""
+    """AnnData as wsidata keeps features (rows = tiles, ``obs.tile_id``), plus tile centres in ``obsm["spatial"]``.
+
+    ``fingerprint`` (what the features were made from) and ``notes`` go to ``uns["morphogen"]``; ``names`` are the
+    features' names, ``f0``, ``f1``, … when absent.
+    """
     import anndata
     import pandas as pd
     from spatialdata.models import TableModel
@@ -146,15 +160,10 @@ def feature_table(
         index=ids.astype(str),
     )
     table = anndata.AnnData(X=np.asarray(features, dtype=np.float32), obs=obs)
-    table.var_names = [f"f{i}" for i in range(features.shape[1])]
+    table.var_names = names or [f"f{i}" for i in range(features.shape[1])]
     table.obsm["spatial"] = tiles.centres
-    table.uns[NOTES] = {
-        "fingerprint": fingerprint,
-        "width": str(features.shape[1]),
-        **({"encoder": encoder.spec.name, "licence": encoder.spec.licence} if encoder else {}),
-        **{f"version_{name}": text for name, text in versions().items()},
-        **notes,
-    }
+    made_by = {f"version_{name}": text for name, text in versions().items()}
+    table.uns[NOTES] = {"fingerprint": fingerprint, "width": str(features.shape[1]), **notes, **made_by}
     return TableModel.parse(table, region=TILES, region_key="library_id", instance_key="tile_id")
 
 

@@ -47,6 +47,8 @@ class Encoder:
         Whether it gives tokens.
     module:
         The network inside, for its parameters; ``None`` where there is none.
+    names:
+        What each feature is, where that can be said.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Encoder:
         precision: str = "fp32",
         tokens: bool = False,
         module: nn.Module | None = None,
+        names: list[str] | None = None,
     ) -> None:
+        self.names = names
         torch_dtype(precision)
         self.spec, self.device, self.precision, self.tokens, self.module = (
             spec,
@@ -230,6 +234,7 @@ def get_encoder(
 
     where = resolve_device(device)
     path = Path(weights).expanduser() if weights is not None else None
+    names = None
     if isinstance(name, nn.Module):
         spec = spec or EncoderSpec(name=type(name).__name__.lower(), kind="module", tokens=tokens)
         loaded = sources.from_module(name, spec)
@@ -245,6 +250,7 @@ def get_encoder(
             from morphogen.slides import texture
 
             loaded = texture.load(tokens)
+            names = None if tokens else texture.TextureEncoder().names
         elif name.startswith(PREFIXES):
             loaded = sources.from_prefix(name, spec, path, tokens, trust_remote_code)
         else:
@@ -254,7 +260,7 @@ def get_encoder(
         loaded.place(where)
         if compile:
             module.compile()
-    return Encoder(loaded.spec, loaded.forward, loaded.prepare, where, precision, tokens, module)
+    return Encoder(loaded.spec, loaded.forward, loaded.prepare, where, precision, tokens, module, names)
 
 
 def _how_to_get(spec: EncoderSpec) -> str:

@@ -125,7 +125,7 @@ def _lay(slide: Slide, tissues: GeoDataFrame, config: TileConfig) -> tuple[GeoDa
     from lazyslide.preprocess import tile_tissues
     from spatialdata import SpatialData
     from spatialdata.models import ShapesModel
-    from wsidata import TileSpec, WSIData
+    from wsidata import WSIData
 
     scale = config.tile_mpp / slide.require_mpp()
     side = max(1, round(config.tile_px * scale))
@@ -136,20 +136,7 @@ def _lay(slide: Slide, tissues: GeoDataFrame, config: TileConfig) -> tuple[GeoDa
             where="--overlap",
         )
     stride = max(1, round(stride_px * scale))
-    level = slide.level_for(side / config.tile_px)
-    # TileSpec derives level-0 sizes by truncation: nudged so that they come out as the integers laid here.
-    base = math.nextafter(side / config.tile_px, math.inf)
-    spec = TileSpec(
-        height=config.tile_px,
-        width=config.tile_px,
-        stride_height=stride_px,
-        stride_width=stride_px,
-        mpp=config.tile_mpp,
-        ops_level=level,
-        ops_downsample=base / slide.level_downsamples[level],
-        base_downsample=base,
-        tissue_name=TISSUES,
-    ).to_dict()
+    spec = tile_spec(slide, side, config.tile_px, stride_px, config.tile_mpp)
     empty = gpd.GeoDataFrame({"tile_id": [], "tissue_id": [], "geometry": []}, geometry="geometry")
     if not len(tissues) or side > min(slide.width, slide.height):
         return empty, spec
@@ -176,6 +163,26 @@ def _lay(slide: Slide, tissues: GeoDataFrame, config: TileConfig) -> tuple[GeoDa
     frame = frame[inside].reset_index(drop=True)
     frame["tile_id"] = np.arange(len(frame))
     return (ShapesModel.parse(frame) if len(frame) else empty), spec
+
+
+def tile_spec(slide: Slide, side: int, tile_px: int, stride_px: int, mpp: float | None) -> dict[str, Any]:
+    """wsidata's ``TileSpec`` of tiles of ``side`` level-0 pixels, as it stands in the attributes of a store."""
+    from wsidata import TileSpec
+
+    level = slide.level_for(side / tile_px)
+    # TileSpec derives level-0 sizes by truncation: nudged so that they come out as the integers laid here.
+    base = math.nextafter(side / tile_px, math.inf)
+    return TileSpec(
+        height=tile_px,
+        width=tile_px,
+        stride_height=stride_px,
+        stride_width=stride_px,
+        mpp=mpp,
+        ops_level=level,
+        ops_downsample=base / slide.level_downsamples[level],
+        base_downsample=base,
+        tissue_name=TISSUES,
+    ).to_dict()
 
 
 def _tiles(frame: GeoDataFrame | None, spec: dict[str, Any]) -> Tiles:
