@@ -142,7 +142,9 @@ def test_stem_schedules_and_posterior(tensors):
         ):
             torch.testing.assert_close(ours, numbers[f"{prefix}_{name}"], rtol=1e-10, atol=1e-14, msg=name)
         variance = log_small.exp()
-        torch.testing.assert_close(variance[1:], numbers[f"{prefix}_posterior_variance"][1:], rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            variance[1:], numbers[f"{prefix}_posterior_variance"][1:], rtol=1e-10, atol=0
+        )
 
 
 def test_histdist_schedules(tensors):

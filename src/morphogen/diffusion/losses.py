@@ -95,21 +95,21 @@ def diffusion_loss(
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, prediction: PredictionType, gamma: float = 5.0) -> Tensor:
-    """(B,) weights of min-SNR-γ (Hang et al. 2023): the loss in x0 weighted by min(SNR, γ), whatever is predicted.
+    """(B,) weights of min-SNR-γ (Hang et al. 2023): a squared error in x0 weighs min(SNR, γ), whatever is predicted.
 
-    x0: min(SNR, γ); epsilon: min(SNR, γ)/SNR; v: min(SNR, γ)/(SNR + 1); flow velocity: min(SNR, γ)/(√SNR + 1)².
+    On a variance-preserving schedule that is min(SNR, γ) for x0, min(SNR, γ)/SNR for epsilon and
+    min(SNR, γ)/(SNR + 1) for v.
     """
-    log_snr = schedule.log_snr(t)
-    assert isinstance(log_snr, Tensor)
-    snr = log_snr.double().exp() if log_snr.device.type != "mps" else log_snr.exp()
-    capped = snr.clamp(max=gamma)
-    if prediction == "epsilon":
-        capped = (gamma / snr).clamp(max=1)
-    elif prediction == "v":
-        capped = capped / (snr + 1)
-    elif prediction == "flow":
-        capped = capped / (snr.sqrt() + 1) ** 2
-    return capped.float()
+    alpha, sigma = schedule.levels(t)
+    snr = (alpha / sigma) ** 2
+    # How much the target moves, at a fixed x_t, when x0 moves by one.
+    moves = {
+        "epsilon": alpha / sigma,
+        "x0": torch.ones_like(sigma),
+        "v": (alpha**2 + sigma**2) / sigma,
+        "flow": (alpha + sigma) / sigma,
+    }
+    return snr.clamp(max=gamma) / moves[prediction] ** 2
 
 
 def variational_bound(

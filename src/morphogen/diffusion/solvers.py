@@ -179,8 +179,8 @@ def dpmpp_2m(
         h = lam[i + 1] - lam[i]
         target = predicted.x0
         if before and math.isfinite(h):
-            r = (lam[i] - lam[i - 1]) / h
-            target = (1 + 0.5 / r) * predicted.x0 - 0.5 / r * before[0]
+            slope = 0.5 * h / (lam[i] - lam[i - 1])  # 1/(2r) of the paper; 0 after a step out of pure noise
+            target = (1 + slope) * predicted.x0 - slope * before[0]
         before = (predicted.x0,)
         if sde:
             x_next = sigma[i + 1] / sigma[i] * math.exp(-h) * x - alpha[i + 1] * math.expm1(-2 * h) * target

@@ -82,7 +82,9 @@ def _uniform_log_snr(schedule: Schedule, n: int) -> list[float]:
     lowest = schedule.log_snr(schedule.last)
     highest = min(schedule.log_snr(schedule.first), HIGHEST_LOG_SNR)
     start = [schedule.last] if lowest < LOWEST_LOG_SNR else []
-    levels = torch.linspace(max(lowest, LOWEST_LOG_SNR), highest, n - len(start), dtype=torch.float64).tolist()
+    levels = torch.linspace(
+        max(lowest, LOWEST_LOG_SNR), highest, n - len(start), dtype=torch.float64
+    ).tolist()
     return start + [time_at_log_snr(schedule, level) for level in levels]
 
 
