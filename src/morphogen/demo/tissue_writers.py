@@ -11,6 +11,7 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import openslide
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
@@ -349,16 +350,9 @@ def _write_section(
 
 
 def _thumbnail(slide: Path, longest: int = 1000) -> tuple[NDArray[np.uint8], float]:
-    with Image.open(slide) as image:
-        frames = getattr(image, "n_frames", 1)
-        full = image.width
-        for frame in range(frames):
-            image.seek(frame)
-            if max(image.size) <= longest or frame == frames - 1:
-                small = image.convert("RGB")
-                break
-        small.thumbnail((longest, longest))
-        return np.asarray(small), small.width / full
+    with openslide.OpenSlide(slide) as image:
+        small = image.get_thumbnail((longest, longest)).convert("RGB")
+        return np.asarray(small), small.width / image.dimensions[0]
 
 
 def _counts(
