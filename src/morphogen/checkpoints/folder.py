@@ -89,6 +89,7 @@ def save_model(
     config: Config,
     *,
     kind: str,
+    documents: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> Path:
     """Write a model folder, whole or not at all; an existing one is replaced.
@@ -96,7 +97,7 @@ def save_model(
     modules: one module, or components by name. What has ``save_pretrained`` saves itself into a folder of
     its name; other modules become NAME.safetensors, in float32 or the dtype they have. kind: what the
     folder is, for the room that reads it ("expression", "stain", …). facts: anything JSON can hold; named
-    arguments of morphogen.json.
+    arguments of morphogen.json. documents: more JSON files by name (model_index.json).
     """
     folder = Path(folder)
     components = {"model": modules} if isinstance(modules, nn.Module) else dict(modules)
@@ -118,6 +119,8 @@ def save_model(
                 module.save_pretrained(temporary / name)
             else:
                 _save_state(module, temporary / f"{name}.safetensors")
+        for name, content in (documents or {}).items():
+            write_json(temporary / name, content)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): file_hash(path) for path in files}
         Manifest.write(temporary, kind=kind, files=hashes)

@@ -1,0 +1,258 @@
+"""What can be set about virtual staining: data, model, training, application, evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from morphogen.core.config import Config
+from morphogen.training.config import TrainingConfig
+
+
+class DataConfig(Config):
+    """How H&E / IHC pairs are read, checked and cut."""
+
+    crop: int = Field(
+        256, ge=32, description="Side of the square training crops in pixels (512 in HistDiST)."
+    )
+    orient: bool = Field(True, description="Draw one of the 8 orientations (quarter turns, mirror) per crop.")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel of the training images; slides are read at it. null = unknown."
+    )
+    skip_bad: bool = Field(False, description="Leave bad pairs out (counted and listed) instead of stopping.")
+    register_pairs: bool = Field(
+        False,
+        description="Estimate the shift between the two images of a pair and cut both to what they share.",
+    )
+    max_shift: int = Field(32, ge=1, description="Largest shift in pixels that registration may find.")
+    memory_gib: float = Field(
+        2.0, ge=0, description="Decoded images kept in memory, GiB; the rest is read again."
+    )
+    cache_crops: int = Field(
+        0,
+        ge=0,
+        description="Crops per pair whose latents and tokens are computed once and kept on disk. 0 = fresh crops.",
+    )
+
+
+class ModelConfig(Config):
+    """What the network is; saved with it."""
+
+    size: Literal["small", "paper"] = Field(
+        "small",
+        description="small: pixel space, minutes on a CPU. paper: Stable Diffusion 1.5 shape (HistDiST).",
+    )
+    stains: tuple[str, ...] = Field(
+        ("IHC",),
+        min_length=1,
+        description="Target stains, in label order; more than one gives one model for all.",
+    )
+    encoder: str = Field(
+        "texture",
+        description="Token encoder of the H&E crop: texture, phikon, any name of `morphogen doctor`, timm:NAME, "
+        "transformers:FOLDER, or none.",
+    )
+    encoder_weights: str | None = Field(None, description="Weights of the token encoder on disk.")
+    texture_grid: int = Field(4, ge=1, description="Rows and columns of the texture encoder's token grid.")
+    null_context: Literal["learned", "text"] = Field(
+        "learned",
+        description="Context of the H&E generation task: a learned token, or CLIP's states of 'H&E' (needs a start "
+        "folder with a text encoder).",
+    )
+    pixel_factor: int = Field(4, ge=1, description="small: blocks of this side become channels of the U-Net.")
+    pixel_scale: float = Field(
+        1.0, gt=0, description="small: factor on pixels in -1…1 before noise is added."
+    )
+    widths: tuple[int, ...] = Field(
+        (64, 96, 128), min_length=1, description="small: channels per U-Net level."
+    )
+    layers: int = Field(1, ge=1, description="small: residual blocks per level.")
+    attention: tuple[int, ...] = Field(
+        (2,), description="small: U-Net levels (0 = finest) with cross-attention."
+    )
+    heads: int = Field(4, ge=1, description="small: attention heads.")
+    groups: int = Field(8, ge=1, description="small: groups of the group norms.")
+    prediction: Literal["v", "epsilon"] = Field(
+        "v", description="v on a zero-terminal-SNR schedule with trailing steps, or epsilon on the plain one."
+    )
+    regression: bool = Field(
+        False,
+        description="Train the same network as a plain regression (no noise, one evaluation): a baseline.",
+    )
+    beta_start: float = Field(0.00085, gt=0, description="First beta of the scaled-linear schedule.")
+    beta_end: float = Field(0.012, gt=0, description="Last beta of the scaled-linear schedule.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if len(set(self.stains)) != len(self.stains):
+            raise ValueError(f"stains are {list(self.stains)}, but each may be named once")
+        if any(level >= len(self.widths) for level in self.attention):
+            raise ValueError(
+                f"attention levels are {list(self.attention)}, but there are {len(self.widths)} widths"
+            )
+        if self.size == "small" and self.null_context == "text":
+            raise ValueError(
+                "null_context 'text' needs size 'paper', started from a folder with a text encoder"
+            )
+        return self
+
+
+class ObjectiveConfig(Config):
+    """What is learned."""
+
+    bias_he_ihc: float = Field(
+        0.5, ge=0, lt=1, description="Probability that a sample trains H&E generation instead of translation."
+    )
+    min_snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="Weight losses by min-SNR with this gamma (5 is usual). null = plain mean square.",
+    )
+    last_step_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of samples trained at pure noise, where the answer is the mean stain.",
+    )
+
+
+class TrainConfig(Config):
+    """A training run of `morphogen stain train`."""
+
+    data: DataConfig = Field(default_factory=DataConfig, description="Pairs and crops.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Network.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is learned.")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig(steps=2000), description="The loop."
+    )
+    start: str | None = Field(
+        None,
+        description="Folder to start from: Stable Diffusion (4 → 8 channels), HistDiST, or a stain model.",
+    )
+    preview_pairs: int = Field(
+        4, ge=1, description="Validation pairs shown in previews and scored in validation."
+    )
+
+
+class SamplerConfig(Config):
+    """How an image is made. `reference` and `fast` are presets of these fields."""
+
+    solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"] = Field(
+        "dpmpp_2m_sde",
+        description="mean: one evaluation at pure noise, the expected stain (regression's answer).",
+    )
+    steps: int = Field(12, ge=1, description="Translation steps.")
+    spacing: Literal["model", "trailing", "leading", "log_snr"] = Field(
+        "log_snr", description="Where the steps lie; model = as the model was made for."
+    )
+    inversion_steps: int = Field(
+        0,
+        ge=0,
+        description="DDIM inversion steps of the H&E image for the starting noise. 0 = start from noise.",
+    )
+    standardise: Literal["end", "never", "steps"] = Field(
+        "end", description="Standardise the inverted latent per channel: at the end, never, or at every step."
+    )
+    eta: str = Field(
+        "cosine",
+        description="DDIM noise: cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide (0.65−0.35cos), linear, "
+        "or a number 0…1.",
+    )
+    final: Literal["data", "first"] = Field(
+        "data", description="Where the last step ends: data, or first level."
+    )
+
+    @classmethod
+    def reference(cls) -> SamplerConfig:
+        """HistDiST: 100-step inversion, standardised, then 100 DDIM steps with the cosine eta."""
+        return cls(
+            solver="ddim", steps=100, spacing="model", inversion_steps=100, eta="cosine", final="first"
+        )
+
+    @classmethod
+    def fast(cls) -> SamplerConfig:
+        """A few second-order stochastic steps from position-keyed noise, no inversion."""
+        return cls()
+
+    @classmethod
+    def mean(cls) -> SamplerConfig:
+        """One evaluation."""
+        return cls(solver="mean", steps=1)
+
+    @classmethod
+    def named(cls, name: str) -> SamplerConfig:
+        """The preset of this name."""
+        from morphogen.core.errors import ConfigError, nearest
+
+        presets = {"reference": cls.reference, "fast": cls.fast, "mean": cls.mean}
+        if name not in presets:
+            raise ConfigError(
+                f"unknown solver '{name}'.{nearest(name, presets)}",
+                where="--solver",
+                fix=f"Use {', '.join(presets)}",
+            )
+        return presets[name]()
+
+
+class WindowConfig(Config):
+    """How images larger than a window are cut and joined."""
+
+    window: int | None = Field(
+        None, ge=32, description="Side of a window in model pixels. null = the training crop."
+    )
+    overlap: int | None = Field(
+        None,
+        ge=0,
+        description="Overlap of neighbouring windows in model pixels. null = a quarter of the window.",
+    )
+    batch: int = Field(8, ge=1, description="Windows that go through the network together.")
+    tissue_only: bool = Field(True, description="Whole slides: leave glass white and skip it.")
+
+
+class ApplyConfig(Config):
+    """A run of `morphogen stain apply`."""
+
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="How images are made.")
+    windows: WindowConfig = Field(default_factory=WindowConfig, description="Windows of large images.")
+    samples: int = Field(
+        1, ge=1, description="Samples per image; with 2 or more the mean and the uncertainty too."
+    )
+    show: Literal["sample", "mean"] = Field(
+        "sample", description="What the main image is with several samples: one sample (sharp) or their mean."
+    )
+    stain: str | None = Field(None, description="Target stain of a model with several. null = its only one.")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel of the input, where its file does not say."
+    )
+    seed: int = Field(0, ge=0, description="Seed of all noise.")
+    quality: int = Field(90, ge=1, le=100, description="JPEG quality of pyramid tiles and of .jpg outputs.")
+
+
+class EvaluateConfig(Config):
+    """A run of `morphogen stain evaluate`."""
+
+    tile: int = Field(64, ge=8, description="Side in pixels of the tiles whose DAB is correlated.")
+    positive: float = Field(
+        0.15, gt=0, description="DAB optical density above which a pixel counts as stained."
+    )
+    bins: tuple[float, float, float] = Field(
+        (0.15, 0.35, 0.60), description="DAB optical densities where 1+, 2+ and 3+ begin (H-score)."
+    )
+    encoder: str = Field("texture", description="Encoder of MRA, Fréchet distance and KID.")
+    encoder_weights: str | None = Field(None, description="Weights of that encoder on disk.")
+    resnet_weights: str | None = Field(
+        None, description="torchvision resnet50 file for PHV. null = PHV left out."
+    )
+    lpips: bool = Field(False, description="LPIPS too (needs torchvision's AlexNet weights).")
+    reference_quirks: bool = Field(
+        False,
+        description="MRA ties and PHV normalisation as in the published HistDiST code, to compare with it.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of bootstrap and KID subsets.")
+    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples.")
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, for result files."""
+    return config.model_dump(mode="json")

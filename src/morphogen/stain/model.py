@@ -1,0 +1,356 @@
+"""``StainTransfer``: the components of virtual staining, in the manner of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.core.devices import resolve_device
+from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.diffusion import ItemNoise, network_denoiser
+from morphogen.nets import FirstStage, TextEncoder
+from morphogen.slides import Encoder, get_encoder
+from morphogen.slides.colour import dab_density
+from morphogen.slides.texture import TextureEncoder
+from morphogen.stain.config import ModelConfig, SamplerConfig
+from morphogen.stain.network import HE, StainNetwork
+from morphogen.stain.sampling import invert, model_schedule, model_timesteps, translate
+
+PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
+
+
+@dataclass(frozen=True)
+class StainOutput:
+    """What staining a batch gives.
+
+    samples: (B, K, H, W, 3) uint8. mean: (B, H, W, 3) uint8, mean of the samples' colours. uncertainty: (B,
+    H, W) float32, SD over the samples of the DAB optical density (zero for one sample). latents: (B, K, C,
+    h, w), scaled.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    uncertainty: Tensor
+    latents: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """(B, H, W, 3) uint8: the first sample of each."""
+        return self.samples[:, 0]
+
+
+class StainTransfer:
+    """H&E → immunostain.
+
+    ``model(images)`` stains a batch of equal crops; :func:`morphogen.stain.stain_image` and
+    :func:`morphogen.stain.stain_slide` cut larger ones into windows.
+
+    Parameters
+    ----------
+    network:
+        U-Net with label, null context and projection.
+    first_stage:
+        Pixels ↔ latents.
+    config:
+        What the model is.
+    encoder:
+        Token encoder of the H&E crop; ``None`` builds ``config.encoder`` when it is first needed.
+    text:
+        CLIP text encoder that the null context came from, kept to be saved again.
+    crop, mpp:
+        Side in pixels and µm/px of the crops it was trained on.
+    facts:
+        Provenance, saved with the model.
+    """
+
+    def __init__(
+        self,
+        network: StainNetwork,
+        first_stage: FirstStage,
+        config: ModelConfig,
+        *,
+        encoder: Encoder | None = None,
+        text: TextEncoder | None = None,
+        crop: int = 512,
+        mpp: float | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.network, self.first_stage, self.config, self.text = network, first_stage, config, text
+        self.crop, self.mpp, self.facts = crop, mpp, dict(facts or {})
+        self.schedule = model_schedule(config)
+        self._encoder = encoder
+        self._compiled: Any = None
+
+    # -- building, saving
+    # --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        encoder: str | Path | nn.Module | Encoder | None = None,
+        encoder_weights: Path | str | None = None,
+        device: str | torch.device = "cpu",
+        **changes: Any,
+    ) -> Self:
+        """Load a stain model, or the pipeline folder published with HistDiST (local folder or hub id).
+
+        Parameters
+        ----------
+        encoder:
+            Token encoder other than the saved one: a name, a transformers folder, a module. A published
+            folder does not say which it needs; Phikon is taken, as in the paper.
+        encoder_weights:
+            Weights of a named encoder on disk.
+        changes:
+            Settings of :class:`~morphogen.stain.config.ModelConfig` to override, e.g.
+            ``prediction="epsilon"`` for a pipeline trained without zero-SNR and v.
+        """
+        from morphogen.stain.folder import load
+
+        return load(cls, folder, encoder, encoder_weights, changes).to(device)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write the model folder; with an autoencoder and a text encoder it also opens as a diffusers
+        pipeline.
+        """
+        from morphogen.stain.folder import save
+
+        return save(self, folder)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move every component."""
+        where = resolve_device(device)
+        self.network.to(where)
+        self.first_stage.to(where)
+        if self.text is not None:
+            self.text.to(where)
+        if where.type == "cpu":  # convolutions on a CPU and on a GPU's tensor cores read channels last
+            self.network.to(memory_format=torch.channels_last)
+        return self
+
+    def compile(self) -> Self:
+        """Run the network through torch.compile from now on."""
+        self._compiled = torch.compile(self.network)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def stains(self) -> tuple[str, ...]:
+        """Target stains, in label order."""
+        return self.config.stains
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the weights and of what the model is: part of every result."""
+        from morphogen.core.files import content_hash
+
+        state = dict(self.network.state_dict())
+        encoder = self.encoder.identity() if self.encoder is not None else "none"
+        return content_hash(self.config.to_dict() | {"encoder_weights": None}, state, encoder)
+
+    # -- conditions
+    # --------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The token encoder, built on first use; ``None`` for a model without one."""
+        if self._encoder is None and self.config.encoder != "none":
+            self._encoder = build_encoder(
+                self.config.encoder, self.config.encoder_weights, self.config.texture_grid, device=self.device
+            )
+        return self._encoder
+
+    def tokens(self, images: Tensor) -> Tensor | None:
+        """uint8 (B, H, W, 3) → encoder tokens (B, T, d) on the model's device; ``None`` without an
+        encoder.
+        """
+        encoder = self.encoder
+        return None if encoder is None else encoder(images).to(self.device)
+
+    def label(self, stain: str | None = None) -> int:
+        """Label of a target stain; :class:`ConfigError` when it must be named, or is unknown."""
+        if stain is None:
+            if len(self.stains) > 1:
+                raise ConfigError(
+                    f"this model makes several stains: {', '.join(self.stains)}", fix="Name one with --stain"
+                )
+            return HE + 1
+        if stain not in self.stains:
+            raise ConfigError(
+                f"this model has no stain '{stain}', only {', '.join(self.stains)}.{nearest(stain, self.stains)}",
+                where="--stain",
+            )
+        return HE + 1 + self.stains.index(stain)
+
+    def condition(self, latents: Tensor, tokens: Tensor | None, label: int | Tensor) -> dict[str, Any]:
+        """Conditions of the translation task for H&E latents (B, C, h, w), unscaled mode."""
+        labels = torch.as_tensor(label, device=self.device).expand(len(latents))
+        translate = torch.zeros(len(latents), dtype=torch.bool, device=self.device)
+        context, mask = self.network.contexts(tokens, translate)
+        return {"image": latents, "context": context, "mask": mask, "label": labels}
+
+    def generation_condition(self, batch: int) -> dict[str, Any]:
+        """Conditions of the H&E generation task: null context, no H&E channels."""
+        generate = torch.ones(batch, dtype=torch.bool, device=self.device)
+        context, mask = self.network.contexts(None, generate)
+        labels = torch.full((batch,), HE, device=self.device)
+        return {"context": context, "mask": mask, "label": labels}
+
+    # -- staining
+    # ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        sampler: SamplerConfig | str = "fast",
+        *,
+        stain: str | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        noise: Callable[[int], Tensor] | None = None,
+        posterior_noise: Tensor | None = None,
+        precision: str = "fp32",
+    ) -> StainOutput:
+        """Stain a batch of crops.
+
+        Parameters
+        ----------
+        images:
+            (B, H, W, 3) uint8 H&E; sides are multiples of :attr:`multiple`.
+        sampler:
+            ``"reference"``, ``"fast"``, ``"mean"`` or a :class:`~morphogen.stain.config.SamplerConfig`.
+        samples:
+            K per image.
+        noise:
+            ``noise(step)`` → (B·K, C, h, w), K samples of an image in a row; step −1 is the start. Default:
+            a stream per image and sample from ``seed``.
+        posterior_noise:
+            (B, C, h, w) noise of the autoencoder's posterior at the start of an inversion; drawn when not
+            given.
+        precision:
+            ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
+        """
+        sampler = SamplerConfig.named(sampler) if isinstance(sampler, str) else sampler
+        pixels = self.pixels(images)
+        encoded = self.first_stage.encode(pixels)
+        image = encoded.mode()
+        shape = image.shape[1:]
+        if noise is None:
+            keys = [(index, k) for index in range(len(images)) for k in range(samples)]
+            noise = ItemNoise(seed, keys, shape)
+        denoiser = self.denoiser(precision)
+        if sampler.inversion_steps and sampler.solver != "mean":
+            if posterior_noise is None:
+                posterior_noise = ItemNoise(seed, [("posterior", i) for i in range(len(images))], shape)(-1)
+            latent = self.first_stage.scaling * encoded.sample(posterior_noise)
+            times = model_timesteps(self.config, self.schedule, sampler.inversion_steps)
+            condition = self.generation_condition(len(latent))
+            start = invert(
+                denoiser, latent, times, self.schedule, when=sampler.standardise, condition=condition
+            ).repeat_interleave(samples, dim=0)
+        elif self.config.regression:
+            start = image.new_zeros(len(image) * samples, *shape)
+        else:
+            start = noise(-1).to(image)
+        tokens = self.tokens(images)
+        condition = self.condition(image, tokens, self.label(stain))
+        condition = {
+            key: None if value is None else value.repeat_interleave(samples, dim=0)
+            for key, value in condition.items()
+        }
+        latents = translate(
+            denoiser, start, self.config, sampler, self.schedule, noise=noise, condition=condition
+        )
+        return self.output(latents.unflatten(0, (len(images), samples)))
+
+    def denoiser(self, precision: str = "fp32") -> Any:
+        """The network as a denoiser of the diffusion core."""
+        network = self._compiled if self._compiled is not None else self.network
+        return network_denoiser(network, self.schedule, self.config.prediction, precision=precision)
+
+    def output(self, latents: Tensor) -> StainOutput:
+        """Decode scaled latents (B, K, C, h, w)."""
+        batch, samples = latents.shape[:2]
+        pixels = torch.cat([self.decode(part) for part in latents.flatten(0, 1).split(8)])
+        pixels = pixels.unflatten(0, (batch, samples))
+        colours = (pixels * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
+        mean = (pixels.mean(dim=1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if samples > 1:
+            density = dab_density(colours.flatten(0, 1), layout="nhwc").unflatten(0, (batch, samples))
+            uncertainty = density.std(dim=1)
+        else:
+            uncertainty = torch.zeros(mean.shape[:3], device=mean.device)
+        return StainOutput(colours, mean, uncertainty, latents)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of a crop must be multiples of this many pixels."""
+        return self.first_stage.factor * 2 ** (len(self.network.latent.unet.config.block_out_channels) - 1)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) → (B, 3, H, W) in −1…1 on the model's device."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(
+                f"images must be uint8 (B, H, W, 3), not {str(images.dtype).removeprefix('torch.')} "
+                f"{tuple(images.shape)}"
+            )
+        if images.shape[1] % self.multiple or images.shape[2] % self.multiple:
+            raise InputError(
+                f"crops of {images.shape[2]} × {images.shape[1]} px do not fit the network",
+                fix=f"Use sides that are multiples of {self.multiple}, or stain_image for any size",
+            )
+        return images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) → colours (B, 3, H, W) in 0…1."""
+        return (self.first_stage.images(latents) / 2 + 0.5).clamp(0, 1)
+
+
+def build_encoder(
+    name: str | Path | nn.Module | Encoder,
+    weights: Path | str | None = None,
+    texture_grid: int = 4,
+    *,
+    device: str | torch.device = "cpu",
+) -> Encoder:
+    """A token encoder by name, transformers folder or module; ``texture`` with a grid of its own."""
+    if isinstance(name, Encoder):
+        return name
+    if name == "texture":
+        texture = TextureEncoder(tokens=(texture_grid, texture_grid))
+        return Encoder(
+            texture.spec,
+            lambda images: texture(images.permute(0, 2, 3, 1)),
+            lambda images: images,
+            resolve_device(device),
+            tokens=True,
+        )
+    if not isinstance(name, nn.Module) and (Path(name) / "config.json").is_file():
+        name = f"transformers:{name}"
+    return get_encoder(
+        name if isinstance(name, nn.Module) else str(name), weights, device=device, tokens=True
+    )
+
+
+def check_stains(stains: Sequence[str], config: ModelConfig) -> None:
+    """:class:`ConfigError` when pairs are of stains that the model does not have."""
+    unknown = sorted(set(stains) - set(config.stains))
+    if unknown:
+        raise ConfigError(
+            f"the pairs are of stain {', '.join(unknown)}, the model of {', '.join(config.stains)}",
+            where="model.stains",
+            fix=f'Set --model.stains "[{", ".join(sorted(set(stains)))}]"',
+        )

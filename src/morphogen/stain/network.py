@@ -1,0 +1,134 @@
+"""The trained network of virtual staining: a U-Net, its stain label, and what its cross-attention looks
+at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.core.errors import InputError
+from morphogen.nets import LatentUNet
+
+HE = 0  # label of the H&E generation task; target stains follow from 1
+
+
+class StainNetwork(nn.Module):
+    """``network(x, t, image=…, context=…, label=…)`` → prediction shaped like ``x``.
+
+    x: (B, C, h, w) noisy latent of the target. image: (B, C, h, w) or (1, …) latent of the H&E, joined to x
+    along channels; ``None`` means zeros (H&E generation, inversion). context: (B, T, D) tokens. label: (B,)
+    stain labels, for a U-Net with a label embedding. mask: (B, T) bool, tokens that count.
+
+    Parameters
+    ----------
+    latent:
+        U-Net with twice the latent's channels.
+    null:
+        (1, L, D) context of the generation task; a parameter when it is learned.
+    token_width:
+        Width of the encoder's tokens; a projection is made when the U-Net's context is of another width.
+    """
+
+    def __init__(
+        self, latent: LatentUNet, *, null: Tensor | None = None, token_width: int = 0, learn_null: bool = True
+    ) -> None:
+        super().__init__()
+        self.latent = latent
+        width = latent.context_dim
+        self.projection = nn.Linear(token_width, width) if width and token_width not in (0, width) else None
+        if width and null is None:
+            null = torch.zeros(1, 1, width)
+        self.null: Tensor | None
+        if null is None:
+            self.register_parameter("null", None)
+        elif learn_null:
+            self.null = nn.Parameter(null.clone())
+        else:
+            self.register_buffer("null", null.clone())
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the latent."""
+        return self.latent.out_channels
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the U-Net has a stain label."""
+        return getattr(self.latent.unet, "class_embedding", None) is not None
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute activations in the backward pass."""
+        self.latent.enable_gradient_checkpointing(enabled)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Encoder tokens (B, T, d) → context (B, T, D)."""
+        tokens = tokens.to(self.latent.unet.dtype)
+        return tokens if self.projection is None else self.projection(tokens)
+
+    def contexts(self, tokens: Tensor | None, generate: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Context and mask of a batch in which ``generate`` (B,) bool items take the null context.
+
+        ``tokens`` (B, T, d). A one-token null is repeated, which attention cannot tell from one; a longer
+        null (text) pads the shorter of the two, and the mask says so.
+        """
+        if self.null is None:
+            return None, None
+        if tokens is None:
+            return self.null.expand(len(generate), -1, -1), None
+        own = self.project(tokens)
+        null = self.null.to(own.dtype)
+        if null.shape[1] == 1:
+            return torch.where(generate[:, None, None], null.expand_as(own), own), None
+        t, n = own.shape[1], null.shape[1]
+        longest = max(t, n)
+        own = nn.functional.pad(own, (0, 0, 0, longest - t))
+        null = nn.functional.pad(null, (0, 0, 0, longest - n)).expand_as(own)
+        at = torch.arange(longest, device=own.device)
+        mask = at[None] < torch.where(generate, n, t)[:, None]
+        return torch.where(generate[:, None, None], null, own), (None if t == n else mask)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        *,
+        image: Tensor | None = None,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        batch = len(x)
+        image = torch.zeros_like(x) if image is None else image.expand(batch, -1, -1, -1).to(x.dtype)
+        joined = torch.cat([x, image], dim=1)
+        if joined.shape[1] != self.latent.in_channels:
+            raise InputError(
+                f"the network takes {self.latent.in_channels} channels, but latent and H&E have {joined.shape[1]}"
+            )
+        options: dict[str, Tensor | None] = {}
+        if self.labelled:
+            if label is None:
+                raise InputError("this network needs a stain label", where="stain network")
+            options["class_labels"] = label.expand(batch)
+        if self.null is not None:
+            if context is None:
+                raise InputError("this network needs context tokens", where="stain network")
+            options["encoder_hidden_states"] = context.expand(batch, -1, -1)
+            options["encoder_attention_mask"] = mask
+        time = torch.as_tensor(t, device=x.device).expand(batch)
+        return self.latent.unet(joined, time, **options).sample
+
+
+def add_labels(latent: LatentUNet, stains: Sequence[str]) -> None:
+    """Give a U-Net a label embedding (in place), zero at first, so that it gives what it gave before.
+
+    Label 0 is H&E generation, label i + 1 is ``stains[i]``.
+    """
+    unet = latent.unet
+    width = unet.time_embedding.linear_2.out_features
+    embedding = nn.Embedding(len(stains) + 1, width)
+    nn.init.zeros_(embedding.weight)
+    unet.class_embedding = embedding.to(unet.dtype)
+    unet.register_to_config(num_class_embeds=len(stains) + 1)

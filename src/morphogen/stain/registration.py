@@ -1,0 +1,118 @@
+"""Registration of pairs: a shift between two images, and pairs cut from two registered slides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphogen.core.errors import InputError
+from morphogen.core.progress import progress
+from morphogen.slides.colour import optical_density
+from morphogen.stain.data import Pair, read_image
+
+log = logging.getLogger("morphogen.stain")
+
+_SMOOTH = 2.0  # px, SD of the blur before edges are taken: nuclei stay, stain texture goes
+_LEAST_PEAK = 5.0  # SDs of the correlation surface that a true shift stands out by
+_AGREE = 3.0  # px within which the four quadrants must confirm it
+
+
+@dataclass(frozen=True)
+class Shift:
+    """IHC pixel ``p + (dy, dx)`` shows what H&E pixel ``p`` shows. ``sure`` is False when none was found
+    (then 0).
+    """
+
+    dy: int
+    dx: int
+    sure: bool
+
+
+def estimate_shift(he: np.ndarray, ihc: np.ndarray, max_shift: int = 32) -> Shift:
+    """The whole-pixel shift between two images ``(H, W, 3)`` uint8 of the same tissue in two stains.
+
+    Normalised cross-correlation of edge strength in total optical density, which the stains share although
+    their colours differ, over shifts up to ``max_shift``. It is accepted only when its peak stands out and
+    at least three of the four quadrants, each searched alone, find the same place; repeated structure or
+    serial sections fail that, and give no shift.
+    """
+    if he.shape != ihc.shape:
+        raise InputError(
+            f"images of one size are needed, not {he.shape[:2]} and {ihc.shape[:2]}", where="registration"
+        )
+    height, width = he.shape[:2]
+    if min(height, width) < 4 * max_shift:
+        raise InputError(
+            f"images of {width} × {height} px are too small for shifts up to {max_shift} px",
+            where="registration",
+            fix="Use a smaller max_shift",
+        )
+    a, b = _edges(he), _edges(ihc)
+    dy, dx, height_of_peak = _peak(a, b, max_shift)
+    middle = height // 2, width // 2
+    votes = 0
+    for rows in (slice(0, middle[0]), slice(middle[0], height)):
+        for columns in (slice(0, middle[1]), slice(middle[1], width)):
+            y, x, _ = _peak(a[rows, columns], b[rows, columns], max_shift)
+            votes += abs(y - dy) <= _AGREE and abs(x - dx) <= _AGREE
+    if height_of_peak < _LEAST_PEAK or votes < 3:
+        return Shift(0, 0, False)
+    return Shift(dy, dx, True)
+
+
+def _edges(image: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_gradient_magnitude
+
+    density = optical_density(image[None])[0].mean(dim=0).numpy()
+    return gaussian_gradient_magnitude(density, _SMOOTH)
+
+
+def _peak(a: np.ndarray, b: np.ndarray, most: int) -> tuple[int, int, float]:
+    """Best (dy, dx) and how many SDs its correlation lies above the mean over all shifts."""
+    inner = a[most:-most, most:-most]
+    surface = _ncc(inner.astype(np.float64), b.astype(np.float64))
+    dy, dx = np.unravel_index(int(surface.argmax()), surface.shape)
+    score = float((surface.max() - surface.mean()) / max(float(surface.std()), 1e-9))
+    return int(dy) - most, int(dx) - most, score
+
+
+def _ncc(template: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Normalised cross-correlation of ``template`` at every place where it fits into ``field``."""
+    from scipy.fft import irfft2, next_fast_len, rfft2
+
+    template = template - template.mean()
+    rows, columns = field.shape[0] - template.shape[0] + 1, field.shape[1] - template.shape[1] + 1
+    shape = [next_fast_len(n, real=True) for n in field.shape]
+    product = irfft2(rfft2(field, shape) * rfft2(template, shape).conj(), shape)[:rows, :columns]
+    mean, square = (_window_sums(x, template.shape) / template.size for x in (field, field**2))
+    spread = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    return product / (template.size * spread * max(float(template.std()), 1e-9))
+
+
+def _window_sums(field: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Sums over every window of ``size``, from a summed-area table."""
+    table = np.pad(field, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    h, w = size
+    return table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]
+
+
+def register_pairs(pairs: Sequence[Pair], max_shift: int = 32) -> list[tuple[int, int]]:
+    """The shift of every pair; what was found is logged in one line."""
+    shifts = [
+        estimate_shift(read_image(pair.he), read_image(pair.ihc), max_shift)
+        for pair in progress(pairs, what="registering pairs")
+    ]
+    moved = [pair.name for pair, shift in zip(pairs, shifts, strict=True) if shift.dy or shift.dx]
+    unsure = [pair.name for pair, shift in zip(pairs, shifts, strict=True) if not shift.sure]
+    log.info(
+        "registration: %d of %d pairs shifted%s; %d without a clear shift stay as they are%s.",
+        len(moved),
+        len(pairs),
+        f" ({', '.join(moved[:5])})" if moved else "",
+        len(unsure),
+        f" ({', '.join(unsure[:5])})" if unsure else "",
+    )
+    return [(shift.dy, shift.dx) for shift in shifts]
