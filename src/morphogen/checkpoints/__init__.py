@@ -17,17 +17,24 @@ if TYPE_CHECKING:
         LatentDiffusionCheckpoint,
         ScheduleInfo,
         load_compvis_first_stage,
+        load_latent_diffusion,
         load_ldm,
+        save_latent_diffusion,
     )
     from morphogen.checkpoints.gene_networks import load_hisdiff, load_stem
     from morphogen.checkpoints.identification import CheckpointInfo, describe, identify
+    from morphogen.checkpoints.importing import import_checkpoint, load_gene_network
     from morphogen.checkpoints.pipelines import PipelineComponents, load_histdist, load_pipeline
 
 _LATER = {
     "LatentDiffusionCheckpoint": "compvis",
     "ScheduleInfo": "compvis",
     "load_compvis_first_stage": "compvis",
+    "load_latent_diffusion": "compvis",
     "load_ldm": "compvis",
+    "save_latent_diffusion": "compvis",
+    "import_checkpoint": "importing",
+    "load_gene_network": "importing",
     "load_hisdiff": "gene_networks",
     "load_stem": "gene_networks",
     "CheckpointInfo": "identification",
@@ -47,15 +54,19 @@ __all__ = [
     "WeightFile",
     "describe",
     "identify",
+    "import_checkpoint",
     "load_compvis_first_stage",
+    "load_gene_network",
     "load_hisdiff",
     "load_histdist",
+    "load_latent_diffusion",
     "load_ldm",
     "load_model",
     "load_pipeline",
     "load_stem",
     "read_weights",
     "resolve_folder",
+    "save_latent_diffusion",
     "save_model",
 ]
 

@@ -8,7 +8,7 @@ parameters is diffusers' own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,13 +17,14 @@ from diffusers import AutoencoderKL, VQModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
+from morphogen.checkpoints.folder import load_model, save_model
 from morphogen.checkpoints.gene_networks import assign
 from morphogen.checkpoints.reading import read_weights
 from morphogen.core.errors import CheckpointError
 from morphogen.nets.config import UNetConfig
 from morphogen.nets.embedders import RepresentationTokens
-from morphogen.nets.first_stages import FirstStage, KLFirstStage, VQFirstStage
-from morphogen.nets.unets import LatentUNet, build_unet
+from morphogen.nets.first_stages import FirstStage, KLFirstStage, VQFirstStage, load_first_stage
+from morphogen.nets.unets import LatentUNet, build_unet, load_unet
 
 if TYPE_CHECKING:
     from morphogen.diffusion import Schedule
@@ -56,6 +57,55 @@ class LatentDiffusionCheckpoint(NamedTuple):
     first_stage: FirstStage
     embedder: RepresentationTokens | None
     schedule: ScheduleInfo
+
+
+def save_latent_diffusion(checkpoint: LatentDiffusionCheckpoint, out: Path | str, **facts: Any) -> Path:
+    """Write a latent diffusion model as a folder of ours: ``unet/``, ``first_stage/``,
+    ``embedder.safetensors``."""
+    network, stage, embedder, info = checkpoint
+    parts: dict[str, Any] = {"unet": network.unet, "first_stage": stage}
+    if embedder is not None:
+        parts["embedder"] = embedder
+        facts |= {"embeddings": embedder.features}
+    schedule = {"name": "scaled_linear", **asdict(info)}
+    config = unet_settings(network)
+    return save_model(
+        out, parts, config, kind="latent-diffusion", schedule=schedule, prediction="epsilon", **facts
+    )
+
+
+def load_latent_diffusion(folder: Path | str) -> LatentDiffusionCheckpoint:
+    """Read what :func:`save_latent_diffusion` wrote."""
+    saved = load_model(folder, kind="latent-diffusion")
+    embedder = None
+    if "embeddings" in saved.facts:
+        width = saved.settings(UNetConfig).context_dim
+        embedder = RepresentationTokens(saved.facts["embeddings"], width)
+        saved.restore(embedder, "embedder")
+    schedule = {key: value for key, value in saved.facts["schedule"].items() if key != "name"}
+    return LatentDiffusionCheckpoint(
+        load_unet(saved.component("unet")),
+        load_first_stage(saved.component("first_stage")),
+        embedder,
+        ScheduleInfo(**schedule),
+    )
+
+
+def unet_settings(network: LatentUNet) -> UNetConfig:
+    """The configuration that :func:`morphogen.nets.build_unet` made this network from."""
+    config = network.unet.config
+    attention = tuple(i for i, kind in enumerate(config.down_block_types) if "Attn" in kind)
+    return UNetConfig(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        widths=tuple(config.block_out_channels),
+        layers=config.layers_per_block,
+        attention=attention,
+        heads=config.attention_head_dim,
+        context_dim=network.context_dim,
+        groups=config.norm_num_groups,
+        dropout=config.dropout,
+    )
 
 
 def load_ldm(path: Path | str, heads: int = 1, weights: str | None = None) -> LatentDiffusionCheckpoint:

@@ -1,0 +1,56 @@
+"""`morphogen checkpoint`: look into published checkpoints and import them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from morphogen.cli.common import AsJson, print_json, say
+
+app = App(name="checkpoint", help="Look into published checkpoints and import them.")
+
+
+@app.command
+def info(path: Path, *, json: AsJson = False) -> None:
+    """Say what a file or folder is: kind, sizes, parameters, what it lacks, and what to do with it.
+
+    Nothing in the file is imported or run, whatever it is.
+
+    Parameters
+    ----------
+    path
+        A .pt, .ckpt or .safetensors file, a diffusers folder, or a model folder.
+    """
+    from dataclasses import asdict
+
+    from morphogen.checkpoints import describe, identify
+
+    found = identify(path)
+    if json:
+        print_json(asdict(found) | {"importable": found.importable})
+    else:
+        say(*describe(found))
+
+
+@app.command(name="import")
+def import_(
+    path: Path,
+    *,
+    out: Annotated[Path, Parameter(help="Model folder to write.")],
+    genes: Annotated[Path | None, Parameter(help="Gene list, one per line in the order of training.")] = None,
+    encoder: Annotated[str | None, Parameter(help="Image encoder its embeddings come from, by name.")] = None,
+    heads: Annotated[int | None, Parameter(help="Attention heads, where the file cannot say.")] = None,
+) -> None:
+    """Convert a published checkpoint into a model folder (morphogen.json and safetensors).
+
+    Parameters
+    ----------
+    path
+        A Stem, HisDiff or latent diffusion checkpoint, a first stage, or a HistDiST pipeline folder.
+    """
+    from morphogen.checkpoints import import_checkpoint
+
+    found, folder = import_checkpoint(path, out, genes=genes, encoder=encoder, heads=heads)
+    say(f"{found.title}: {found.parameters:,} parameters", f"Written to {folder}")
