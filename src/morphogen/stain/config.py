@@ -156,8 +156,8 @@ class SamplerConfig(Config):
     )
     eta: str = Field(
         "cosine",
-        description="DDIM noise: cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide (0.65−0.35cos), linear, "
-        "or a number 0…1.",
+        description="DDIM noise: cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide "
+        "(0.65−0.35cos), linear, or a number 0…1.",
     )
     final: Literal["data", "first"] = Field(
         "data", description="Where the last step ends: data, or first level."

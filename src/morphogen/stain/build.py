@@ -1,0 +1,122 @@
+"""New stain models: from scratch, or from Stable Diffusion, HistDiST or an earlier stain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morphogen.checkpoints import load_pipeline
+from morphogen.core.errors import ConfigError
+from morphogen.core.seeds import seed_for
+from morphogen.nets import UNetConfig, build_unet, widen_input
+from morphogen.stain.config import ModelConfig
+from morphogen.stain.folder import load_start, pixel_first_stage, text_context
+from morphogen.stain.model import StainTransfer, build_encoder
+from morphogen.stain.network import StainNetwork, add_labels
+
+
+def build(
+    config: ModelConfig,
+    *,
+    start: Path | str | None = None,
+    crop: int = 256,
+    mpp: float | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    facts: dict[str, Any] | None = None,
+) -> StainTransfer:
+    """A model to be trained.
+
+    ``small`` is a pixel-space network with fresh weights. ``paper`` needs ``start``: a Stable Diffusion 1.5 folder
+    (its U-Net's first convolution grows from 4 to 8 channels, the new ones zero), or the published HistDiST folder.
+    A stain model of ours as ``start`` is trained on, whatever its size.
+    """
+    encoder = None
+    if config.encoder != "none":
+        encoder = build_encoder(config.encoder, config.encoder_weights, config.texture_grid, device=device)
+    made = {"crop": crop, "mpp": mpp, "facts": facts}
+    if start is not None:
+        own, path = load_start(start)
+        if own is not None:
+            return _continued(path, config, made).to(device)
+        if config.size != "paper":
+            raise ConfigError(
+                "a diffusers pipeline is the start of size 'paper', not of 'small'",
+                where="--start",
+                fix="Add --size paper",
+            )
+        return _from_pipeline(path, config, encoder, seed, made).to(device)
+    if config.size == "paper":
+        raise ConfigError(
+            "size 'paper' starts from weights: its autoencoder and text encoder are not trained here",
+            where="--size",
+            fix="Give --start with a Stable Diffusion 1.5 folder or hub id, or take --size small",
+        )
+    return _small(config, encoder, seed, made).to(device)
+
+
+def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -> StainTransfer:
+    first_stage = pixel_first_stage(config)
+    tokens = encoder.spec.width if encoder is not None else 0
+    latent = build_unet(
+        UNetConfig(
+            in_channels=2 * first_stage.channels,
+            out_channels=first_stage.channels,
+            widths=config.widths,
+            layers=config.layers,
+            attention=config.attention if encoder is not None else (),
+            heads=config.heads,
+            context_dim=tokens,
+            groups=config.groups,
+        ),
+        seed=seed_for(seed, "stain network"),
+    )
+    add_labels(latent, config.stains)
+    return StainTransfer(StainNetwork(latent), first_stage, config, encoder=encoder, **made)
+
+
+def _from_pipeline(path: Path, config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -> StainTransfer:
+    parts = load_pipeline(path)
+    channels = parts.first_stage.channels
+    if parts.network.in_channels == channels:
+        widen_input(parts.network.unet, 2 * channels)
+    if parts.network.in_channels != 2 * channels:
+        raise ConfigError(
+            f"its U-Net takes {parts.network.in_channels} channels; {channels} or {2 * channels} are needed", where=path
+        )
+    if len(config.stains) > 1:
+        add_labels(parts.network, config.stains)
+    null = None
+    if config.null_context == "text":
+        if parts.text is None:
+            raise ConfigError(
+                "this folder has no text encoder", where=path, fix="Use --model.null_context learned"
+            )
+        null = text_context(parts.text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "stain projection"))
+        network = StainNetwork(
+            parts.network,
+            null=null,
+            token_width=encoder.spec.width if encoder is not None else 0,
+            learn_null=null is None,
+        )
+    config = config.replace(beta_start=parts.beta_start, beta_end=parts.beta_end)
+    return StainTransfer(network, parts.first_stage, config, encoder=encoder, text=parts.text, **made)
+
+
+def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTransfer:
+    """An earlier stain model, to be trained further; what the network is cannot change."""
+    model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
+    same = ("stains", "encoder", "texture_grid", "prediction", "regression")
+    defaults = ModelConfig()
+    for name in same:
+        wanted, has = getattr(config, name), getattr(model.config, name)
+        if wanted != has and wanted != getattr(defaults, name):
+            raise ConfigError(f"the model to start from has {name} {has}, not {wanted}", where=f"model.{name}")
+    model.crop = made["crop"]
+    model.mpp = made["mpp"] or model.mpp
+    model.facts = {"before": model.facts, **(made["facts"] or {})}
+    return model

@@ -1,0 +1,248 @@
+"""Training: the two tasks of HistDiST, H&E generation and H&E → IHC translation, drawn per sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from morphogen.core.devices import resolve_device
+from morphogen.core.errors import ConfigError
+from morphogen.core.files import content_hash, writable_folder
+from morphogen.diffusion import losses
+from morphogen.metrics.stain import correlation, tile_means
+from morphogen.slides.colour import dab_density
+from morphogen.stain.build import build
+from morphogen.stain.cache import CachedCrops, cache_crops
+from morphogen.stain.checks import usable_pairs, with_shifts
+from morphogen.stain.config import SamplerConfig, TrainConfig
+from morphogen.stain.data import Found, Pair, PairDataset, stains_of
+from morphogen.stain.model import StainTransfer, check_stains
+from morphogen.stain.network import HE
+from morphogen.stain.registration import register_pairs
+from morphogen.training import Draws, TrainResult, fit
+
+log = logging.getLogger("morphogen.stain")
+
+
+class StainTask:
+    """What :func:`morphogen.training.fit` needs: network, crops, loss, validation, preview.
+
+    The first stage and the token encoder are frozen and stay outside ``model``.
+    """
+
+    def __init__(
+        self,
+        stain: StainTransfer,
+        dataset: Dataset,
+        config: TrainConfig,
+        validation: Sequence[Pair] = (),
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.stain, self.dataset, self.config = stain, dataset, config
+        self.model: nn.Module = stain.network
+        self.identity = identity or {}
+        self.validation = list(validation)[: config.preview_pairs]
+        stain.first_stage.requires_grad_(False)
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        """v (or epsilon) loss per item; task, time and noise of an item are drawn for it alone."""
+        crops = self.latents(batch, draws)
+        objective, schedule = self.config.objective, self.stain.schedule
+        generate = draws.bernoulli(objective.bias_he_ihc)
+        pick = generate[:, None, None, None]
+        x0 = torch.where(pick, crops["he"], crops["ihc"])
+        image = torch.where(pick, torch.zeros_like(crops["image"]), crops["image"])
+        context, mask = model.contexts(crops.get("tokens"), generate)
+        label = torch.where(generate, HE, HE + 1 + batch["label"].to(x0.device))
+        condition = {"image": image, "context": context, "mask": mask, "label": label}
+        if self.stain.config.regression:
+            return regression_loss(model, x0, schedule.last, condition)
+        t = draws.integers(schedule.T)
+        t = torch.where(draws.bernoulli(objective.last_step_share), schedule.T - 1, t)
+        weight = "min_snr" if objective.min_snr_gamma is not None else None
+        figures = losses.diffusion_loss(
+            model,
+            x0,
+            t,
+            draws.normal_like(x0),
+            schedule,
+            prediction=self.stain.config.prediction,
+            weight=weight,  # type: ignore[arg-type]
+            gamma=objective.min_snr_gamma or 5.0,
+            condition=condition,
+        )
+        figures["translation"] = _mean_where(figures["mse"], ~generate)
+        return figures
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        """Of a batch of crops or of cached ones: scaled samples ``he`` and ``ihc`` (B, C, h, w), the unscaled mode
+        ``image`` of the H&E, and encoder ``tokens`` (B, T, d)."""
+        if "he_mean" in batch:
+            scaling = self.stain.first_stage.scaling
+            found = {
+                name: scaling * (batch[f"{name}_mean"] + batch[f"{name}_std"] * draws.normal_like(batch[f"{name}_mean"]))
+                for name in ("he", "ihc")
+            }
+            found["image"] = batch["he_mean"]
+            if "tokens" in batch:
+                found["tokens"] = batch["tokens"]
+            return {name: value.float() for name, value in found.items()}
+        he, ihc = (self.stain.first_stage.encode(self.stain.pixels(batch[name])) for name in ("he", "ihc"))
+        scaling = self.stain.first_stage.scaling
+        found = {
+            "he": scaling * he.sample(draws.normal_like(he.mean)),
+            "ihc": scaling * ihc.sample(draws.normal_like(ihc.mean)),
+            "image": he.mode(),
+        }
+        tokens = self.stain.tokens(batch["he"])
+        return found if tokens is None else {**found, "tokens": tokens}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """On the middle crops of the validation pairs: correlation and error of the expected stain's DAB."""
+        if not self.validation:
+            return {}
+        he, ihc, made = self._stained(SamplerConfig.mean())
+        real, found = (dab_density(images, layout="nhwc").numpy() for images in (ihc, made))
+        tile = max(8, self.stain.crop // 8)
+        tiles = [np.stack([tile_means(density, tile) for density in maps]) for maps in (found, real)]
+        return {
+            "dab_correlation": correlation(*tiles),
+            "dab_error": float(np.abs(tiles[0] - tiles[1]).mean()),
+            "colour_error": float((made.float() - ihc.float()).abs().mean()),
+        }
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """H&E | one sample | real, one pair per row, as ``stain.png``."""
+        if not self.validation:
+            return
+        from PIL import Image
+
+        he, ihc, made = self._stained(SamplerConfig.fast())
+        rows = torch.cat([torch.cat([a, b, c], dim=1) for a, b, c in zip(he, made, ihc, strict=True)])
+        Image.fromarray(rows.numpy()).save(folder / "stain.png")
+
+    def _stained(self, sampler: SamplerConfig) -> tuple[Tensor, Tensor, Tensor]:
+        dataset = PairDataset(self.validation, self.stain.stains, crop=self.stain.crop)
+        items = [dataset[i] for i in range(len(dataset))]
+        made = [
+            self.stain(item["he"][None], sampler, stain=pair.stain, seed=self.config.training.seed).images[0].cpu()
+            for item, pair in zip(items, self.validation, strict=True)
+        ]
+        he, ihc = (torch.stack([item[name] for item in items]) for name in ("he", "ihc"))
+        return he, ihc, torch.stack(made)
+
+
+def regression_loss(model: nn.Module, x0: Tensor, last: float, condition: dict[str, Any]) -> dict[str, Tensor]:
+    """Mean square error of one evaluation from a blank start: what a plain image-to-image network minimises."""
+    out = model(torch.zeros_like(x0), torch.full((len(x0),), float(last), device=x0.device), **condition)
+    error = ((-out.float() - x0.float()) ** 2).flatten(1).mean(1)  # v = −x0 at pure noise
+    return {"loss": error, "mse": error.detach()}
+
+
+def _mean_where(values: Tensor, keep: Tensor) -> Tensor:
+    return (values * keep).sum() / keep.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the model with its averaged weights, its folder, and the run."""
+
+    model: StainTransfer
+    folder: Path
+    run: TrainResult
+
+
+def train(
+    found: Found,
+    config: TrainConfig,
+    out: Path | str,
+    *,
+    validation: Found | None = None,
+    where: object = None,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Trained:
+    """Check pairs, train, and write the model to ``out/model`` (averaged weights; the best ones where they are chosen).
+
+    A run found in ``out`` goes on from its newest checkpoint. Raises :class:`~morphogen.core.errors.InputError` with
+    one report when pairs cannot be used.
+    """
+    out = writable_folder(out)
+    device = resolve_device(device)
+    pairs, report = usable_pairs(found, crop=config.data.crop, skip_bad=config.data.skip_bad, where=where)
+    if config.data.register_pairs:
+        pairs = with_shifts(pairs, register_pairs(pairs, config.data.max_shift))
+    held: list[Pair] = []
+    if validation is not None:
+        held, _ = usable_pairs(validation, crop=config.data.crop, skip_bad=config.data.skip_bad, where=where)
+    config = with_stains(config, pairs)
+    check_stains([pair.stain for pair in (*pairs, *held)], config.model)
+    objective = config.objective
+    if config.model.regression and objective.bias_he_ihc:
+        config = config.replace(objective=objective.replace(bias_he_ihc=0.0))  # nothing to generate from a blank start
+    facts = {
+        "pairs": len(pairs),
+        "skipped": report.skipped,
+        "steps": config.training.steps,
+        "objective": config.objective.to_dict(),
+        "data": config.data.to_dict(),
+        "seed": config.training.seed,
+    }
+    model = build(
+        config.model,
+        start=config.start,
+        crop=config.data.crop,
+        mpp=config.data.mpp,
+        seed=config.training.seed,
+        device=device,
+        facts=facts,
+    )
+    if config.data.crop % model.multiple:
+        raise ConfigError(
+            f"a crop of {config.data.crop} px does not fit this network",
+            where="data.crop",
+            fix=f"Use a multiple of {model.multiple}",
+        )
+    config.save(out / "config.yaml")
+    dataset: Dataset = PairDataset(
+        pairs,
+        model.stains,
+        crop=config.data.crop,
+        orient=config.data.orient,
+        memory_gib=config.data.memory_gib,
+    )
+    if config.data.cache_crops:
+        folder = cache_crops(
+            model, dataset, out / "cache", crops=config.data.cache_crops, seed=config.training.seed
+        )
+        dataset = CachedCrops(folder)
+    identity = {
+        "model": config.model.to_dict() | {"encoder_weights": None},
+        "objective": config.objective.to_dict(),
+        "data": config.data.to_dict(),
+        "pairs": content_hash([[pair.name, pair.stain, list(pair.shift)] for pair in pairs]),
+    }
+    task = StainTask(model, dataset, config, held, identity)
+    run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
+    model.network.load_state_dict(run.best_state())
+    model.network.eval()
+    model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
+    folder = model.save_pretrained(out / "model")
+    return Trained(model, folder, run)
+
+
+def with_stains(config: TrainConfig, pairs: Sequence[Pair]) -> TrainConfig:
+    """The stains of the pairs as the model's, when the configuration names none of its own."""
+    if config.model.stains != ("IHC",) or config.start is not None:
+        return config
+    return config.replace(model=config.model.replace(stains=stains_of(pairs)))
