@@ -9,33 +9,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from morphogen.slides.encode import encode_slide
     from morphogen.slides.encoders import Encoder, get_encoder, list_encoders
     from morphogen.slides.fields import crop_fields, dihedral, read_boxes
+    from morphogen.slides.pyramid import PyramidWriter
     from morphogen.slides.slide import Slide, open_slide
     from morphogen.slides.spec import EncoderSpec
+    from morphogen.slides.tiles import tile_slide, tissue_windows
+    from morphogen.slides.tissue import find_tissue
 
 _HOME = {
     "Encoder": "encoders",
     "EncoderSpec": "spec",
+    "PyramidWriter": "pyramid",
     "Slide": "slide",
     "crop_fields": "fields",
     "dihedral": "fields",
+    "encode_slide": "encode",
+    "find_tissue": "tissue",
     "get_encoder": "encoders",
     "list_encoders": "encoders",
     "open_slide": "slide",
     "read_boxes": "fields",
+    "tile_slide": "tiles",
+    "tissue_windows": "tiles",
 }
 
 __all__ = [
     "Encoder",
     "EncoderSpec",
+    "PyramidWriter",
     "Slide",
     "crop_fields",
     "dihedral",
+    "encode_slide",
+    "find_tissue",
     "get_encoder",
     "list_encoders",
     "open_slide",
     "read_boxes",
+    "tile_slide",
+    "tissue_windows",
 ]
 
 

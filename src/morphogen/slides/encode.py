@@ -216,9 +216,10 @@ def _features(
         if advance is not None:
             advance(count, len(tiles))
         if rows.stop == chunks[i].stop:
-            done[i], pending = np.concatenate(pending), []
+            part, pending = np.concatenate(pending), []
             with clock("store"), atomic_path(parts / f"{i:05d}.npy") as temporary:
-                np.save(temporary, done[i], allow_pickle=False)
+                np.save(temporary, part, allow_pickle=False)
+            done[i] = part
     return np.concatenate([part for part in done if part is not None])
 
 

@@ -37,8 +37,7 @@ def read(slide: Slide, source: Path, encoder: str | None = None) -> TileSet:
     """
     stem = slide.path.stem
     if source.is_file():
-        tiles = _read_embeddings(slide, source, None, encoder or source.parent.name)
-        return tiles
+        return _read_embeddings(slide, source, None, encoder or source.parent.name)
     if not source.is_dir():
         raise InputError("there is no such folder", where=source)
     patches = source / "patches" / f"{stem}.h5"
@@ -76,7 +75,7 @@ def write(slide: Slide, tiles: TileSet, target: Path) -> list[Path]:
         file.create_dataset("barcode", data=barcodes, dtype=text)
     paths = [path]
     for name, values in tiles.features.items():
-        arrays = {
+        arrays: dict[str, tuple[np.ndarray, dict[str, str]]] = {
             "embeddings": (values.astype(np.float32), {"encoder": name}),
             "coords": (tiles.coords.astype(np.int64), {}),
             "barcodes": (np.array(names, dtype="S"), {}),

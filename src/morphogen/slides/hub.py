@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from morphogen.core.errors import WeightsError
 
@@ -112,7 +113,7 @@ def has_token() -> bool:
     return bool(os.environ.get("HF_TOKEN") or get_token())
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model folder; empty when there is none."""
     path = folder / "config.json"
     if not path.is_file():

@@ -42,7 +42,8 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
     """An encoder of lazyslide-models through its own loading code."""
     from lazyslide_models import MODEL_REGISTRY
 
-    cls, filename = MODEL_REGISTRY[spec.name], FILENAME.get(spec.name)
+    cls: Any = MODEL_REGISTRY[spec.name]
+    filename = FILENAME.get(spec.name)
     if spec.runs_code and not trust:
         raise WeightsError(
             "loading it runs Python code that comes with its weights",
@@ -55,7 +56,7 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
                 from morphogen.slides.encoders import missing_weights
 
                 raise missing_weights(spec, "no HF_TOKEN is set")
-            model = cls()
+            model: Any = cls()
         else:
             hub.check_weights(weights, spec.name, spec.repository, filename)
             if weights.is_file() and spec.name in TAKES_FILE and spec.name != "keep":
@@ -151,7 +152,8 @@ def _from_timm(spec: EncoderSpec, model: str, weights: Path | None, tokens: bool
 
 def _transformers_spec(name: str, model: str) -> EncoderSpec:
     folder = Path(model).expanduser()
-    config, process = hub.read_config(folder), {}
+    config: dict[str, Any] = hub.read_config(folder)
+    process: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
         from morphogen.core.files import read_json
 
