@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import InputError
-from morphogen.metrics.seams import seam_score
+from morphogen.metrics.seams import SeamMeter, seam_score
 
 
 def test_noise_has_no_seam_and_a_step_has():
@@ -43,3 +43,19 @@ def test_constant_image_has_no_seam_and_bad_positions_are_refused():
             seam_score(np.ones((8, 8)), columns=columns)
     with pytest.raises(InputError, match="no border"):
         seam_score(np.ones((8, 8)))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 20])
+def test_bands_give_the_score_of_the_whole_image_also_after_a_restart(cut):
+    rng = np.random.default_rng(2)
+    image, mask = rng.random((40, 30, 3)), rng.random((40, 30)) > 0.3
+    columns, rows = [10, 20], [7, 20, 33]
+    whole = seam_score(image, columns, rows, mask)
+    meter = SeamMeter(30, 40, columns, rows)
+    for top in range(0, 40, cut):
+        meter.add(image[top : top + cut], mask[top : top + cut])
+        state = meter.state()
+        meter = SeamMeter(30, 40, columns, rows)
+        meter.restore(state)
+    assert meter.score().vertical == pytest.approx(whole.vertical, rel=1e-9)
+    assert meter.score().horizontal == pytest.approx(whole.horizontal, rel=1e-9)

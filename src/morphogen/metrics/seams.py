@@ -28,56 +28,111 @@ class SeamScore:
         return max(scores, default=float("nan"))
 
 
-def seam_score(
-    image: Any, columns: Sequence[int] = (), rows: Sequence[int] = (), mask: Any = None
-) -> SeamScore:
-    """Seam score of an image ``(H, W)`` or ``(H, W, C)`` of any numeric type.
+class SeamMeter:
+    """Seam score of an image that comes in bands of rows, top to bottom, and is never in memory whole.
 
     Parameters
     ----------
+    width, height:
+        Size of the image.
     columns, rows:
         Border positions: position ``p`` is the border between pixel ``p − 1`` and pixel ``p``, 0 < p < size.
-    mask:
-        ``(H, W)`` bool, pixels that count (tissue); a difference counts when both its pixels do.
+    """
+
+    def __init__(
+        self, width: int, height: int, columns: Sequence[int] = (), rows: Sequence[int] = ()
+    ) -> None:
+        if not len(columns) and not len(rows):
+            raise InputError("no border positions are given", where="seam score")
+        self._columns, self._rows = _flags(columns, width), _flags(rows, height)
+        self._width, self._row = width, 0
+        self._last: np.ndarray | None = None
+        self._last_mask: np.ndarray | None = None
+        # Sums and counts of differences: across borders and elsewhere, between columns and between rows.
+        self.totals = {name: [0.0, 0] for name in ("across x", "elsewhere x", "across y", "elsewhere y")}
+
+    def add(self, band: Any, mask: Any = None) -> None:
+        """The next rows ``(h, width)`` or ``(h, width, C)``; ``mask`` (h, width) bool keeps pixels that
+        count.
+
+        A difference counts when both its pixels do.
+        """
+        pixels = np.asarray(band, dtype=np.float32)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[1] != self._width:
+            raise InputError(
+                f"a band must be (h, {self._width}) or (h, {self._width}, C), not {pixels.shape}"
+            )
+        keep = np.ones(pixels.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+        if keep.shape != pixels.shape[:2]:
+            raise InputError(f"the mask is {keep.shape}, the image {pixels.shape[:2]}", where="seam score")
+        if self._row + len(pixels) > len(self._rows):
+            raise InputError("there are more rows than the image has", where="seam score")
+        both = keep[:, 1:] & keep[:, :-1]
+        sums = (np.abs(np.diff(pixels, axis=1)).mean(axis=2) * both).sum(axis=0, dtype=np.float64)
+        self._count("x", sums, both.sum(axis=0), self._columns[1:])
+        if self._last is not None and self._last_mask is not None:
+            pixels = np.concatenate([self._last[None], pixels])
+            keep = np.concatenate([self._last_mask[None], keep])
+        first = self._row if self._last is not None else self._row + 1
+        both = keep[1:] & keep[:-1]
+        sums = (np.abs(np.diff(pixels, axis=0)).mean(axis=2) * both).sum(axis=1, dtype=np.float64)
+        self._count("y", sums, both.sum(axis=1), self._rows[first : first + len(sums)])
+        self._row += len(np.asarray(band))
+        self._last, self._last_mask = pixels[-1], keep[-1]
+
+    def _count(self, axis: str, sums: np.ndarray, counts: np.ndarray, border: np.ndarray) -> None:
+        for name, chosen in ((f"across {axis}", border), (f"elsewhere {axis}", ~border)):
+            self.totals[name][0] += float(sums[chosen].sum())
+            self.totals[name][1] += int(counts[chosen].sum())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything a later meter needs to go on, as arrays."""
+        last = np.zeros(0, np.float32) if self._last is None else self._last
+        mask = np.zeros(0, bool) if self._last_mask is None else self._last_mask
+        totals = np.array([value for pair in self.totals.values() for value in pair], dtype=np.float64)
+        return {"row": np.array(self._row), "last": last, "mask": mask, "totals": totals}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from :meth:`state`."""
+        self._row = int(state["row"])
+        if state["last"].size:
+            self._last, self._last_mask = state["last"], state["mask"]
+        for name, (total, count) in zip(self.totals, state["totals"].reshape(-1, 2), strict=True):
+            self.totals[name] = [float(total), int(count)]
+
+    def score(self) -> SeamScore:
+        """The score of the rows so far."""
+        return SeamScore(vertical=self._ratio("x"), horizontal=self._ratio("y"))
+
+    def _ratio(self, axis: str) -> float:
+        (across, n), (elsewhere, m) = self.totals[f"across {axis}"], self.totals[f"elsewhere {axis}"]
+        if not n or not m:
+            return float("nan")
+        if elsewhere == 0:
+            return 1.0 if across == 0 else float("inf")
+        return float((across / n) / (elsewhere / m))
+
+
+def seam_score(
+    image: Any, columns: Sequence[int] = (), rows: Sequence[int] = (), mask: Any = None
+) -> SeamScore:
+    """Seam score of a whole image ``(H, W)`` or ``(H, W, C)`` of any numeric type; see :class:`SeamMeter`.
 
     Raises :class:`InputError` for positions outside the image or when no border is given.
     """
-    pixels = np.asarray(image, dtype=np.float32)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3:
-        raise InputError(f"an image must be (H, W) or (H, W, C), not {pixels.shape}", where="seam_score")
-    if not len(columns) and not len(rows):
-        raise InputError("no border positions are given", where="seam_score")
-    keep = np.ones(pixels.shape[:2], bool) if mask is None else np.asarray(mask, bool)
-    if keep.shape != pixels.shape[:2]:
-        raise InputError(f"the mask is {keep.shape}, the image {pixels.shape[:2]}", where="seam_score")
-    return SeamScore(
-        vertical=_axis_score(pixels, keep, columns),
-        horizontal=_axis_score(pixels.transpose(1, 0, 2), keep.T, rows),
-    )
+    shape = np.shape(image)
+    if len(shape) not in (2, 3):
+        raise InputError(f"an image must be (H, W) or (H, W, C), not {shape}", where="seam score")
+    meter = SeamMeter(shape[1], shape[0], columns, rows)
+    meter.add(image, mask)
+    return meter.score()
 
 
-def _axis_score(pixels: np.ndarray, keep: np.ndarray, borders: Sequence[int]) -> float:
-    if not len(borders):
-        return float("nan")
-    width = pixels.shape[1]
-    positions = np.unique(np.asarray(borders, dtype=np.int64))
-    if positions.min() < 1 or positions.max() >= width:
-        raise InputError(f"border positions must lie in 1…{width - 1}", where="seam_score")
-    # One total and one count per border position keeps memory at a single column of differences.
-    totals, counts = np.zeros(width), np.zeros(width)
-    for p in range(1, width):
-        both = keep[:, p] & keep[:, p - 1]
-        counts[p] = both.sum()
-        if counts[p]:
-            totals[p] = np.abs(pixels[both, p] - pixels[both, p - 1]).mean(axis=1).sum()
-    at = np.zeros(width, bool)
-    at[positions] = True
-    if not counts[at].any() or not counts[~at].any():
-        return float("nan")
-    across = totals[at].sum() / counts[at].sum()
-    elsewhere = totals[~at].sum() / counts[~at].sum()
-    if elsewhere == 0:
-        return 1.0 if across == 0 else float("inf")
-    return float(across / elsewhere)
+def _flags(borders: Sequence[int], size: int) -> np.ndarray:
+    flags = np.zeros(size, bool)
+    positions = np.asarray(borders, dtype=np.int64)
+    if len(positions) and (positions.min() < 1 or positions.max() >= size):
+        raise InputError(f"border positions must lie in 1…{size - 1}", where="seam score")
+    flags[positions] = True
+    return flags
