@@ -233,6 +233,7 @@ class Population:
             gap = np.hypot(rings.x[other] - rings.x[index], rings.y[other] - rings.y[index])
             if other != index and gap < rings.reach(other) + rings.reach(index):
                 keep &= rings.depth(other, x, y) < own
+        keep &= self.architecture.on_tissue(x, y, 4.0)
         tall = np.full(count, 1.0 if kind == VESSEL else 1.9)
         values = (ids, x, y, np.full(count, cell), angle, mx, my, tall, inward)
         return tuple(value[keep] for value in values)
@@ -290,7 +291,7 @@ class Population:
         stretch = np.exp(0.5 * vary * np.abs(longer))
         major = np.clip(major * scale * stretch, 1.0, 11.5)
         minor = np.clip(minor * scale / stretch, 0.9, 9.0)
-        stain = stain * np.exp(0.14 * darker - 0.15 * pale + 0.10 * coarse)
+        stain = stain * np.exp(0.10 * darker - 0.22 * pale + 0.10 * coarse)
         mitosis = tumour & (self.uniform(ids, "mitosis") < 0.02 / (1 + np.exp(-2.0 * coarse)))
         return Cells(
             id=ids.astype(np.int32),
@@ -306,7 +307,7 @@ class Population:
             nucleoli=np.where(mitosis, 0.0, nucleoli * np.exp(0.4 * pale)),
             ragged=np.where(mitosis, 0.16, ragged),
             mitosis=mitosis,
-            tint=np.exp(0.12 * pinker + 0.20 * pink),
+            tint=np.exp(0.10 * pinker + 0.28 * pink),
             cx=cytoplasm[0],
             cy=cytoplasm[1],
             tall=cytoplasm[2],

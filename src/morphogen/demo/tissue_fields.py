@@ -242,9 +242,9 @@ class Architecture:
         coarse = np.clip(self._edge[0](x, y), -1.5, 1.5)
         return self.outline.distance(x, y, coarse) + 9.0 * self._edge[1](x, y)
 
-    def on_tissue(self, x: Float, y: Float) -> NDArray[np.bool_]:
-        """Which points (µm) lie on tissue rather than glass."""
-        return self._tissue(x, y) > 0
+    def on_tissue(self, x: Float, y: Float, margin: float = 0.0) -> NDArray[np.bool_]:
+        """Which points (µm) lie on tissue, more than ``margin`` µm from the glass."""
+        return self._tissue(x, y) > margin
 
     def _adipose(self, x: Float, y: Float, amounts: Style) -> Float:
         return 95.0 * (self._fat[0](x, y) + 0.3 * self._fat[1](x, y) + amounts.adipose)

@@ -225,6 +225,9 @@ class Painter:
         nuclei = self._nuclei(window, cells)
         regions = self._regions(up(at.tissue), nest, ring, lumen, kind, adipose, lymphoid)
 
+        # A nucleus may reach over the edge of the tissue; it is tissue all the same.
+        np.copyto(regions, np.uint8(Region.STROMA), where=(regions == Region.GLASS) & (nuclei.owner > 0))
+
         dab_mean, dab, in_cell = self._dab(
             window, cells, nuclei, territories, body, line, nest, tissue, counter
         )

@@ -227,7 +227,9 @@ def draw_territories(window: Canvas, cells: Cells, which: NDArray[np.bool_]) -> 
             np.minimum(second_here, np.maximum(first_here, distance), out=second_here)
             np.minimum(first_here, distance, out=first_here)
             np.copyto(owner[part], index[start + k] + 1, where=closer)
-    return Territories(owner, second - nearest)
+    gap = second - nearest
+    np.copyto(gap, far, where=owner == 0)  # as where there is no cell at all
+    return Territories(owner, gap)
 
 
 def draw_packing(window: Canvas, x: Float, y: Float) -> Grey:
