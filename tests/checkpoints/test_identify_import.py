@@ -9,7 +9,6 @@ import torch
 
 from morphogen.checkpoints import (
     identify,
-    load_gene_network,
     load_hisdiff,
     load_latent_diffusion,
     load_ldm,
@@ -93,20 +92,36 @@ def test_info_of_folders_without_a_model(tmp_path):
 @pytest.mark.parametrize("method", ["stem", "hisdiff"])
 @torch.no_grad()
 def test_gene_networks_are_imported_with_their_genes(files, tmp_path, capsys, method):
+    from morphogen.expression.model import ExpressionModel
+
     path = files / ("stem_forward/0000003.pt" if method == "stem" else "hisdiff_forward/0000100.pt")
     published = (load_stem if method == "stem" else load_hisdiff)(path, heads=4)
     genes = tmp_path / "genes.txt"
     genes.write_text("\n".join(f"GENE{i}" for i in range(published.config.genes)) + "\n\n")
     out = tmp_path / "model"
     code, said, _ = run(
-        capsys, "checkpoint", "import", path, "--genes", genes, "--encoder", "uni", "--heads", 4, "--out", out
+        capsys,
+        "checkpoint",
+        "import",
+        path,
+        "--genes",
+        genes,
+        "--encoder",
+        "h0-mini",
+        "--heads",
+        4,
+        "--out",
+        out,
     )
     assert code == 0 and str(out) in said
-    network, facts = load_gene_network(out)
-    assert facts["method"] == method and facts["encoder"] == "uni" and facts["genes"][1] == "GENE1"
-    assert facts["transform"] == "log2p1" and facts["learned_variance"] is True
-    assert ("neighbours" in facts) == (method == "hisdiff")
-    for a, b in zip(network.parameters(), published.parameters(), strict=True):
+    model = ExpressionModel.from_pretrained(out)
+    assert (
+        model.config.recipe == method
+        and model.encoder["name"] == "h0-mini"
+        and model.panel.genes[1] == "GENE1"
+    )
+    assert model.transform.log == "log2p1"
+    for a, b in zip(model.head.network.parameters(), published.parameters(), strict=True):
         assert torch.equal(a, b)
     assert identify(out).kind == "morphogen"
 
@@ -138,18 +153,21 @@ def test_a_first_stage_is_imported_as_a_component(files, tmp_path, capsys, tenso
 def test_histdist_is_imported_with_the_scheduler_it_was_trained_for(files, tmp_path, capsys, tensors):
     from diffusers import DDIMScheduler
 
+    from morphogen.stain.model import StainTransfer
+
     T, out = tensors("histdist_inference"), tmp_path / "hd"
-    path = files / "histdist_inference" / "pipeline"
-    assert run(capsys, "checkpoint", "import", path, "--encoder", "phikon", "--out", out)[0] == 0
+    assert (
+        run(capsys, "checkpoint", "import", files / "histdist_inference" / "pipeline", "--out", out)[0] == 0
+    )
     scheduler = DDIMScheduler.from_pretrained(out, subfolder="scheduler")
     torch.testing.assert_close(scheduler.alphas_cumprod, T["alphas_cumprod_zero_snr"])
     assert scheduler.config.prediction_type == "v_prediction"
     scheduler.set_timesteps(20)
     assert torch.equal(scheduler.timesteps, T["timesteps_translation"])
-    network = load_pipeline(out).network
-    got = network(T["unet_x"], T["unet_t"], T["unet_ctx"])
-    torch.testing.assert_close(got, T["unet_out"], atol=3e-5, rtol=1e-4)
-    assert identify(out).title.endswith("kind histdist")
+    for network in (load_pipeline(out).network, StainTransfer.from_pretrained(out).network.latent):
+        got = network(T["unet_x"], T["unet_t"], T["unet_ctx"])
+        torch.testing.assert_close(got, T["unet_out"], atol=3e-5, rtol=1e-4)
+    assert identify(out).title.endswith("kind stain")
 
 
 def test_what_an_import_lacks_is_one_line_and_exit_2(files, tmp_path, capsys):

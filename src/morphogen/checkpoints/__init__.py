@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from morphogen.checkpoints.gene_networks import load_hisdiff, load_stem
     from morphogen.checkpoints.identification import CheckpointInfo, describe, identify
-    from morphogen.checkpoints.importing import import_checkpoint, load_gene_network
+    from morphogen.checkpoints.importing import import_first_stage, import_latent_diffusion
     from morphogen.checkpoints.pipelines import PipelineComponents, load_histdist, load_pipeline
 
 _LATER = {
@@ -33,8 +33,8 @@ _LATER = {
     "load_latent_diffusion": "compvis",
     "load_ldm": "compvis",
     "save_latent_diffusion": "compvis",
-    "import_checkpoint": "importing",
-    "load_gene_network": "importing",
+    "import_first_stage": "importing",
+    "import_latent_diffusion": "importing",
     "load_hisdiff": "gene_networks",
     "load_stem": "gene_networks",
     "CheckpointInfo": "identification",
@@ -54,9 +54,9 @@ __all__ = [
     "WeightFile",
     "describe",
     "identify",
-    "import_checkpoint",
+    "import_first_stage",
+    "import_latent_diffusion",
     "load_compvis_first_stage",
-    "load_gene_network",
     "load_hisdiff",
     "load_histdist",
     "load_latent_diffusion",

@@ -29,6 +29,7 @@ class CheckpointInfo:
     ignored: list[str] = field(default_factory=list)  # what is in it and is not used
     missing: list[str] = field(default_factory=list)  # what is needed beside it
     foreign: tuple[str, ...] = ()  # classes named in the file, left inert
+    encoder: str = ""  # image encoder of the published weights, where these have their widths
     advice: str = ""
 
     @property
@@ -86,12 +87,12 @@ def _has(*prefixes: str) -> Callable[[Mapping[str, Tensor]], bool]:
 def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> CheckpointInfo:
     read = stem_config if kind == "stem" else hisdiff_config
     title = "Stem: spatial gene expression" if kind == "stem" else "HisDiff: spatial gene expression"
-    missing = [
-        "the gene list, in the order of training (--genes FILE)",
-        "the image encoder's name (--encoder NAME)",
-    ]
+    missing = ["the gene list, in the order of training (--genes FILE)"]
     config = read(state, heads=None if _width(state) == PUBLISHED_WIDTH else 1, where=file.path)
     known = _width(state) == PUBLISHED_WIDTH
+    encoder = _PUBLISHED_ENCODERS.get((kind, config.condition_dim), "")
+    if not encoder:
+        missing.append("the image encoder's name (--encoder NAME)")
     if not known:
         missing.append("the number of attention heads (--heads N)")
     sizes = {
@@ -100,6 +101,7 @@ def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> Chec
         "width": config.width,
         "depth": config.depth,
         "heads": f"{config.heads} (published)" if known else "not in the file",
+        "encoder": f"{encoder} (published)" if encoder else "not in the file",
         "weights": "EMA" if file.section("ema") else "as trained (no EMA)",
     }
     ignored = [
@@ -107,7 +109,7 @@ def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> Chec
     ]
     if file.section("ema") and file.section("model"):
         ignored.append("model (the EMA weights are taken)")
-    option = "" if known else " --heads N"
+    options = ("" if encoder else " --encoder NAME") + ("" if known else " --heads N")
     return CheckpointInfo(
         file.path,
         kind,
@@ -116,8 +118,13 @@ def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> Chec
         count(state.values()),
         ignored=ignored,
         missing=missing,
-        advice=f"morphogen checkpoint import {file.path} --genes GENES.txt --encoder NAME{option} --out FOLDER",
+        encoder=encoder,
+        advice=f"morphogen checkpoint import {file.path} --genes GENES.txt{options} --out FOLDER",
     )
+
+
+# Encoders of the published weights, known by the width of their embeddings.
+_PUBLISHED_ENCODERS = {("stem", 1536): "uni+conch", ("hisdiff", 1024): "uni"}
 
 
 def _width(state: Mapping[str, Tensor]) -> int:
@@ -142,6 +149,7 @@ def _ldm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
             "widths": config.widths,
             "blocks per level": config.layers,
             "attention levels": config.attention,
+            "heads": "1 (published; the file does not say)",
             "context width": config.context_dim,
             "schedule": f"scaled-linear {schedule.beta_start} → {schedule.beta_end}, {schedule.steps} steps",
             "weights": "EMA" if any(key.startswith(EMA) for key in state) else "as trained (no EMA)",

@@ -151,8 +151,9 @@ def _pipeline(folder: Path) -> CheckpointInfo:
             info.sizes["schedule"] += (
                 " (its scheduler file says stock Stable Diffusion; read as zero-SNR, trailing, v)"
             )
-        info.missing = ["the token encoder's name (--encoder; Phikon in the paper)"]
-        info.advice = f"morphogen checkpoint import {folder} --encoder phikon --out FOLDER"
+        info.encoder = "phikon"
+        info.sizes["token encoder"] = "phikon (published; --encoder for another)"
+        info.advice = f"morphogen checkpoint import {folder} --out FOLDER"
     else:
         info.advice = (
             "A start for training: `morphogen stain train` widens its first convolution from 4 to 8 channels"

@@ -50,7 +50,28 @@ def import_(
     path
         A Stem, HisDiff or latent diffusion checkpoint, a first stage, or a HistDiST pipeline folder.
     """
-    from morphogen.checkpoints import import_checkpoint
+    from morphogen.checkpoints import identify
+    from morphogen.checkpoints.importing import check_import, import_first_stage, import_latent_diffusion
 
-    found, folder = import_checkpoint(path, out, genes=genes, encoder=encoder, heads=heads)
-    say(f"{found.title}: {found.parameters:,} parameters", f"Written to {folder}")
+    found = identify(path)
+    names, chosen = check_import(found, genes, encoder)
+    use = ""
+    if found.kind in ("stem", "hisdiff"):
+        from morphogen.expression.model import ExpressionModel
+
+        model = ExpressionModel.from_published(path, found.kind, names, heads=heads)
+        model.encoder["name"] = chosen
+        model.save_pretrained(out)
+        use = f"morphogen expression predict SECTION --model {out}"
+    elif found.kind == "histdist":
+        from morphogen.stain.model import StainTransfer
+
+        StainTransfer.from_pretrained(path, encoder=chosen).save_pretrained(out)
+        use = f"morphogen stain apply IMAGE --model {out}"
+    elif found.kind == "ldm":
+        import_latent_diffusion(path, out, chosen, heads)
+    else:
+        import_first_stage(path, out)
+    say(f"{found.title}: {found.parameters:,} parameters", f"Written to {out}")
+    if use:
+        say(f"Use it: {use}")
