@@ -79,10 +79,10 @@
     const caption = pictures[at].parentElement.querySelector("figcaption");
     image.classList.toggle("plot", pictures[at].classList.contains("plot"));
     image.alt = source.alt;
-    image.src = source.src;
     legend.textContent = caption ? caption.textContent : "";
-    image.decode().then(fit, fit);
+    image.src = source.src;
   };
+  image.addEventListener("load", fit);
   const actions = {
     previous: () => show(at - 1), next: () => show(at + 1), fit,
     in: () => zoom(1.4), out: () => zoom(1 / 1.4), close: () => viewer.close(),
