@@ -73,7 +73,9 @@ class Encoder:
         )
         self._forward, self._prepare = forward, prepare
         if module is not None:
-            module.eval().requires_grad_(False)
+            module.eval()
+            for parameter in module.parameters():  # TorchScript modules have no requires_grad_
+                parameter.requires_grad_(False)
 
     def __repr__(self) -> str:
         what = "tokens" if self.tokens else "features"
