@@ -76,7 +76,7 @@
   const show = index => {
     at = (index + pictures.length) % pictures.length;
     const source = pictures[at].querySelector("img");
-    const caption = pictures[at].parentElement.querySelector("figcaption");
+    const caption = pictures[at].closest("figure").querySelector(":scope > figcaption");
     image.classList.toggle("plot", pictures[at].classList.contains("plot"));
     image.alt = source.alt;
     legend.textContent = caption ? caption.textContent : "";
