@@ -19,6 +19,7 @@ from morphogen.diffusion import (
     euler,
     heun,
     plms,
+    time_at_log_snr,
     timesteps,
 )
 
@@ -41,22 +42,31 @@ def orders(solve, exact, steps=(40, 80, 160)):
     return [math.log2(a / b) for a, b in zip(errors, errors[1:])]
 
 
+def even(schedule, n, start=-7.0):
+    """n times even in log-SNR from ``start`` down to the first level, so that steps shrink as 1/n everywhere."""
+    levels = torch.linspace(start, schedule.log_snr(0), n, dtype=torch.float64)
+    return [time_at_log_snr(schedule, level) for level in levels.tolist()]
+
+
 # -- order of convergence --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, ZERO_SNR], ids=["linear", "zero snr"])
 @pytest.mark.parametrize("solver, order", [(ddim, 1), (dpmpp_2m, 2), (plms, 2)])
 def test_ode_solvers_converge_at_their_order(solver, order, schedule):
-    if solver is plms and schedule is ZERO_SNR:
-        pytest.skip("PLMS is not defined there")
     x, data = normals(33, 2), gaussian()
-    exact = data.transport(schedule, x, schedule.last, 0)
+    exact = data.transport(schedule, x, even(schedule, 2)[0], 0)
+    solve = lambda n: solver(data.denoiser(schedule), x, even(schedule, n), schedule, final="first")  # noqa: E731
+    assert orders(solve, exact) == pytest.approx([order] * 2, abs=0.25)
 
-    def solve(n):
-        times = timesteps(schedule, n, "log_snr")
-        return solver(data.denoiser(schedule), x, times, schedule, final="first")
 
-    assert orders(solve, exact) == pytest.approx([order] * 2, abs=0.2)
+def test_a_solver_from_pure_noise_ends_where_the_flow_does():
+    x, data = normals(33, 2), gaussian()
+    exact = data.transport(ZERO_SNR, x, 999, 0)
+    times = timesteps(ZERO_SNR, 200, "log_snr")
+    for solver in (ddim, dpmpp_2m):
+        out = solver(data.denoiser(ZERO_SNR), x, times, ZERO_SNR, final="first")
+        torch.testing.assert_close(out, exact, rtol=0, atol=0.03 if solver is ddim else 0.003)
 
 
 @pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2), (ddim, 1)])
@@ -95,21 +105,19 @@ def test_stochastic_solvers_approach_the_right_variance(solver, spacing, options
         abs(linear_variance(solver, LINEAR, timesteps(LINEAR, n, spacing), **options) - 1)
         for n in (40, 160, 640)
     )
-    assert fine < 0.7 * coarse and finer < 0.5 * fine + 1e-3
+    assert fine < 0.7 * coarse and finer < 0.5 * fine + 3e-3
     assert finer < 0.05
 
 
 def test_the_sde_solver_is_of_second_order_in_variance():
-    first = abs(
-        linear_variance(dpmpp_2m, LINEAR, timesteps(LINEAR, 40, "log_snr"), sde=True, final="first") - 1
-    )
-    level = LINEAR.sigma(0) ** 2 / 0.4**2  # what is left at the first level
+    start = even(LINEAR, 2)[0]
+    spread = [math.sqrt((LINEAR.alpha(t) * 0.4) ** 2 + LINEAR.sigma(t) ** 2) / 0.4 for t in (start, 0)]
     errors = []
-    for n in (40, 80):
-        times = timesteps(LINEAR, n, "log_snr")
-        ratio = linear_variance(dpmpp_2m, LINEAR, times, sde=True, final="first")
-        errors.append(abs(ratio - (LINEAR.alpha(0) ** 2 + level)))
-    assert first > 0 and errors[0] / errors[1] > 3.5
+    for n in (40, 80, 160):
+        # N(0, 1) instead of N(0, spread²) at the start changes the first row of weights alone, and by little.
+        ratio = linear_variance(dpmpp_2m, LINEAR, even(LINEAR, n), sde=True, final="first")
+        errors.append(abs(ratio - spread[1] ** 2))
+    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
 
 
 def test_eta_one_is_the_ancestral_sampler():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphogen.core.errors import ConfigError
@@ -30,6 +30,7 @@ def test_strided_may_hold_more_than_asked():
     assert [len(timesteps(LINEAR, n, "strided")) for n in (20, 30, 50, 128, 200)] == [20, 31, 50, 143, 200]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 1000), st.sampled_from(["trailing", "leading", "linspace", "strided", "log_snr"]))
 def test_every_spacing_falls_strictly_within_the_schedule(n, spacing):
     times = timesteps(LINEAR, n, spacing)
@@ -48,7 +49,8 @@ def test_log_snr_is_uniform_and_starts_where_x_starts(schedule, n):
     times = timesteps(schedule, n, "log_snr")
     assert len(times) == n and times[0] == schedule.last
     levels = [schedule.log_snr(t) for t in times]
-    inner = levels[1:] if levels[0] < -10.2 else levels
+    inner = levels[1:] if levels[0] < -8 else levels
+    assert max(inner, default=0) <= 8 + 1e-6
     gaps = [b - a for a, b in zip(inner, inner[1:])]
     assert not gaps or max(gaps) - min(gaps) < 1e-6
 

@@ -75,6 +75,10 @@ class Canvas:
     def __truediv__(self, other: Canvas | float) -> Canvas:
         return self._with(other, lambda a, b: a / b)
 
+    def exp(self) -> Canvas:
+        """e to the power of it."""
+        return Canvas(lambda region: self._read(region).exp(), self.store)
+
     __radd__ = __add__
     __rmul__ = __mul__
 

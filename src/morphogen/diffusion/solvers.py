@@ -22,7 +22,7 @@ from torch import Tensor
 from morphogen.core.errors import ConfigError
 from morphogen.diffusion.predictions import Denoiser
 from morphogen.diffusion.schedules import Schedule, level_lists
-from morphogen.diffusion.state import Callback, SolverState, begin, reached
+from morphogen.diffusion.state import Callback, SolverState, begin, reached, written
 
 Noise = Callable[[int], Any]
 Eta = float | Callable[[float], float] | Sequence[float]
@@ -70,7 +70,7 @@ def ddpm(
                 )
             part = 0.5 * (predicted.log_variance + 1)
             log_variance = part * math.log(beta) + (1 - part) * math.log(beta_posterior)
-            x = mean + torch.exp(0.5 * log_variance) * _draw(noise, i, x)
+            x = mean + (0.5 * log_variance).exp() * _draw(noise, i, x)
         else:
             x = mean + math.sqrt(beta if variance == "large" else beta_posterior) * _draw(noise, i, x)
         x = reached(callback, i + 1, x, predicted)
@@ -103,10 +103,10 @@ def ddim(
     for i in range(state.step, len(timesteps)):
         predicted = denoiser(x, timesteps[i], **(condition or {}))
         std = etas[i] * math.sqrt(_betas(alpha, sigma, i)[1])
-        x_next = alpha[i + 1] * predicted.x0 + math.sqrt(sigma[i + 1] ** 2 - std**2) * predicted.eps
+        x = alpha[i + 1] * predicted.x0 + math.sqrt(sigma[i + 1] ** 2 - std**2) * predicted.eps
         if std > 0:
-            x_next = x_next + std * _draw(noise, i, x)
-        x = reached(callback, i + 1, x_next, predicted)
+            x = x + std * _draw(noise, i, x)
+        x = reached(callback, i + 1, x, predicted)
     return x
 
 
@@ -143,6 +143,7 @@ def ddim_invert(
         predicted = denoiser(x, level, network_time=upwards[i], **conditions)
         x_next = alpha[i + 1] * predicted.x0 + sigma[i + 1] * predicted.eps
         for _ in range(refine):
+            x_next = written(x_next)
             down = denoiser(x_next, upwards[i], **conditions)
             x_next = x_next + (x - (alpha[i] * down.x0 + sigma[i] * down.eps))
         if after_step is not None:
@@ -183,12 +184,12 @@ def dpmpp_2m(
             target = (1 + slope) * predicted.x0 - slope * before[0]
         before = (predicted.x0,)
         if sde:
-            x_next = sigma[i + 1] / sigma[i] * math.exp(-h) * x - alpha[i + 1] * math.expm1(-2 * h) * target
+            x = sigma[i + 1] / sigma[i] * math.exp(-h) * x - alpha[i + 1] * math.expm1(-2 * h) * target
             if sigma[i + 1] > 0:
-                x_next = x_next + sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)) * _draw(noise, i, x)
+                x = x + sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)) * _draw(noise, i, x)
         else:
-            x_next = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * target
-        x = reached(callback, i + 1, x_next, predicted, before)
+            x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * target
+        x = reached(callback, i + 1, x, predicted, before)
     return x
 
 
@@ -225,7 +226,7 @@ def plms(
         match past:
             case ():
                 ahead = timesteps[min(i + 1, len(timesteps) - 1)]
-                there = denoiser(transfer(x, eps, i), ahead, **(condition or {})).eps
+                there = denoiser(written(transfer(x, eps, i)), ahead, **(condition or {})).eps
                 slope = (eps + there) / 2
             case (e1,):
                 slope = (3 * eps - e1) / 2
@@ -255,8 +256,8 @@ def euler(
     x = state.x
     for i in range(state.step, len(timesteps)):
         predicted = denoiser(x, times[i], **(condition or {}))
-        x_next = x + (times[i + 1] - times[i]) * (predicted.eps - predicted.x0)
-        x = reached(callback, i + 1, x_next, predicted)
+        x = x + (times[i + 1] - times[i]) * (predicted.eps - predicted.x0)
+        x = reached(callback, i + 1, x, predicted)
     return x
 
 
@@ -283,7 +284,7 @@ def heun(
         predicted = denoiser(x, times[i], **(condition or {}))
         slope = predicted.eps - predicted.x0
         if times[i + 1] > 0:
-            there = denoiser(x + h * slope, times[i + 1], **(condition or {}))
+            there = denoiser(written(x + h * slope), times[i + 1], **(condition or {}))
             slope = 0.5 * (slope + (there.eps - there.x0))
         x = reached(callback, i + 1, x + h * slope, predicted)
     return x

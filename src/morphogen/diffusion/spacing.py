@@ -16,12 +16,9 @@ from morphogen.diffusion.schedules import Schedule
 
 Spacing = Literal["trailing", "leading", "linspace", "strided", "log_snr"]
 
-LOWEST_LOG_SNR = -10.2
-"""Where a grid uniform in log-SNR starts at the earliest (the signal is 0.6 % of x there, as at the end of the linear
-schedule). Below it there is nothing to resolve; a schedule that ends lower gets one long first step."""
-HIGHEST_LOG_SNR = 9.3
-"""Where it ends at the latest: the noise is 1 % of x there, as at t = 0 of the linear schedule. The last step goes from
-there to the data."""
+LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -8.0, 8.0
+"""The widest range of a grid uniform in log-SNR. At its ends the signal, or the noise, is 1.8 % of x; beyond them there is
+nothing left to resolve, so what lies outside is crossed in one long first step and one long last step."""
 
 
 def timesteps(
@@ -40,8 +37,8 @@ def timesteps(
         1, 1 + T//n, … while below T: the spacing of latent-diffusion code. It holds MORE than n times when n does
         not divide T (n = 128 gives 143).
     ``log_snr``
-        Uniform in log-SNR between both ends, real-valued: for DPM-Solver++ (Lu et al. 2022). A level of pure noise
-        is kept as the first time, and the grid starts behind it.
+        Uniform in log-SNR within ±8, real-valued: for DPM-Solver++ (Lu et al. 2022). The first time is always the
+        schedule's last one, where x starts.
     """
     if spacing not in get_args(Spacing):
         hint = nearest(spacing, get_args(Spacing))

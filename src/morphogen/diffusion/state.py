@@ -33,13 +33,17 @@ Callback = Callable[[SolverState, Prediction], Any]
 def begin(x: Tensor | Canvas | SolverState, start: int) -> SolverState:
     """The state a solver begins with: a tensor or canvas at step ``start``, or a state."""
     state = x if isinstance(x, SolverState) else SolverState(start, x)
-    return state._replace(x=state.x.store.save(state.x)) if isinstance(state.x, Canvas) else state
+    return state._replace(x=written(state.x))
+
+
+def written(x: Any) -> Any:
+    """A canvas computed and in an array of its store; a tensor as it is."""
+    return x.store.save(x) if isinstance(x, Canvas) else x
 
 
 def reached(callback: Callback | None, step: int, x: Any, prediction: Prediction, history: tuple = ()) -> Any:
     """End of a step: write a canvas down, tell the callback, and give x back."""
-    if isinstance(x, Canvas):
-        x = x.store.save(x)
+    x = written(x)
     if callback is not None:
         callback(SolverState(step, x, history), prediction)
     return x
@@ -124,7 +128,7 @@ def load_state(
 
 def _pack(value: Tensor | Canvas) -> Tensor | str:
     if isinstance(value, Canvas):
-        saved = value.store.save(value)
+        saved = written(value)
         assert saved.array is not None
         saved.array.flush()
         return saved.array.name

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -166,10 +167,10 @@ def _blended(
     fields: list[Any] = []
     for indices, parts in _evaluate(predict, x, layout.positions, layout.window, batch, condition):
         fields = fields or [None if part is None else new_field(part[0]) for part in parts]
+        ratios = blender.ratios(indices, x.device)
         for field, part in zip(fields, parts):
             if part is not None:
-                for ratio, index, value in zip(blender.ratios(indices, part[0].device), indices, part):
-                    _move_towards(field, blender.layout, index, value, ratio)
+                _move_towards(field, blender.layout, indices, part, ratios)
     return fields
 
 
@@ -185,7 +186,7 @@ def _evaluate(
     n = x.shape[0]
     for indices in _batches(len(positions), batch):
         here = [positions[index] for index in indices]
-        cut = torch.cat([_take(x, position, window) for position in here])
+        cut = torch.cat(_cut(x, here, window))
         conditions = {
             name: _condition(value, indices, here, window, n, cut.device) for name, value in condition.items()
         }
@@ -215,22 +216,32 @@ def _condition(
         rows = value.of(here) if callable(value.of) else value.of[indices]
         return rows.to(device).repeat_interleave(n, dim=0)
     if isinstance(value, Crop):
-        parts = [_take(value.field, position, window) for position in here]
+        parts = _cut(value.field, here, window)
         return torch.cat([part.expand(n, *part.shape[1:]) for part in parts]).to(device)
     if isinstance(value, Tensor) and value.ndim:
         return value.expand(n, *value.shape[1:]).repeat(len(here), *(1,) * (value.ndim - 1))
     return value
 
 
-def _take(x: Any, position: Position, window: tuple[int, int]) -> Tensor:
-    """The window at ``position``; a canvas smaller than the window is mirrored at its far edge."""
-    rows, columns = (slice(start, start + size) for start, size in zip(position, window))
-    part = x.read(rows, columns) if isinstance(x, Canvas) else x[..., rows, columns]
-    if part.shape[-2] < window[0]:
-        part = part[..., _mirrored(part.shape[-2], window[0]), :]
-    if part.shape[-1] < window[1]:
-        part = part[..., _mirrored(part.shape[-1], window[1])]
-    return part
+def _cut(x: Any, positions: Sequence[Position], window: tuple[int, int]) -> list[Tensor]:
+    """The windows at ``positions``; a canvas smaller than a window is mirrored at its far edge."""
+    windows = []
+    for row, columns in _runs(positions):
+        # Neighbours overlap: from a disk they are read in one go.
+        left, right = min(columns), max(columns) + window[1]
+        strip = _read(x, slice(row, row + window[0]), slice(left, right))
+        if strip.shape[-2] < window[0]:
+            strip = strip[..., _mirrored(strip.shape[-2], window[0]), :]
+        if x.shape[-1] < window[1]:
+            strip = strip[..., _mirrored(strip.shape[-1], window[1])]
+        windows += [strip[..., column - left : column - left + window[1]] for column in columns]
+    return windows
+
+
+def _runs(positions: Sequence[Position]) -> Iterator[tuple[int, list[int]]]:
+    """Neighbours in ``positions`` that lie in one row: the row and their columns."""
+    for row, run in groupby(positions, key=lambda position: position[0]):
+        yield row, [column for _, column in run]
 
 
 def _mirrored(size: int, wanted: int) -> Tensor:
@@ -241,18 +252,28 @@ def _mirrored(size: int, wanted: int) -> Tensor:
 # -- putting back ----------------------------------------------------------------------------------------------
 
 
-def _move_towards(field: Any, layout: WindowLayout, index: int, value: Tensor, ratio: Tensor) -> None:
-    """One step of the running mean; what a window shows beyond the canvas is dropped."""
+def _move_towards(
+    field: Any, layout: WindowLayout, indices: list[int], values: Sequence[Tensor], ratios: Tensor
+) -> None:
+    """Steps of the running mean; what a window shows beyond the canvas is dropped."""
+    if values[0].shape[-2:] != layout.window:
+        raise ConfigError(f"windows of {layout.window} were expected back, not {tuple(values[0].shape[-2:])}")
     height, width = (min(a, b) for a, b in zip(layout.window, layout.size))
-    if value.shape[-2:] != layout.window:
-        raise ConfigError(f"windows of {layout.window} were expected back, not {tuple(value.shape[-2:])}")
-    (row, column) = layout.positions[index]
-    rows, columns = slice(row, row + height), slice(column, column + width)
-    value, ratio = value[..., :height, :width], ratio[:height, :width]
-    if isinstance(field, Canvas):
-        _write(field, rows, columns, torch.lerp(field.read(rows, columns), value.float(), ratio))
-    else:
-        field[..., rows, columns].lerp_(value.to(field.dtype), ratio.to(field.dtype))
+    done = 0
+    for row, columns in _runs([layout.positions[index] for index in indices]):
+        rows, across = slice(row, row + height), slice(min(columns), max(columns) + width)
+        strip = _read(field, rows, across)  # of a tensor: a view, so that the mean moves in place
+        for column in columns:
+            value, ratio = values[done][..., :height, :width], ratios[done][:height, :width]
+            area = strip[..., column - across.start : column - across.start + width]
+            area.lerp_(value.to(strip.device, strip.dtype), ratio.to(strip.device, strip.dtype))
+            done += 1
+        if isinstance(field, Canvas):
+            _write(field, rows, across, strip)
+
+
+def _read(field: Any, rows: slice, columns: slice) -> Tensor:
+    return field.read(rows, columns) if isinstance(field, Canvas) else field[..., rows, columns]
 
 
 def _write(field: Any, rows: slice, columns: slice, value: Tensor) -> None:
