@@ -81,19 +81,50 @@ def test_noisy_ddim_is_the_published_one(model, tensors):
     close(end, T["ddim_eta1"], 1e-5)
 
 
-@pytest.mark.parametrize("stride", [20, 100])
-def test_large_images_are_the_published_ones(model, tensors, stride):
-    """Windows of 16 at stride 8 over a 64 × 64 latent; the network is told t + 1, and the noisy run takes its variance
-    from the single-step β although it strides."""
-    denoiser, schedule, _, _ = model
-    T = tensors("large_image")
+def canvas_denoiser(model, T):
+    """Windows of 16 at stride 8 over a 64 × 64 latent, at guidance 4; the network is told t + 1, as published."""
     null = T["uncond_windows"][:1]
-    layout = WindowLayout((64, 64), 16, 8)
 
     def told_one_more(x, t, **condition):
-        return denoiser(x, t, network_time=t + 1, **condition)
+        return model[0](x, t, network_time=t + 1, **condition)
 
-    canvas = windowed(guided(told_one_more, {"context": null}, 4.0), layout, "uniform", batch=49)
+    return windowed(
+        guided(told_one_more, {"context": null}, 4.0), WindowLayout((64, 64), 16, 8), "uniform", batch=49
+    )
+
+
+def test_the_first_steps_of_a_large_image_are_the_published_ones(model, tensors):
+    T, schedule = tensors("large_image"), model[1]
+    condition = {"context": PerWindow(T["cond_windows"])}
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def look(state, prediction):
+        seen.append((state.x.clone(), prediction.x0.clone(), prediction.eps.clone()))
+        if len(seen) == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        ddim(
+            canvas_denoiser(model, T),
+            T["x_init"],
+            list(range(999, 0, -20)),
+            schedule,
+            condition=condition,
+            callback=look,
+        )
+    close(seen[0][0], T["ddim0_x_before_step1"], 1e-5)
+    for step in (0, 1):
+        close(seen[step][1], T[f"ddim0_x0_pred_{step}"], 5e-5)
+        torch.testing.assert_close(seen[step][2], T[f"ddim0_eps_{step}"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [pytest.param(20, marks=pytest.mark.slow), 100])
+def test_large_images_are_the_published_ones(model, tensors, stride):
+    """The noisy run takes its variance from the single-step β although it strides."""
+    T, schedule = tensors("large_image"), model[1]
     times = list(range(999, 0, -stride))
     assert [t + 1 for t in times] == T["t_range_ddim0" if stride == 20 else "t_range_stride100"].tolist()
     settings = {}
@@ -106,7 +137,7 @@ def test_large_images_are_the_published_ones(model, tensors, stride):
             etas.append(math.sqrt(ratio) if after is not None else 0.0)
         settings = {"eta": etas, "noise": lambda step: T["z_noises_ddim1"][step]}
     end = ddim(
-        canvas,
+        canvas_denoiser(model, T),
         T["x_init"],
         times,
         schedule,
