@@ -9,14 +9,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from morphogen.stain.build import build_model
+    from morphogen.stain.data import Pair, PairDataset, find_pairs, pair_folders
+    from morphogen.stain.evaluate import evaluate_folder
     from morphogen.stain.model import StainOutput, StainTransfer
+    from morphogen.stain.predict import Stained, stain_folder, stain_image
+    from morphogen.stain.train import Trained, train_model
+    from morphogen.stain.wholeslide import StainedSlide, stain_slide
 
 _HOME = {
+    "Pair": "data",
+    "PairDataset": "data",
     "StainOutput": "model",
     "StainTransfer": "model",
+    "Stained": "predict",
+    "StainedSlide": "wholeslide",
+    "Trained": "train",
+    "build_model": "build",
+    "evaluate_folder": "evaluate",
+    "find_pairs": "data",
+    "pair_folders": "data",
+    "stain_folder": "predict",
+    "stain_image": "predict",
+    "stain_slide": "wholeslide",
+    "train_model": "train",
 }
 
-__all__ = ["StainOutput", "StainTransfer"]
+__all__ = [
+    "Pair",
+    "PairDataset",
+    "StainOutput",
+    "StainTransfer",
+    "Stained",
+    "StainedSlide",
+    "Trained",
+    "build_model",
+    "evaluate_folder",
+    "find_pairs",
+    "pair_folders",
+    "stain_folder",
+    "stain_image",
+    "stain_slide",
+    "train_model",
+]
 
 
 def __getattr__(name: str) -> Any:

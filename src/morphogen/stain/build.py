@@ -17,7 +17,7 @@ from morphogen.stain.model import StainTransfer, build_encoder
 from morphogen.stain.network import StainNetwork, add_labels
 
 
-def build(
+def build_model(
     config: ModelConfig,
     *,
     start: Path | str | None = None,
@@ -29,9 +29,9 @@ def build(
 ) -> StainTransfer:
     """A model to be trained.
 
-    ``small`` is a pixel-space network with fresh weights. ``paper`` needs ``start``: a Stable Diffusion 1.5 folder
-    (its U-Net's first convolution grows from 4 to 8 channels, the new ones zero), or the published HistDiST folder.
-    A stain model of ours as ``start`` is trained on, whatever its size.
+    ``small`` is a pixel-space network with fresh weights. ``paper`` needs ``start``: a Stable Diffusion 1.5
+    folder (its U-Net's first convolution grows from 4 to 8 channels, the new ones zero), or the published
+    HistDiST folder. A stain model of ours as ``start`` is trained on, whatever its size.
     """
     encoder = None
     if config.encoder != "none":
@@ -77,14 +77,17 @@ def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -
     return StainTransfer(StainNetwork(latent), first_stage, config, encoder=encoder, **made)
 
 
-def _from_pipeline(path: Path, config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -> StainTransfer:
+def _from_pipeline(
+    path: Path, config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]
+) -> StainTransfer:
     parts = load_pipeline(path)
     channels = parts.first_stage.channels
     if parts.network.in_channels == channels:
         widen_input(parts.network.unet, 2 * channels)
     if parts.network.in_channels != 2 * channels:
         raise ConfigError(
-            f"its U-Net takes {parts.network.in_channels} channels; {channels} or {2 * channels} are needed", where=path
+            f"its U-Net takes {parts.network.in_channels} channels; {channels} or {2 * channels} are needed",
+            where=path,
         )
     if len(config.stains) > 1:
         add_labels(parts.network, config.stains)
@@ -115,7 +118,9 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     for name in same:
         wanted, has = getattr(config, name), getattr(model.config, name)
         if wanted != has and wanted != getattr(defaults, name):
-            raise ConfigError(f"the model to start from has {name} {has}, not {wanted}", where=f"model.{name}")
+            raise ConfigError(
+                f"the model to start from has {name} {has}, not {wanted}", where=f"model.{name}"
+            )
     model.crop = made["crop"]
     model.mpp = made["mpp"] or model.mpp
     model.facts = {"before": model.facts, **(made["facts"] or {})}

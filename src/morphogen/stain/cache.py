@@ -20,11 +20,13 @@ SHARD = 64  # crops per file
 
 
 @torch.no_grad()
-def cache_crops(model: StainTransfer, dataset: Any, folder: Path | str, *, crops: int, seed: int, batch: int = 8) -> Path:
+def cache_crops(
+    model: StainTransfer, dataset: Any, folder: Path | str, *, crops: int, seed: int, batch: int = 8
+) -> Path:
     """Encode ``crops`` random crops of every pair and keep them in ``folder``.
 
-    A shard holds, per crop, mean and SD of the latents of both images and the encoder's tokens, in float16. A folder
-    of the same crops is used as it is; one that a kill left incomplete goes on with its next shard.
+    A shard holds, per crop, mean and SD of the latents of both images and the encoder's tokens, in float16.
+    A folder of the same crops is used as it is; one that a kill left incomplete goes on with its next shard.
     """
     assert isinstance(dataset, PairDataset)
     folder = writable_folder(folder)
@@ -84,8 +86,8 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class CachedCrops(Dataset):
-    """Crops kept by :func:`cache_crops`; an item has ``he_mean, he_std, ihc_mean, ihc_std`` (C, h, w) float32,
-    ``tokens`` (T, d), ``label`` and ``index``."""
+    """Crops kept by :func:`cache_crops`; an item has ``he_mean, he_std, ihc_mean, ihc_std`` (C, h, w)
+    float32, ``tokens`` (T, d), ``label`` and ``index``."""
 
     def __init__(self, folder: Path | str) -> None:
         manifest = Manifest.read(folder)

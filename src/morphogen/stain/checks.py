@@ -63,7 +63,7 @@ def magenta_share(image: np.ndarray) -> float | None:
     Eosin takes green and little else, haematoxylin red and green, DAB mostly blue; so H&E lies near 0.2 and
     haematoxylin with DAB near 0.03. ``image`` is (H, W, 3) uint8; ``None`` when it holds next to no tissue.
     """
-    density = optical_density(image[None])[0].numpy().reshape(3, -1)
+    density = optical_density(np.array(image)[None])[0].numpy().reshape(3, -1)
     tissue = density.mean(axis=0) > _TISSUE_DENSITY
     if tissue.sum() < 50:
         return None

@@ -73,8 +73,10 @@ class ModelConfig(Config):
     )
     heads: int = Field(4, ge=1, description="small: attention heads.")
     groups: int = Field(8, ge=1, description="small: groups of the group norms.")
-    prediction: Literal["v", "epsilon"] = Field(
-        "v", description="v on a zero-terminal-SNR schedule with trailing steps, or epsilon on the plain one."
+    prediction: Literal["auto", "v", "x0", "epsilon"] = Field(
+        "auto",
+        description="What the network puts out. v (paper) and x0 (small) go with zero terminal SNR and trailing "
+        "steps; epsilon with the plain schedule and leading steps. auto = by size.",
     )
     regression: bool = Field(
         False,
@@ -239,12 +241,17 @@ class EvaluateConfig(Config):
     bins: tuple[float, float, float] = Field(
         (0.15, 0.35, 0.60), description="DAB optical densities where 1+, 2+ and 3+ begin (H-score)."
     )
+    vectors: Literal["hdab", "estimated"] = Field(
+        "hdab",
+        description="Stain vectors of the DAB maps: Ruifrok and Johnston's, or estimated from the real images.",
+    )
     encoder: str = Field("texture", description="Encoder of MRA, Fréchet distance and KID.")
     encoder_weights: str | None = Field(None, description="Weights of that encoder on disk.")
     resnet_weights: str | None = Field(
         None, description="torchvision resnet50 file for PHV. null = PHV left out."
     )
     lpips: bool = Field(False, description="LPIPS too (needs torchvision's AlexNet weights).")
+    panels: int = Field(8, ge=0, description="Images shown beside their DAB maps in the report.")
     reference_quirks: bool = Field(
         False,
         description="MRA ties and PHV normalisation as in the published HistDiST code, to compare with it.",

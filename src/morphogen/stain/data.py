@@ -106,13 +106,14 @@ def find_pairs(root: Path | str, split: str = "train") -> Found:
         raise InputError("there is no such folder or CSV file", where=root)
     base = _base(root, split)
     if base is not None:
-        return pair_folders(base / f"{split}A", base / f"{split}B")
+        return _with_patients(pair_folders(base / f"{split}A", base / f"{split}B"), root)
     found = Found([], [])
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         inner = _base(folder, split)
         if inner is not None:
             part = pair_folders(inner / f"{split}A", inner / f"{split}B", stain=folder.name)
             # Published stains share file names; the stain keeps them apart in results.
+            part = _with_patients(part, folder)
             pairs = [replace(pair, name=f"{folder.name}_{pair.name}") for pair in part.pairs]
             found = Found(found.pairs + pairs, found.alone + part.alone)
     if not found.pairs and not found.alone:
@@ -123,6 +124,18 @@ def find_pairs(root: Path | str, split: str = "train") -> Found:
             "the columns he,ihc",
         )
     return found
+
+
+def _with_patients(found: Found, root: Path) -> Found:
+    path = root / "patients.csv"
+    if not path.is_file():
+        return found
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"name", "patient"} <= set(rows[0]):
+        raise InputError("the table of patients needs the columns name and patient", where=path)
+    patients = {Path(row["name"]).stem: row["patient"] for row in rows}
+    return Found([replace(pair, patient=patients.get(pair.name)) for pair in found.pairs], found.alone)
 
 
 def _base(root: Path, split: str) -> Path | None:

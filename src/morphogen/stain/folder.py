@@ -171,8 +171,8 @@ def _index(modules: dict[str, Any]) -> dict[str, Any]:
 
 
 def diffusers_scheduler(config: ModelConfig) -> DDIMScheduler:
-    """The scheduler that agrees with the model: for v zero terminal SNR and trailing steps."""
-    own = config.prediction == "v"
+    """The scheduler that agrees with the model: zero terminal SNR and trailing steps, except for epsilon."""
+    own = config.output != "epsilon"
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=config.beta_start,
@@ -181,7 +181,7 @@ def diffusers_scheduler(config: ModelConfig) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=0 if own else 1,
-        prediction_type="v_prediction" if own else "epsilon",
+        prediction_type={"v": "v_prediction", "x0": "sample", "epsilon": "epsilon"}[config.output],
         timestep_spacing="trailing" if own else "leading",
         rescale_betas_zero_snr=own,
     )

@@ -279,7 +279,7 @@ class StainTransfer:
     def denoiser(self, precision: str = "fp32") -> Any:
         """The network as a denoiser of the diffusion core."""
         network = self._compiled if self._compiled is not None else self.network
-        return network_denoiser(network, self.schedule, self.config.prediction, precision=precision)
+        return network_denoiser(network, self.schedule, self.config.output, precision=precision)
 
     def output(self, latents: Tensor) -> StainOutput:
         """Decode scaled latents (B, K, C, h, w)."""

@@ -1,4 +1,4 @@
-"""Registration of pairs: a shift between two images, and pairs cut from two registered slides."""
+"""Registration of pairs: the shift between two images of the same tissue in two stains."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ def standardise(latent: Tensor) -> Tensor:
 
 
 def model_schedule(config: ModelConfig) -> Schedule:
-    """Scaled-linear; with zero terminal SNR for v, plain for epsilon."""
+    """Scaled-linear; with zero terminal SNR, but plain for epsilon."""
     schedule = Schedule.scaled_linear(config.beta_start, config.beta_end)
-    return schedule.zero_terminal_snr() if config.prediction == "v" else schedule
+    return schedule.zero_terminal_snr() if config.output != "epsilon" else schedule
 
 
 def model_timesteps(config: ModelConfig, schedule: Schedule, n: int, spacing: str = "model") -> list[float]:
@@ -62,8 +62,8 @@ def model_timesteps(config: ModelConfig, schedule: Schedule, n: int, spacing: st
     epsilon.
     """
     if spacing == "model":
-        spacing = "trailing" if config.prediction == "v" else "leading"
-    offset = 1 if spacing == "leading" and config.prediction == "epsilon" else 0
+        spacing = "trailing" if config.output != "epsilon" else "leading"
+    offset = 1 if spacing == "leading" and config.output == "epsilon" else 0
     return timesteps(schedule, n, spacing, steps_offset=offset)  # type: ignore[arg-type]
 
 

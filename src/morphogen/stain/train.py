@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from morphogen.core.devices import resolve_device
 from morphogen.core.errors import ConfigError
 from morphogen.core.files import content_hash, writable_folder
-from morphogen.diffusion import losses
+from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
-from morphogen.stain.build import build
+from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
 from morphogen.stain.checks import usable_pairs, with_shifts
 from morphogen.stain.config import SamplerConfig, TrainConfig
@@ -64,7 +64,8 @@ class StainTask:
         label = torch.where(generate, HE, HE + 1 + batch["label"].to(x0.device))
         condition = {"image": image, "context": context, "mask": mask, "label": label}
         if self.stain.config.regression:
-            return regression_loss(model, x0, schedule.last, condition)
+            denoiser = network_denoiser(model, schedule, self.stain.config.output)
+            return regression_loss(denoiser, x0, schedule.last, condition)
         t = draws.integers(schedule.T)
         t = torch.where(draws.bernoulli(objective.last_step_share), schedule.T - 1, t)
         weight = "min_snr" if objective.min_snr_gamma is not None else None
@@ -74,22 +75,27 @@ class StainTask:
             t,
             draws.normal_like(x0),
             schedule,
-            prediction=self.stain.config.prediction,
+            prediction=self.stain.config.output,
             weight=weight,  # type: ignore[arg-type]
             gamma=objective.min_snr_gamma or 5.0,
             condition=condition,
         )
+        if self.stain.config.output == "x0" and weight is None:
+            sigma = schedule.sigma(t)
+            assert isinstance(sigma, Tensor)
+            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=objective.x0_weight)
         figures["translation"] = _mean_where(figures["mse"], ~generate)
         return figures
 
     @torch.no_grad()
     def latents(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
-        """Of a batch of crops or of cached ones: scaled samples ``he`` and ``ihc`` (B, C, h, w), the unscaled mode
-        ``image`` of the H&E, and encoder ``tokens`` (B, T, d)."""
+        """Of a batch of crops or of cached ones: scaled samples ``he`` and ``ihc`` (B, C, h, w), the
+        unscaled mode ``image`` of the H&E, and encoder ``tokens`` (B, T, d)."""
         if "he_mean" in batch:
             scaling = self.stain.first_stage.scaling
             found = {
-                name: scaling * (batch[f"{name}_mean"] + batch[f"{name}_std"] * draws.normal_like(batch[f"{name}_mean"]))
+                name: scaling
+                * (batch[f"{name}_mean"] + batch[f"{name}_std"] * draws.normal_like(batch[f"{name}_mean"]))
                 for name in ("he", "ihc")
             }
             found["image"] = batch["he_mean"]
@@ -134,15 +140,21 @@ class StainTask:
         dataset = PairDataset(self.validation, self.stain.stains, crop=self.stain.crop)
         items = [dataset[i] for i in range(len(dataset))]
         made = [
-            self.stain(item["he"][None], sampler, stain=pair.stain, seed=self.config.training.seed).images[0].cpu()
+            self.stain(item["he"][None], sampler, stain=pair.stain, seed=self.config.training.seed)
+            .images[0]
+            .cpu()
             for item, pair in zip(items, self.validation, strict=True)
         ]
         he, ihc = (torch.stack([item[name] for item in items]) for name in ("he", "ihc"))
         return he, ihc, torch.stack(made)
 
 
-def regression_loss(model: nn.Module, x0: Tensor, last: float, condition: dict[str, Any]) -> dict[str, Tensor]:
-    """Mean square error of one evaluation from a blank start: what a plain image-to-image network minimises."""
+def regression_loss(
+    model: nn.Module, x0: Tensor, last: float, condition: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Mean square error of one evaluation from a blank start: what a plain image-to-image network
+    minimises.
+    """
     out = model(torch.zeros_like(x0), torch.full((len(x0),), float(last), device=x0.device), **condition)
     error = ((-out.float() - x0.float()) ** 2).flatten(1).mean(1)  # v = −x0 at pure noise
     return {"loss": error, "mse": error.detach()}
@@ -161,7 +173,7 @@ class Trained:
     run: TrainResult
 
 
-def train(
+def train_model(
     found: Found,
     config: TrainConfig,
     out: Path | str,
@@ -172,10 +184,11 @@ def train(
     precision: str = "fp32",
     compile: bool = False,
 ) -> Trained:
-    """Check pairs, train, and write the model to ``out/model`` (averaged weights; the best ones where they are chosen).
+    """Check pairs, train, and write the model to ``out/model`` (averaged weights; the best ones where they
+    are chosen).
 
-    A run found in ``out`` goes on from its newest checkpoint. Raises :class:`~morphogen.core.errors.InputError` with
-    one report when pairs cannot be used.
+    A run found in ``out`` goes on from its newest checkpoint. Raises
+    :class:`~morphogen.core.errors.InputError` with one report when pairs cannot be used.
     """
     out = writable_folder(out)
     device = resolve_device(device)
@@ -189,7 +202,9 @@ def train(
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
     objective = config.objective
     if config.model.regression and objective.bias_he_ihc:
-        config = config.replace(objective=objective.replace(bias_he_ihc=0.0))  # nothing to generate from a blank start
+        config = config.replace(
+            objective=objective.replace(bias_he_ihc=0.0)
+        )  # nothing to generate from a blank start
     facts = {
         "pairs": len(pairs),
         "skipped": report.skipped,
@@ -198,7 +213,7 @@ def train(
         "data": config.data.to_dict(),
         "seed": config.training.seed,
     }
-    model = build(
+    model = build_model(
         config.model,
         start=config.start,
         crop=config.data.crop,

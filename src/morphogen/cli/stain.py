@@ -1,0 +1,336 @@
+"""``morphogen stain``: train a virtual stain, apply it to images and slides, evaluate it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from morphogen.cli.common import (
+    Compile,
+    ConfigFile,
+    Device,
+    PrecisionOption,
+    Seed,
+    Settings,
+    load_config,
+    say,
+)
+
+if TYPE_CHECKING:
+    from morphogen.stain.evaluate import Evaluation
+
+app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): train, apply, evaluate.")
+
+Data = Annotated[
+    Path,
+    Parameter(
+        help="Pairs: a folder with TrainValAB/trainA (H&E) and trainB (IHC), a folder of such folders by stain, "
+        "or a CSV with the columns he,ihc[,stain,patient,split]; its files may be whole slides."
+    ),
+]
+Out = Annotated[Path, Parameter(name="--out", help="Folder of the results.")]
+Encoder = Annotated[
+    str | None, Parameter(name="--encoder", help="Encoder by name (`morphogen doctor` lists them).")
+]
+Weights = Annotated[Path | None, Parameter(name="--weights", help="Weights of the encoder on disk.")]
+SkipBad = Annotated[
+    bool,
+    Parameter(name="--skip-bad", negative=(), help="Leave unusable pairs out (listed) instead of stopping."),
+]
+Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
+Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
+Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
+
+
+@app.command
+def train(
+    data: Data,
+    /,
+    *,
+    out: Out,
+    split: Split = "train",
+    validation: Annotated[
+        str | None, Parameter(name="--validation", help="Split that is scored during training.")
+    ] = None,
+    size: Annotated[
+        Literal["small", "paper"] | None,
+        Parameter(name="--size", help="small: pixel space, minutes on a CPU. paper: Stable Diffusion shape."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        Parameter(name="--start", help="Stable Diffusion 1.5, HistDiST or stain model folder to start from."),
+    ] = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    steps: Annotated[int | None, Parameter(name="--steps", help="Updates.")] = None,
+    crop: Annotated[
+        int | None, Parameter(name="--crop", help="Side of the training crops in pixels.")
+    ] = None,
+    mpp: Annotated[float | None, Parameter(name="--mpp", help="µm per pixel of the training images.")] = None,
+    register: Annotated[
+        bool | None,
+        Parameter(name="--register", negative=(), help="Estimate and remove a shift within pairs."),
+    ] = None,
+    skip_bad: SkipBad = False,
+    seed: Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw.")] = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    compile: Compile = False,
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Train on H&E / IHC pairs; the model is written to OUT/model. A run found in OUT goes on where it
+    stopped.
+    """
+    from morphogen.stain.config import TrainConfig
+    from morphogen.stain.slidepairs import read_pairs
+    from morphogen.stain.train import train_model
+
+    resolved = load_config(
+        TrainConfig,
+        config,
+        settings,
+        model__size=size,
+        model__encoder=encoder,
+        model__encoder_weights=str(weights) if weights is not None else None,
+        start=start,
+        training__steps=steps,
+        training__seed=seed,
+        data__crop=crop,
+        data__mpp=mpp,
+        data__register_pairs=register,
+        data__skip_bad=skip_bad or None,
+    )
+    tile = max(1024, resolved.data.crop)
+    found = read_pairs(data, split, out, tile=tile, mpp=resolved.data.mpp)
+    held = read_pairs(data, validation, out, tile=tile, mpp=resolved.data.mpp) if validation else None
+    result = train_model(
+        found,
+        resolved,
+        out,
+        validation=held,
+        where=data,
+        device=device,
+        precision=precision,
+        compile=compile,
+    )
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(result.run.metrics.items()))
+    say(
+        f"Trained {result.run.step} steps on {result.model.facts['pairs']} pairs: {figures}",
+        f"Model: {result.folder}",
+    )
+    return 0
+
+
+@app.command
+def apply(
+    model: Annotated[str, Parameter(help="Stain model or published HistDiST folder, or hub id.")],
+    sources: Annotated[list[Path], Parameter(help="Images, slides, or folders of them.")],
+    /,
+    *,
+    out: Out,
+    solver: Annotated[
+        str | None,
+        Parameter(
+            name="--solver",
+            help="fast (default): a few stochastic steps. reference: HistDiST's inversion and 100-step translation. "
+            "mean: the expected stain in one step.",
+        ),
+    ] = None,
+    steps: Annotated[int | None, Parameter(name="--steps", help="Translation steps.")] = None,
+    samples: Annotated[
+        int | None, Parameter(name="--samples", help="Samples per image; 2 or more give the uncertainty too.")
+    ] = None,
+    show: Annotated[
+        Literal["sample", "mean"] | None,
+        Parameter(name="--show", help="What the main image is: one sample, or the mean of all."),
+    ] = None,
+    keep_samples: Annotated[
+        bool, Parameter(name="--keep-samples", negative=(), help="Images: write every sample.")
+    ] = False,
+    stain: Stain = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    mpp: Mpp = None,
+    batch: Annotated[
+        int | None, Parameter(name="--batch", help="Windows through the network together.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    compile: Compile = False,
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
+    from morphogen.core.errors import MorphogenError
+    from morphogen.stain.config import ApplyConfig, SamplerConfig
+    from morphogen.stain.model import StainTransfer
+    from morphogen.stain.predict import sort_sources, stain_folder
+    from morphogen.stain.wholeslide import stain_slide
+
+    # A preset fills the whole section, so it is not laid over a configuration file unless asked for.
+    preset = SamplerConfig.named(solver or "fast").to_dict() if solver or config is None else {}
+    resolved = load_config(
+        ApplyConfig,
+        config,
+        [*(f"sampler.{key}={value}" for key, value in preset.items()), *settings],
+        sampler__steps=steps,
+        samples=samples,
+        show=show,
+        stain=stain,
+        mpp=mpp,
+        windows__batch=batch,
+        seed=seed,
+    )
+    folders, slides = sort_sources(sources)
+    transfer = StainTransfer.from_pretrained(model, encoder=encoder, encoder_weights=weights, device=device)
+    if compile:
+        transfer.compile()
+    failed = 0
+    for folder in folders:
+        stain_folder(transfer, folder, out, resolved, precision=precision, keep_samples=keep_samples)
+        say(f"{folder} → {out}")
+    for path in slides:
+        try:
+            result = stain_slide(transfer, path, out, resolved, precision=precision)
+        except MorphogenError as error:
+            if len(slides) == 1:
+                raise
+            failed += 1
+            say(f"failed: {error}")
+            continue
+        seams = f", seam score {result.seams.worst:.3f}" if result.seams is not None else ""
+        say(f"{path} → {result.image} ({result.windows} windows{seams})")
+        if result.uncertainty is not None:
+            say(f"{path} → {result.uncertainty}")
+    return 1 if failed else 0
+
+
+@app.command
+def evaluate(
+    predicted: Annotated[Path, Parameter(help="Folder of predicted images, named like the pairs.")],
+    data: Annotated[
+        Path, Parameter(help="Pairs as in `train`, or (with or without --he) a plain folder of real stains.")
+    ],
+    /,
+    *,
+    out: Out,
+    split: Split = "val",
+    he: Annotated[
+        Path | None,
+        Parameter(name="--he", help="Folder of the H&E when DATA is a plain folder of real stains."),
+    ] = None,
+    method: Annotated[str, Parameter(name="--method", help="Name of the method in the table.")] = "predicted",
+    other: Annotated[
+        list[str] | None,
+        Parameter(name="--other", help="Another method's images to score beside, NAME=FOLDER; repeatable."),
+    ] = None,
+    baselines: Annotated[
+        bool, Parameter(name="--baselines", help="Score H&E and colour deconvolution too.")
+    ] = True,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    resnet_weights: Annotated[
+        Path | None, Parameter(name="--resnet-weights", help="torchvision resnet50 file: adds PHV.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Score virtual stains: DAB first, then retrieval, features and pixels; table, CSV, JSON and an HTML
+    page.
+    """
+    from morphogen.core.errors import ConfigError
+    from morphogen.stain.config import EvaluateConfig
+    from morphogen.stain.data import find_pairs
+    from morphogen.stain.evaluate import as_pairs, evaluate_folder
+
+    resolved = load_config(
+        EvaluateConfig,
+        config,
+        settings,
+        encoder=encoder,
+        encoder_weights=str(weights) if weights is not None else None,
+        resnet_weights=str(resnet_weights) if resnet_weights is not None else None,
+        seed=seed,
+    )
+    others = {}
+    for text in other or []:
+        name, found_equals, folder = text.partition("=")
+        if not found_equals:
+            raise ConfigError(f"'{text}' is not of the form NAME=FOLDER", where="--other")
+        others[name] = Path(folder)
+    plain = data.is_dir() and not any(data.rglob(f"{split}A"))
+    found = as_pairs(data, he, predicted) if plain or he is not None else find_pairs(data, split)
+    evaluations = evaluate_folder(
+        predicted,
+        found,
+        out,
+        resolved,
+        method=method,
+        others=others,
+        baselines=baselines and (he is not None or not plain),
+        skip_bad=skip_bad,
+        where=data,
+    )
+    page = _page(out, evaluations)
+    for line in _lines(evaluations):
+        say(line)
+    say(f"Results: {out / 'metrics.json'}, {out / 'summary.csv'}, {out / 'images.csv'}, {page}")
+    return 0
+
+
+def _lines(evaluations: list[Evaluation]) -> list[str]:
+    """A short table for the terminal; the files hold everything."""
+    columns = {
+        "dab_tile_correlation": "DAB tile r",
+        "dab_tile_correlation_pooled": "pooled r",
+        "dab_tile_mae": "DAB MAE",
+        "mra_top1": "MRA-1",
+        "ssim": "SSIM",
+        "sharpness": "sharpness",
+    }
+    lines = ["".join([f"{'method':24}", *(f"{title:>12}" for title in columns.values())])]
+    for evaluation in evaluations:
+        scores = evaluation.scores
+        cells = [f"{evaluation.method[:23]:24}"]
+        for key in columns:
+            interval = scores.intervals.get(key)
+            value: Any = interval.value if interval is not None else scores.figures.get(key)
+            cells.append(f"{'–' if value is None else format(value, '.3f'):>12}")
+        lines.append("".join(cells))
+    return lines
+
+
+def _page(out: Path, evaluations: list[Evaluation]) -> Path:
+    from morphogen.core.files import read_json
+    from morphogen.report import Report
+    from morphogen.stain.evaluate import report_rows
+
+    results = read_json(out / "metrics.json")
+    images, unit = results["images"], results["unit"]
+    report = Report("Virtual staining", f"{images} image pairs; intervals over {unit}s")
+    report.chapter("Scores", "DAB first: structural similarity hardly follows staining.")
+    for title, rows, best in report_rows(evaluations):
+        report.section(title).table(rows, best=best)
+    chance = results.get("mra_chance")
+    if chance:
+        report.note(
+            f"MRA: top-1 and top-3 retrieval of the true partner among {images} real images with the encoder "
+            f"`{results['config']['encoder']}`; chance is {chance:.3f}."
+        )
+    panels = sorted((out / "panels").glob("*.png"))
+    if panels:
+        report.chapter(
+            "Pictures",
+            "From left to right: H&E, predicted stain, real stain, DAB of the predicted, DAB of the real, and, with "
+            "several samples, where the samples disagree (bright).",
+        )
+        for panel in panels:
+            report.figure(panel, panel.stem)
+    report.provenance({key: value for key, value in results.items() if key != "methods"})
+    return report.save(out / "report.html")

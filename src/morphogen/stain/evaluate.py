@@ -1,0 +1,359 @@
+"""Evaluate virtual stains: plain folders of images in, tables and pictures out.
+
+Any method's output can be scored: a folder of images named like the real ones is enough.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import Manifest, file_hash, read_json, writable_folder, write_json, write_text
+from morphogen.core.progress import progress
+from morphogen.core.provenance import versions
+from morphogen.metrics.pairs import lpips, resnet50_layers
+from morphogen.slides import get_encoder
+from morphogen.slides.colour import estimate_stains
+from morphogen.stain.baselines import Baseline, deconvolution, identity
+from morphogen.stain.checks import usable_pairs
+from morphogen.stain.config import EvaluateConfig
+from morphogen.stain.data import Found, Pair, aligned, list_images, read_image
+from morphogen.stain.figures import save_panels
+from morphogen.stain.predict import read_uncertainty
+from morphogen.stain.scores import (
+    PROTOCOL,
+    ImageScores,
+    SetScores,
+    features_of,
+    perceptual,
+    score_pair,
+    score_set,
+)
+
+log = logging.getLogger("morphogen.stain")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one method: over the set and per image."""
+
+    method: str
+    scores: SetScores
+    images: list[ImageScores]
+
+
+def evaluate_folder(
+    predicted: Path | str,
+    found: Found,
+    out: Path | str | None = None,
+    config: EvaluateConfig | None = None,
+    *,
+    method: str = "predicted",
+    others: Mapping[str, Path | str] | None = None,
+    baselines: bool = True,
+    skip_bad: bool = False,
+    where: object = None,
+    facts: dict[str, Any] | None = None,
+) -> list[Evaluation]:
+    """Score the images of a folder against the real stains of pairs, beside baselines made from the H&E.
+
+    Parameters
+    ----------
+    predicted:
+        Images named like the pairs. ``uncertainty/`` in it, as
+        :func:`~morphogen.stain.predict.stain_folder` writes it, is compared with the true error.
+    found:
+        The pairs, from :func:`~morphogen.stain.data.find_pairs`. Every pair needs its image.
+    others:
+        More folders of images to be scored beside, by the name of their method.
+    out:
+        Folder for ``metrics.json``, ``summary.csv``, ``images.csv`` and ``panels/``; ``None`` writes nothing.
+    baselines:
+        Score the H&E itself and its colour deconvolution as if they were predictions.
+
+    Returns the evaluation of the folder, then of the others, then of the baselines.
+    """
+    config = config or EvaluateConfig()
+    predicted = Path(predicted)
+    pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=where)
+    methods: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
+    for name, folder in {method: predicted, **(others or {})}.items():
+        files = list_images(folder)
+        missing = [pair.name for pair in pairs if pair.name not in files]
+        if missing and (not skip_bad or len(missing) == len(pairs)):
+            raise InputError(
+                f"{len(missing)} of {len(pairs)} pairs have no image here ({', '.join(missing[:5])})",
+                where=folder,
+                fix="Images must be named like the pairs; leave pairs out with --skip-bad",
+            )
+        pairs = [pair for pair in pairs if pair.name in files]
+        methods[name] = _from_files(files)
+    if baselines:
+        methods |= {"H&E as it is": _from_he(identity), "colour deconvolution": _from_he(deconvolution)}
+    doubts = {method: lambda pair: _uncertainty(predicted, pair)}
+    evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts)
+    if out is not None:
+        run = predicted / "run.json"
+        known = {
+            "predicted": str(predicted),
+            "run": read_json(run) if run.is_file() else None,
+            **(facts or {}),
+        }
+        write_results(out, evaluations, pairs, config, known)
+        if config.panels:
+            save_panels(Path(out) / "panels", pairs[: config.panels], methods[method], doubts[method])
+    return evaluations
+
+
+def _from_files(files: dict[str, Path]) -> Callable[[Pair, np.ndarray], np.ndarray]:
+    return lambda pair, he: read_image(files[pair.name])
+
+
+def _from_he(baseline: Baseline) -> Callable[[Pair, np.ndarray], np.ndarray]:
+    return lambda pair, he: baseline(he)
+
+
+def _uncertainty(folder: Path, pair: Pair) -> np.ndarray | None:
+    path = folder / "uncertainty" / f"{pair.name}.png"
+    return read_uncertainty(path) if path.is_file() else None
+
+
+def evaluate_methods(
+    pairs: Sequence[Pair],
+    methods: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
+    config: EvaluateConfig | None = None,
+    *,
+    uncertainty: dict[str, Callable[[Pair], np.ndarray | None]] | None = None,
+) -> list[Evaluation]:
+    """Score methods ``name → image(pair, H&E)`` on the same pairs."""
+    config = config or EvaluateConfig()
+    stains = stain_vectors(pairs, config)
+    encoder = get_encoder(config.encoder, config.encoder_weights)
+    resnet = resnet50_layers(config.resnet_weights) if config.resnet_weights else None
+    rows: dict[str, list[ImageScores]] = {name: [] for name in methods}
+    views: dict[str, list[np.ndarray]] = {name: [] for name in (*methods, "real")}
+    for pair in progress(pairs, what="scoring images"):
+        he, real = read_pair(pair)
+        views["real"].append(features_of([real], encoder)[0])
+        for name, make in methods.items():
+            image = _fitting(make(pair, he), real, pair, name)
+            doubt = (uncertainty or {}).get(name, lambda pair: None)(pair)
+            scores = score_pair(
+                image,
+                real,
+                config,
+                name=pair.name,
+                unit=pair.unit,
+                stain=pair.stain,
+                stains=stains,
+                uncertainty=aligned(doubt, doubt, pair.shift)[0] if doubt is not None else None,
+            )
+            if resnet is not None:
+                scores.values["phv"] = perceptual(image, real, resnet, config)
+            if config.lpips:
+                scores.values["lpips"] = float(lpips(image[None], real[None])[0])
+            rows[name].append(scores)
+            views[name].append(features_of([image], encoder)[0])
+    unit = "patient" if any(pair.patient for pair in pairs) else "image"
+    real = np.stack(views["real"])
+    return [
+        Evaluation(
+            name, score_set(rows[name], config, features=(np.stack(views[name]), real), unit=unit), rows[name]
+        )
+        for name in methods
+    ]
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """H&E and real stain (H, W, 3) uint8, cut to what they share."""
+    return aligned(read_image(pair.he), read_image(pair.ihc), pair.shift)
+
+
+def _fitting(image: np.ndarray, real: np.ndarray, pair: Pair, method: str) -> np.ndarray:
+    """The predicted image, cut like a registered pair."""
+    if image.shape != real.shape and any(pair.shift):
+        image = aligned(image, image, pair.shift)[0]
+    if image.shape != real.shape:
+        raise InputError(
+            f"the image of '{method}' is {image.shape[1]} × {image.shape[0]} px, the real one "
+            f"{real.shape[1]} × {real.shape[0]}",
+            where=pair.name,
+            fix="Score images at the size of the real ones",
+        )
+    return image
+
+
+def stain_vectors(pairs: Sequence[Pair], config: EvaluateConfig, most: int = 20) -> Any:
+    """``"hdab"``, or vectors estimated from up to ``most`` real images (Macenko et al. 2009)."""
+    if config.vectors == "hdab":
+        return "hdab"
+    step = max(1, len(pairs) // most)
+    pixels = [read_image(pair.ihc)[::4, ::4].reshape(-1, 3) for pair in pairs[::step]]
+    return estimate_stains(np.concatenate(pixels)[None, None], stains="hdab", layout="nhwc").numpy()
+
+
+# -- results
+# -------------------------------------------------------------------------------------------------------
+
+
+def summary_rows(evaluations: Iterable[Evaluation]) -> list[dict[str, Any]]:
+    """One row per method, the figures in the order they should be read; intervals as ``name low``/``name
+    high``.
+    """
+    rows = []
+    for evaluation in evaluations:
+        row: dict[str, Any] = {"method": evaluation.method}
+        scores = evaluation.scores
+        for key in ("dab_tile_correlation", "dab_tile_mae"):
+            _interval(row, key, scores)
+        row |= {key: value for key, value in scores.figures.items() if key.startswith("dab")}
+        row |= {key: value for key, value in scores.figures.items() if not key.startswith("dab")}
+        for key in scores.intervals:
+            if key not in row:
+                _interval(row, key, scores)
+        rows.append(row)
+    return rows
+
+
+def _interval(row: dict[str, Any], key: str, scores: SetScores) -> None:
+    if key in scores.intervals:
+        interval = scores.intervals[key]
+        row |= {key: interval.value, f"{key} low": interval.low, f"{key} high": interval.high}
+
+
+def write_results(
+    out: Path | str,
+    evaluations: Sequence[Evaluation],
+    pairs: Sequence[Pair],
+    config: EvaluateConfig,
+    facts: dict[str, Any] | None = None,
+) -> Path:
+    """``metrics.json``, ``summary.csv`` and ``images.csv``, each with what made it; the manifest last."""
+    out = writable_folder(out)
+    rows = summary_rows(evaluations)
+    write_text(out / "summary.csv", to_csv(rows))
+    write_text(
+        out / "images.csv",
+        to_csv(
+            [
+                {"method": e.method, "image": i.name, "patient": i.unit, "stain": i.stain, **i.values}
+                for e in evaluations
+                for i in e.images
+            ]
+        ),
+    )
+    first = evaluations[0].scores
+    provenance = {
+        "protocol": PROTOCOL,
+        "config": config.model_dump(mode="json"),
+        "images": len(pairs),
+        "unit": next((interval.unit for interval in first.intervals.values()), "image"),
+        "pairs": [pair.name for pair in pairs],
+        "real_hash": file_hash(pairs[0].ihc) if len(pairs) == 1 else None,
+        "image_codecs": sorted({pair.ihc.suffix.lower() for pair in pairs}),
+        "mra_chance": first.notes.get("mra_chance"),
+        "versions": versions(),
+        **(facts or {}),
+    }
+    write_json(
+        out / "metrics.json",
+        {
+            **provenance,
+            "methods": {
+                e.method: {
+                    "figures": e.scores.figures,
+                    "intervals": {key: interval._asdict() for key, interval in e.scores.intervals.items()},
+                    "undefined": e.scores.undefined,
+                }
+                for e in evaluations
+            },
+        },
+    )
+    Manifest.write(out, kind="stain evaluation", protocol=PROTOCOL, methods=[e.method for e in evaluations])
+    return out
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """CSV text with every key of any row as a column; NaN and missing are empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> Found:
+    """Pairs of a plain folder of real stains; without H&E the predicted images stand in, and baselines make
+    no sense.
+    """
+    reals = list_images(real)
+    hes = list_images(he) if he is not None else list_images(predicted)
+    pairs = [Pair(name, hes[name], path) for name, path in reals.items() if name in hes]
+    alone = [str(path) for name, path in reals.items() if name not in hes]
+    return Found([replace(pair, stain="IHC") for pair in pairs], alone)
+
+
+def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Tables for reading: ``(title, rows, best)``; cells are numbers or intervals; DAB comes first."""
+    tables: list[tuple[str, dict[str, tuple[str, str | None]]]] = [
+        (
+            "DAB optical density",
+            {
+                "dab_tile_correlation": ("r per tile, within images", "max"),
+                "dab_tile_correlation_pooled": ("r per tile, all tiles", "max"),
+                "dab_tile_mae": ("error per tile", "min"),
+                "dab_mean_pearson": ("r of image means", "max"),
+                "dab_positive_mae": ("error of positive fraction", "min"),
+                "dab_h_score_mae": ("error of H-score", "min"),
+            },
+        ),
+        (
+            "Retrieval, perception, features",
+            {
+                "mra_top1": ("MRA top-1", "max"),
+                "mra_top3": ("MRA top-3", "max"),
+                "phv": ("PHV", "min"),
+                "frechet": ("Fréchet distance", "min"),
+                "kid": ("KID", "min"),
+                "precision": ("precision", "max"),
+                "recall": ("recall", "max"),
+                "density": ("density", None),
+                "coverage": ("coverage", "max"),
+                "lpips": ("LPIPS", "min"),
+            },
+        ),
+        (
+            "Pixels and sharpness (1 is as sharp as the real stain)",
+            {
+                "ssim": ("SSIM", "max"),
+                "psnr": ("PSNR", "max"),
+                "sharpness": ("gradient ratio", None),
+                "detail": ("Laplacian energy ratio", None),
+                "uncertainty_error_correlation": ("r of uncertainty and error", None),
+                "uncertainty_error_tile_correlation": ("the same per tile", None),
+            },
+        ),
+    ]
+    made = []
+    for title, columns in tables:
+        rows = []
+        for evaluation in evaluations:
+            values = {**evaluation.scores.figures, **evaluation.scores.intervals}
+            cells = {head: values[key] for key, (head, _) in columns.items() if key in values}
+            if cells:
+                rows.append({"method": evaluation.method, **cells})
+        if rows:
+            present = {key for row in rows for key in row}
+            best = {head: way for head, way in columns.values() if way is not None and head in present}
+            made.append((title, rows, best))
+    return made

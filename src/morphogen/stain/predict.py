@@ -1,0 +1,310 @@
+"""Apply a stain model to images and folders; whole slides are in :mod:`morphogen.stain.wholeslide`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from morphogen.core.errors import InputError, OutputError
+from morphogen.core.files import Manifest, atomic_path, content_hash, read_json, writable_folder, write_json
+from morphogen.core.progress import progress
+from morphogen.stain.config import ApplyConfig
+from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
+from morphogen.stain.model import StainTransfer
+from morphogen.stain.windows import (
+    Band,
+    RegionNoise,
+    WindowPlan,
+    array_reader,
+    noise_fields,
+    plan_windows,
+    posterior_field,
+    scale_between,
+    stain_bands,
+    stain_windows,
+)
+
+log = logging.getLogger("morphogen.stain")
+
+RUN = "run.json"
+UNCERTAINTY_UNIT = 1e-4  # DAB optical density per grey level of the 16-bit uncertainty images
+
+
+@dataclass(frozen=True)
+class Stained:
+    """A stained image of the size of its H&E.
+
+    sample, mean: (H, W, 3) uint8. uncertainty: (H, W) float32, SD of the DAB optical density over the
+    samples. samples: (K, H, W, 3) uint8.
+    """
+
+    sample: np.ndarray
+    mean: np.ndarray
+    uncertainty: np.ndarray
+    samples: np.ndarray
+
+
+def stain_image(
+    model: StainTransfer,
+    image: np.ndarray,
+    config: ApplyConfig | None = None,
+    *,
+    name: str = "image",
+    precision: str = "fp32",
+) -> Stained:
+    """Stain one H&E image (H, W, 3) uint8 of any size in memory.
+
+    ``name`` and ``config.seed`` decide the noise: the same pair gives the same image, alone or in a folder.
+    """
+    config = config or ApplyConfig()
+    ratio = scale_between(config.mpp, model.mpp)
+    plan = plan_windows(model, config, image.shape[1], image.shape[0], ratio)
+    bands = list(
+        stain_bands(
+            model, plan, array_reader(image), config, name=name, keep_samples=True, precision=precision
+        )
+    )
+    return _joined(bands)
+
+
+def _joined(bands: Sequence[Band]) -> Stained:
+    samples = [band.samples for band in bands if band.samples is not None]
+    return Stained(
+        np.concatenate([band.sample for band in bands]),
+        np.concatenate([band.mean for band in bands]),
+        np.concatenate([band.uncertainty for band in bands]),
+        np.concatenate(samples, axis=1),
+    )
+
+
+def stain_folder(
+    model: StainTransfer,
+    source: Path | str,
+    out: Path | str,
+    config: ApplyConfig | None = None,
+    *,
+    precision: str = "fp32",
+    keep_samples: bool = False,
+) -> Path:
+    """Stain every image of a folder (or one image) into ``out``, PNG files of the same names.
+
+    With several samples there are ``mean/`` and ``uncertainty/`` too (16-bit grey PNG, 0.0001 DAB optical
+    density per level), and ``samples/00/`` … with ``keep_samples``. Finished images are skipped when the
+    run is taken up again; a folder that holds another run's images is refused.
+    """
+    config = config or ApplyConfig()
+    source, out = Path(source), writable_folder(out)
+    files = {source.stem: source} if source.is_file() else _flat_images(source)
+    if any(path.parent.resolve() == out.resolve() for path in files.values()):
+        raise OutputError("the output folder is the input folder", where=out, fix="Choose another --out")
+    model.label(config.stain)
+    start_run(out, model, config, precision)
+    sizes = {name: _size(path) for name, path in files.items()}
+    waiting = 0
+    with progress.bar(len(files), "staining images") as bar:
+        for group in _groups(model, config, sizes):
+            if all(_finished(out, name, config, keep_samples) for name in group):
+                bar.advance(len(group))
+                waiting += len(group)
+                continue
+            images = [read_image(files[name]) for name in group]
+            for name, stained in zip(group, _stained(model, images, group, config, precision), strict=True):
+                save_stained(out, name, stained, config, keep_samples)
+                bar.advance(1)
+    if waiting:
+        log.info("%d of %d images were there already.", waiting, len(files))
+    Manifest.write(
+        out,
+        kind="stained images",
+        images=sorted(files),
+        run=read_json(out / RUN),
+        uncertainty_unit=UNCERTAINTY_UNIT if config.samples > 1 else None,
+    )
+    return out
+
+
+def _flat_images(folder: Path) -> dict[str, Path]:
+    from morphogen.stain.slidepairs import is_slide
+
+    return {name: path for name, path in list_images(folder).items() if not is_slide(path)}
+
+
+def run_facts(model: StainTransfer, config: ApplyConfig, precision: str) -> dict[str, Any]:
+    """What decides a result: part of every result file."""
+    return {
+        "model": model.identity,
+        "stain": config.stain or model.stains[0],
+        "apply": config.model_dump(mode="json"),
+        "precision": precision,
+        "encoder": model.config.encoder,
+        "model_mpp": model.mpp,
+        "evaluations": (config.sampler.steps + config.sampler.inversion_steps / config.samples)
+        * config.samples,
+    }
+
+
+def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: str) -> None:
+    """Write ``run.json``, or make sure that the one there is of this very run."""
+    facts = run_facts(model, config, precision)
+    path = out / RUN
+    if path.is_file():
+        there = read_json(path)
+        if content_hash(there) != content_hash(facts):
+            different = sorted(
+                key for key in facts if content_hash(there.get(key)) != content_hash(facts[key])
+            )
+            raise OutputError(
+                f"this folder holds the images of another run (other {', '.join(different)})",
+                where=out,
+                fix="Choose another --out, or remove it",
+            )
+        return
+    write_json(path, facts)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(
+            f"the image cannot be read ({error})", where=path, fix="Copy it again or leave it out"
+        ) from None
+
+
+def _groups(
+    model: StainTransfer, config: ApplyConfig, sizes: dict[str, tuple[int, int]]
+) -> Iterator[list[str]]:
+    """Images that go through the network together: runs of equal images of one window each, up to a batch.
+
+    The groups depend on the list of files alone, so that a resumed run makes the same batches.
+    """
+    group: list[str] = []
+    for name, size in sizes.items():
+        single = len(_plan(model, config, size)) == 1
+        if group and (not single or sizes[group[0]] != size or len(group) == config.windows.batch):
+            yield group
+            group = []
+        if single:
+            group.append(name)
+        else:
+            yield [name]
+    if group:
+        yield group
+
+
+def _plan(model: StainTransfer, config: ApplyConfig, size: tuple[int, int]) -> WindowPlan:
+    return plan_windows(model, config, size[0], size[1], scale_between(config.mpp, model.mpp))
+
+
+def _stained(
+    model: StainTransfer, images: list[np.ndarray], names: list[str], config: ApplyConfig, precision: str
+) -> Iterator[Stained]:
+    height, width = images[0].shape[:2]
+    plan = _plan(model, config, (width, height))
+    whole = len(plan) == 1 and plan.side == plan.window == width == height
+    if not whole:
+        for image, name in zip(images, names, strict=True):
+            yield stain_image(model, image, config, name=name, precision=precision)
+        return
+    region = slice(0, plan.canvas[0]), slice(0, plan.canvas[1])
+    fields = [noise_fields(model, plan, config, name) for name in names]
+    noises = [RegionNoise(each, [region]) for each in fields]
+    posterior = torch.stack([posterior_field(model, plan, config, name)(-1, region) for name in names])
+    out = stain_windows(
+        model,
+        np.stack(images),
+        config,
+        lambda step: torch.cat([each(step) for each in noises]),
+        posterior,
+        precision=precision,
+    )
+    for index in range(len(images)):
+        yield Stained(
+            out.samples[index, 0].cpu().numpy(),
+            out.mean[index].cpu().numpy(),
+            out.uncertainty[index].cpu().numpy(),
+            out.samples[index].cpu().numpy(),
+        )
+
+
+def _outputs(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> dict[str, Path]:
+    paths = {"main": out / f"{name}.png"}
+    if config.samples > 1:
+        paths["mean"] = out / "mean" / f"{name}.png"
+        paths["uncertainty"] = out / "uncertainty" / f"{name}.png"
+        if keep_samples:
+            for k in range(config.samples):
+                paths[f"sample {k}"] = out / "samples" / f"{k:02d}" / f"{name}.png"
+    return paths
+
+
+def _finished(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> bool:
+    return all(path.is_file() for path in _outputs(out, name, config, keep_samples).values())
+
+
+def save_stained(
+    out: Path, name: str, stained: Stained, config: ApplyConfig, keep_samples: bool = False
+) -> None:
+    """Write the files of one image, each atomically."""
+    for kind, path in _outputs(out, name, config, keep_samples).items():
+        if kind == "main":
+            pixels = stained.mean if config.show == "mean" else stained.sample
+        elif kind == "mean":
+            pixels = stained.mean
+        elif kind == "uncertainty":
+            pixels = np.clip(np.rint(stained.uncertainty / UNCERTAINTY_UNIT), 0, 65535).astype(np.uint16)
+        else:
+            pixels = stained.samples[int(kind.split()[1])]
+        save_png(path, pixels)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """(H, W, 3) uint8 or (H, W) uint8/uint16, atomically."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+
+
+def read_uncertainty(path: Path | str) -> np.ndarray:
+    """(H, W) float32 SD of the DAB optical density from a file of ``uncertainty/``."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.float32) * UNCERTAINTY_UNIT
+
+
+def sort_sources(sources: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
+    """``(folders or images, slides)`` of what a user names; a folder may hold both.
+
+    :class:`InputError` for what is not there, or a folder with neither.
+    """
+    from morphogen.stain.slidepairs import is_slide
+
+    plain: list[Path] = []
+    slides: list[Path] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise InputError("there is no such file or folder", where=source)
+        if source.is_file():
+            (slides if is_slide(source) else plain).append(source)
+            continue
+        inside = sorted(path for path in source.iterdir() if path.is_file() and is_slide(path))
+        slides += inside
+        images = [
+            path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path not in inside
+        ]
+        if images:
+            plain.append(source)
+        elif not inside:
+            raise InputError("there are no images and no slides in this folder", where=source)
+    return plain, slides

@@ -1,0 +1,197 @@
+"""Scores of one pair, and of a set of pairs: DAB first, then retrieval, perception, features, pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from morphogen.core.seeds import numpy_generator
+from morphogen.metrics.images import frechet_distance, kernel_distance, manifold
+from morphogen.metrics.intervals import Interval, bootstrap
+from morphogen.metrics.pairs import molecular_retrieval, perceptual_hash_value, psnr, ssim
+from morphogen.metrics.stain import (
+    correlation,
+    dab_agreement,
+    dab_summary,
+    detail_ratio,
+    sharpness_ratio,
+    tile_correlation,
+    tile_means,
+)
+from morphogen.slides.colour import dab_density
+from morphogen.stain.config import EvaluateConfig
+
+PROTOCOL = "stain-1"  # changes whenever a figure would change on the same images
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
+
+
+@dataclass
+class ImageScores:
+    """Scores of one pair; ``tiles`` holds the tile means of DAB (predicted, real) for the pooled figures."""
+
+    name: str
+    unit: str
+    stain: str
+    values: dict[str, float]
+    tiles: tuple[np.ndarray, np.ndarray]
+    summaries: tuple[Any, Any]
+
+
+@dataclass
+class SetScores:
+    """Scores over all pairs.
+
+    figures: single numbers. intervals: means over patients (else images) with 95 % bootstrap intervals.
+    undefined: how many images had no value of a score. notes: what is needed to read the figures.
+    """
+
+    figures: dict[str, float]
+    intervals: dict[str, Interval]
+    undefined: dict[str, int]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def score_pair(
+    predicted: np.ndarray,
+    real: np.ndarray,
+    config: EvaluateConfig,
+    *,
+    name: str = "",
+    unit: str = "",
+    stain: str = "IHC",
+    stains: Any = "hdab",
+    uncertainty: np.ndarray | None = None,
+) -> ImageScores:
+    """Scores of a predicted against a real image, both (H, W, 3) uint8.
+
+    ``stains`` are the vectors of the DAB maps. With ``uncertainty`` (H, W), its correlation with the
+    absolute error of the DAB map is a score, pixel by pixel and tile by tile.
+    """
+    maps = [dab_density(image, stains, layout="nhwc")[0].numpy() for image in (predicted, real)]
+    summaries = [dab_summary(each, positive=config.positive, bins=config.bins) for each in maps]
+    tile = min(config.tile, *real.shape[:2])
+    tiles = [tile_means(each, tile) for each in maps]
+    values = {
+        "dab_tile_correlation": tile_correlation(maps[0], maps[1], tile),
+        "dab_tile_mae": float(np.abs(tiles[0] - tiles[1]).mean()),
+        "dab_mean": summaries[0].mean,
+        "dab_mean_real": summaries[1].mean,
+        "dab_positive": summaries[0].positive,
+        "dab_positive_real": summaries[1].positive,
+        "h_score": summaries[0].h_score,
+        "h_score_real": summaries[1].h_score,
+        "ssim": ssim(predicted, real),
+        "psnr": psnr(predicted, real),
+        "sharpness": sharpness_ratio(predicted, real),
+        "detail": detail_ratio(predicted, real),
+    }
+    if uncertainty is not None:
+        error = np.abs(maps[0] - maps[1])
+        values["uncertainty_error_correlation"] = correlation(uncertainty, error)
+        values["uncertainty_error_tile_correlation"] = correlation(
+            tile_means(uncertainty, tile), tile_means(error, tile)
+        )
+    return ImageScores(name, unit or name, stain, values, (tiles[0], tiles[1]), (summaries[0], summaries[1]))
+
+
+INTERVALS = (
+    "dab_tile_correlation",
+    "dab_tile_mae",
+    "ssim",
+    "psnr",
+    "phv",
+    "lpips",
+    "sharpness",
+    "detail",
+    "uncertainty_error_correlation",
+    "uncertainty_error_tile_correlation",
+)
+
+
+def score_set(
+    images: Sequence[ImageScores],
+    config: EvaluateConfig,
+    *,
+    features: tuple[np.ndarray, np.ndarray] | None = None,
+    unit: str = "image",
+) -> SetScores:
+    """Scores over a set of pairs; ``features`` (N, D) of the predicted and of the real images."""
+    agreement = dab_agreement([i.summaries[0] for i in images], [i.summaries[1] for i in images])
+    figures: dict[str, float] = {f"dab_{key}": value for key, value in vars(agreement).items() if key != "n"}
+    pooled = [np.concatenate([image.tiles[side].ravel() for image in images]) for side in (0, 1)]
+    figures["dab_tile_correlation_pooled"] = correlation(*pooled)
+    intervals: dict[str, Interval] = {}
+    undefined: dict[str, int] = {}
+    for key in INTERVALS:
+        known = [(i.values[key], i.unit) for i in images if np.isfinite(i.values.get(key, np.nan))]
+        have = sum(key in i.values for i in images)
+        if not have:
+            continue
+        if have > len(known):
+            undefined[key] = have - len(known)
+        if known:
+            rng = numpy_generator(config.seed, "stain bootstrap", key)
+            intervals[key] = bootstrap(
+                [value for value, _ in known],
+                [name for _, name in known],
+                unit=unit,
+                generator=rng,
+                resamples=config.resamples,
+            )
+    notes: dict[str, Any] = {"images": len(images)}
+    if features is not None:
+        figures |= feature_scores(*features, config)
+        notes["mra_chance"] = 1 / len(images)
+    return SetScores(figures, intervals, undefined, notes)
+
+
+def feature_scores(predicted: np.ndarray, real: np.ndarray, config: EvaluateConfig) -> dict[str, float]:
+    """MRA, Fréchet distance, KID and the manifold scores of features (N, D); what needs more images is left
+    out.
+    """
+    ties = "for" if config.reference_quirks else "against"
+    retrieval = molecular_retrieval(predicted, real, ties=ties)
+    figures = {"mra_top1": retrieval.top1, "mra_top3": retrieval.top3}
+    if len(real) >= 2:
+        figures["frechet"] = frechet_distance(real, predicted)
+        kid = kernel_distance(real, predicted, numpy_generator(config.seed, "stain KID"))
+        figures |= {"kid": kid.mean, "kid_sd": kid.sd}
+    if len(real) > NEIGHBOURS:
+        figures |= vars(manifold(real, predicted, k=NEIGHBOURS))
+    return figures
+
+
+def retrieval_view(image: np.ndarray) -> np.ndarray:
+    """(224, 224, 3) uint8: shorter side to 256 px (bicubic, antialiased), centre 224 px; HistDiST's view
+    for MRA.
+    """
+    height, width = image.shape[:2]
+    scale = 256 / min(height, width)
+    size = max(224, round(height * scale)), max(224, round(width * scale))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+    top, left = (size[0] - 224) // 2, (size[1] - 224) // 2
+    view = resized[0, :, top : top + 224, left : left + 224]
+    return view.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def features_of(images: Sequence[np.ndarray], encoder: Callable[[Any], Any], batch: int = 32) -> np.ndarray:
+    """(N, D) features of images of any sizes, through :func:`retrieval_view`."""
+    parts = [
+        encoder(np.stack([retrieval_view(image) for image in images[at : at + batch]])).cpu().numpy()
+        for at in range(0, len(images), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def perceptual(predicted: np.ndarray, real: np.ndarray, network: Any, config: EvaluateConfig) -> float:
+    """PHV of one pair: mean over the four layers."""
+    a, b = (
+        torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 for image in (predicted, real)
+    )
+    return float(perceptual_hash_value(a, b, network, reference=config.reference_quirks).mean())

@@ -1,0 +1,208 @@
+"""Pairs cut from two registered whole slides, as files that training reads like any other pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
+from morphogen.core.progress import progress
+from morphogen.slides import Slide, open_slide
+from morphogen.slides.slide import SLIDE_SUFFIXES
+from morphogen.slides.tiles import tissue_windows
+from morphogen.stain.data import SPLITS, Found, find_pairs, read_table
+from morphogen.stain.predict import save_png
+
+VENDOR_SUFFIXES = SLIDE_SUFFIXES - {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+LARGE = 8192  # px; a TIFF with a longer side than this is treated as a slide
+
+
+@dataclass(frozen=True)
+class SlidePair:
+    """Two slides of one tissue. ``affine`` (2, 3) takes level-0 pixels of the H&E to those of the IHC;
+    ``None`` means that both show the same micrometres at the same place."""
+
+    he: Path
+    ihc: Path
+    stain: str = "IHC"
+    patient: str | None = None
+    split: str = "train"
+    affine: np.ndarray | None = None
+    he_mpp: float | None = None
+    ihc_mpp: float | None = None
+
+
+def is_slide(path: Path | str) -> bool:
+    """Whether a file is to be opened as a whole slide: a vendor's format, or a TIFF with a pyramid or of
+    great size.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in VENDOR_SUFFIXES:
+        return True
+    if suffix not in (".tif", ".tiff") or not path.is_file():
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            return len(series.levels) > 1 or len(file.pages) > 3 or max(series.shape) > LARGE
+    except (tifffile.TiffFileError, IndexError):
+        return False
+
+
+def slide_table(path: Path | str) -> list[SlidePair] | None:
+    """Slide pairs of a CSV with the columns of a pair table whose files are slides, else ``None``.
+
+    Optional columns: ``stain, patient, split``; ``affine``, six numbers ``a b tx c d ty``; ``he_mpp,
+    ihc_mpp``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    rows = read_table(path)
+    if not rows or not is_slide(path.parent / rows[0]["he"]):
+        return None
+    pairs = []
+    for number, row in enumerate(rows, start=2):
+        split = row.get("split") or "train"
+        if split not in SPLITS:
+            raise InputError(f"unknown split '{split}'", where=f"{path}, line {number}")
+        pairs.append(
+            SlidePair(
+                path.parent / row["he"],
+                path.parent / row["ihc"],
+                row.get("stain") or "IHC",
+                row.get("patient") or None,
+                split,
+                _affine(row.get("affine"), f"{path}, line {number}"),
+                *(float(row[key]) if row.get(key) else None for key in ("he_mpp", "ihc_mpp")),
+            )
+        )
+    return pairs
+
+
+def _affine(text: str | None, where: str) -> np.ndarray | None:
+    if not text:
+        return None
+    try:
+        return np.array([float(word) for word in text.replace(",", " ").split()]).reshape(2, 3)
+    except ValueError:
+        raise InputError(f"'{text}' are not six numbers a b tx c d ty", where=where) from None
+
+
+def cut_slide_pairs(
+    pairs: list[SlidePair],
+    out: Path | str,
+    *,
+    tile: int = 1024,
+    mpp: float = 0.5,
+    min_tissue: float = 0.25,
+    most: int | None = None,
+) -> Path:
+    """Cut tissue tiles of both slides at the same place and µm/px into ``out``; returns the pair table in it.
+
+    Parameters
+    ----------
+    tile, mpp:
+        Side in pixels and µm/px of the tiles.
+    min_tissue:
+        Least share of tissue in the H&E tile.
+    most:
+        Tiles per slide pair, spread evenly; ``None`` takes all.
+
+    A finished folder is used as it is; a run that was killed goes on.
+    """
+    out = writable_folder(out)
+    mark = content_hash(
+        [[str(p.he), str(p.ihc), p.stain, p.affine, p.he_mpp, p.ihc_mpp] for p in pairs], tile, mpp, most
+    )
+    manifest = Manifest.read(out)
+    table = out / "pairs.csv"
+    if manifest is not None and manifest.get("mark") == mark:
+        return table
+    rows = []
+    for pair in pairs:
+        with open_slide(pair.he, pair.he_mpp) as he, open_slide(pair.ihc, pair.ihc_mpp) as ihc:
+            windows = tissue_windows(he, tile, mpp=mpp, min_tissue=min_tissue)
+            step = max(1, -(-len(windows) // most)) if most else 1
+            affine = (
+                pair.affine
+                if pair.affine is not None
+                else np.array([[1, 0, 0], [0, 1, 0]]) * _same_place(he, ihc)
+            )
+            for box in progress(list(windows.boxes[::step]), what=f"{pair.he.stem}: cutting tiles"):
+                x, y, side, _ = (float(value) for value in box)
+                name = f"{pair.he.stem}_{round(x)}_{round(y)}"
+                files = [out / kind / f"{name}.png" for kind in ("he", "ihc")]
+                if not all(file.is_file() for file in files):
+                    save_png(files[0], he.read_box(x, y, side, side, tile, tile))
+                    save_png(files[1], read_warped(ihc, affine, x, y, side, tile))
+                rows.append(
+                    {
+                        "name": name,
+                        "he": f"he/{name}.png",
+                        "ihc": f"ihc/{name}.png",
+                        "stain": pair.stain,
+                        "patient": pair.patient or pair.he.stem,
+                        "split": pair.split,
+                    }
+                )
+    if not rows:
+        raise InputError("no tissue was found in any of the H&E slides", where=pairs[0].he)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(table, text.getvalue())
+    Manifest.write(out, kind="pairs cut from slides", mark=mark, pairs=len(rows), mpp=mpp, tile=tile)
+    return table
+
+
+def _same_place(he: Slide, ihc: Slide) -> float:
+    """Level-0 pixels of the IHC per level-0 pixel of the H&E."""
+    return he.require_mpp() / ihc.require_mpp()
+
+
+def read_warped(slide: Slide, affine: np.ndarray, x: float, y: float, side: float, pixels: int) -> np.ndarray:
+    """The square (x, y, side) of another slide's level 0, seen in this one: (pixels, pixels, 3) uint8."""
+    import cv2
+
+    corners = np.array([[x, y, 1], [x + side, y, 1], [x, y + side, 1], [x + side, y + side, 1]]).T
+    there = affine @ corners
+    if affine[0, 1] == 0 == affine[1, 0]:  # no rotation, no shear: the box itself
+        (left, top), (right, bottom) = there[:, 0], there[:, 3]
+        return slide.read_box(left, top, right - left, bottom - top, pixels, pixels)
+    scale = float(np.sqrt(abs(np.linalg.det(affine[:, :2])))) * side / pixels  # its pixels per output pixel
+    low, high = there.min(axis=1) - 2 * scale, there.max(axis=1) + 2 * scale
+    size = np.ceil((high - low) / scale).astype(int)
+    block = slide.read_box(low[0], low[1], size[0] * scale, size[1] * scale, int(size[0]), int(size[1]))
+    # Output pixel → H&E level 0 → IHC level 0 → pixel of the block, centres at half pixels.
+    step = side / pixels
+    linear = affine[:, :2] * step / scale
+    offset = (affine @ np.array([x + step / 2, y + step / 2, 1]) - low) / scale - 0.5
+    matrix = np.column_stack([linear, offset])
+    return cv2.warpAffine(
+        block,
+        matrix,
+        (pixels, pixels),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderValue=(255, 255, 255),
+    )
+
+
+def read_pairs(data: Path | str, split: str, out: Path | str, *, tile: int, mpp: float | None) -> Found:
+    """Pairs of any layout; a table of slides is cut into ``out/pairs`` first, at ``mpp`` (0.5 when not
+    given).
+    """
+    slides = slide_table(data)
+    if slides is None:
+        return find_pairs(data, split)
+    table = cut_slide_pairs(slides, Path(out) / "pairs", tile=tile, mpp=mpp or 0.5)
+    return find_pairs(table, split)

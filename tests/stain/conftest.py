@@ -1,0 +1,80 @@
+"""A tiny stain model, a model that copies its input, and small pairs on disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from morphogen.stain.build import build_model
+from morphogen.stain.config import ModelConfig
+from morphogen.stain.model import StainOutput
+
+TINY = ModelConfig(widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4)
+
+
+@pytest.fixture
+def tiny():
+    """A stain model of 20 000 parameters with weights that do something."""
+    model = build_model(TINY, crop=64, seed=3)
+    model.network.eval()
+    return model
+
+
+class CopyModel:
+    """Gives back the H&E it is shown: any cut or seam is then an error of the windows."""
+
+    class first_stage:
+        factor = 4
+
+    class network:
+        channels = 2
+
+    multiple, crop, mpp, stains = 8, 64, None, ("IHC",)
+    identity = "copy"
+
+    class config:
+        encoder = "none"
+
+    def label(self, stain=None):
+        return 1
+
+    def __call__(self, images, sampler, *, samples=1, **_):
+        copies = images[:, None].expand(-1, samples, -1, -1, -1)
+        spread = images.float().mean(dim=-1)
+        return StainOutput(copies, images, spread, torch.zeros(len(images), samples, 1, 1, 1))
+
+
+@pytest.fixture
+def copying():
+    return CopyModel()
+
+
+def he_like(rng, size=64, pink=True):
+    """An image with nuclei in the colours of H&E, or of haematoxylin and DAB."""
+    from scipy.ndimage import gaussian_filter
+
+    from morphogen.slides.colour import reconstruct
+
+    field = gaussian_filter(rng.normal(size=(size, size)), 3)
+    nuclei = np.clip(field / field.std(), 0, 1.5) * 0.5
+    matrix = np.clip(gaussian_filter(rng.normal(size=(size, size)), 6) * 8 + 0.4, 0.1, 0.8)
+    amounts = np.stack([nuclei, matrix, np.zeros_like(nuclei)])[None].astype(np.float32)
+    image = reconstruct(amounts, "he" if pink else "hdab", dtype="uint8")
+    return image[0].permute(1, 2, 0).numpy()
+
+
+@pytest.fixture
+def make_pairs(tmp_path):
+    """``make_pairs(n, size, root=…)``: a MIST folder of n pairs; the IHC is the same nuclei with DAB for eosin."""
+
+    def make(n=3, size=64, root=tmp_path / "data", split="train", suffix=".png", stain=None):
+        base = root / (stain or "") / "TrainValAB"
+        for side in "AB":
+            (base / f"{split}{side}").mkdir(parents=True, exist_ok=True)
+        for k in range(n):
+            for side, pink in (("A", True), ("B", False)):
+                image = he_like(np.random.default_rng(k), size, pink)
+                Image.fromarray(image).save(base / f"{split}{side}" / f"p{k}{suffix}")
+        return root
+
+    return make

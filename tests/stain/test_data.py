@@ -1,0 +1,187 @@
+"""Pairs: layouts, checks in one report, crops that are the same for both images and fresh for each pair."""
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from morphogen.core.errors import InputError
+from morphogen.core.seeds import generator
+from morphogen.stain.checks import check_pairs, usable_pairs
+from morphogen.stain.data import PairDataset, aligned, find_pairs, orient, pair_folders, read_image, stains_of
+
+
+def test_mist_and_bci_folders(make_pairs, tmp_path):
+    root = make_pairs(3)
+    found = find_pairs(root)
+    assert [pair.name for pair in found.pairs] == ["p0", "p1", "p2"] and not found.alone
+    assert found.pairs[0].he.parent.name == "trainA" and found.pairs[0].ihc.parent.name == "trainB"
+    assert [pair.name for pair in find_pairs(root / "TrainValAB").pairs] == ["p0", "p1", "p2"]
+    with pytest.raises(InputError, match="no valA with valB"):
+        find_pairs(root, "val")
+    with pytest.raises(InputError, match="unknown split 'vall'. Did you mean 'val'"):
+        find_pairs(root, "vall")
+
+
+def test_one_stain_per_folder_and_patients(make_pairs, tmp_path):
+    root = make_pairs(2, stain="ER")
+    make_pairs(1, stain="Ki67")
+    (root / "ER" / "patients.csv").write_text("name,patient\np0.png,A\np1.png,B\n")
+    found = find_pairs(root)
+    assert [(pair.name, pair.stain, pair.patient) for pair in found.pairs] == [
+        ("ER_p0", "ER", "A"),
+        ("ER_p1", "ER", "B"),
+        ("Ki67_p0", "Ki67", None),
+    ]
+    assert stains_of(found.pairs) == ("ER", "Ki67")
+    assert [pair.unit for pair in found.pairs] == ["A", "B", "Ki67_p0"]
+
+
+def test_table_of_pairs(make_pairs, tmp_path):
+    root = make_pairs(2)
+    base = root / "TrainValAB"
+    path = tmp_path / "pairs.csv"
+    rows = [
+        {"he": base / "trainA" / "p0.png", "ihc": base / "trainB" / "p0.png", "stain": "HER2", "patient": "A", "split": "train"},
+        {"he": base / "trainA" / "p1.png", "ihc": base / "trainB" / "p1.png", "stain": "ER", "patient": "", "split": "val"},
+        {"he": base / "trainA" / "gone.png", "ihc": base / "trainB" / "p1.png", "stain": "ER", "patient": "", "split": "val"},
+    ]  # fmt: skip
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert [(pair.name, pair.stain) for pair in find_pairs(path, "train").pairs] == [("p0", "HER2")]
+    val = find_pairs(path, "val")
+    assert [pair.name for pair in val.pairs] == ["p1"] and "gone.png (missing)" in val.alone[0]
+    with pytest.raises(InputError, match="no row has the split 'test', only train, val"):
+        find_pairs(path, "test")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="needs the columns he and ihc, this one has a, b"):
+        find_pairs(path)
+
+
+def test_folders_of_two_names_pair_by_stem(make_pairs, tmp_path):
+    base = make_pairs(2) / "TrainValAB"
+    Image.open(base / "trainB" / "p0.png").save(base / "trainB" / "p0.jpg")
+    with pytest.raises(InputError, match="'p0.png' and 'p0.jpg' have the same name"):
+        pair_folders(base / "trainA", base / "trainB")
+    with pytest.raises(InputError, match="are the same"):
+        pair_folders(base / "trainA", base / "trainA")
+
+
+def test_all_problems_are_in_one_report(make_pairs, tmp_path, caplog):
+    root = make_pairs(9)
+    a, b = (root / "TrainValAB" / f"train{side}" for side in "AB")
+    (b / "p1.png").unlink()
+    Image.open(a / "p2.png").resize((80, 64)).save(a / "p2.png")
+    (a / "p3.png").write_bytes((a / "p3.png").read_bytes()[:300])
+    rgba = np.dstack([np.array(Image.open(a / "p4.png")), np.full((64, 64), 128, np.uint8)])
+    Image.fromarray(rgba).save(a / "p4.png")
+    Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(b / "p5.png")
+    for path in (a / "p6.png", b / "p6.png"):
+        Image.open(path).crop((0, 0, 40, 40)).save(path)
+    Image.open(b / "p7.png").convert("L").save(b / "p7.png")
+    found = find_pairs(root)
+    with pytest.raises(InputError) as error:
+        usable_pairs(found, crop=64, where=root)
+    text = str(error.value)
+    assert "7 of 9 pairs cannot be used" in text and "--skip-bad" in text
+    for part in (
+        "1 without a partner", "1 of two sizes (p2: 80 × 64 and 64 × 64 px)", "cannot be read as an image", "p3.png",
+        "has transparent pixels", "p4.png", "16 or more bits", "p5.png", "smaller than the crop of 64 px (p6: 40 × 40 px)",
+        "the image is grey, not RGB",
+    ):  # fmt: skip
+        assert part in text
+    assert "\n" not in text
+    with caplog.at_level(logging.WARNING):
+        good, report = usable_pairs(found, crop=64, skip_bad=True)
+    assert [pair.name for pair in good] == ["p0", "p8"] and report.skipped == 7
+    assert "7 pairs are left out" in caplog.text
+
+
+def test_truncated_jpeg_is_found(make_pairs):
+    root = make_pairs(1, size=256, suffix=".jpg")
+    path = root / "TrainValAB" / "trainA" / "p0.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert check_pairs(find_pairs(root)).bad == {"where the file cannot be read as an image": [str(path)]}
+
+
+def test_opaque_alpha_is_dropped(make_pairs):
+    root = make_pairs(1)
+    path = root / "TrainValAB" / "trainA" / "p0.png"
+    plain = read_image(path)
+    Image.open(path).convert("RGBA").save(path)
+    assert check_pairs(find_pairs(root)).skipped == 0
+    np.testing.assert_array_equal(read_image(path), plain)
+
+
+def test_swapped_pair_is_warned_about(make_pairs, caplog):
+    root = make_pairs(3)
+    a, b = (root / "TrainValAB" / f"train{side}" / "p1.png" for side in "AB")
+    he, ihc = a.read_bytes(), b.read_bytes()
+    a.write_bytes(ihc)
+    b.write_bytes(he)
+    with caplog.at_level(logging.WARNING):
+        good, report = usable_pairs(find_pairs(root))
+    assert len(good) == 3
+    assert "1 of 3 pairs look swapped" in caplog.text and "p1" in report.warnings[0]
+
+
+def test_real_pairs_are_told_apart_by_their_stains(shared):
+    from morphogen.stain.data import Pair
+
+    pairs = [*find_pairs(shared / "data/pairs/bci", "val").pairs]
+    for folder, he, ihc in (("mist_er", "he.jpg", "er.jpg"), ("restained_ki67", "HE.png", "IHC.png")):
+        base = shared / "data/pairs" / folder
+        pairs.append(Pair(folder, base / he, base / ihc))
+    from morphogen.stain.data import Found
+
+    assert not check_pairs(Found(pairs, [])).warnings
+    swapped = [Pair(p.name, p.ihc, p.he) for p in pairs]
+    assert f"{len(pairs)} of {len(pairs)} pairs look swapped" in check_pairs(Found(swapped, [])).warnings[0]
+
+
+def test_crops_are_the_same_for_both_images_and_fresh_for_each_draw(make_pairs, tmp_path):
+    root = make_pairs(2, size=96)
+    for k in range(2):  # both images the same: then any difference of place or turn shows
+        for side in "AB":
+            image = np.random.default_rng(k).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(image).save(root / "TrainValAB" / f"train{side}" / f"p{k}.png")
+    dataset = PairDataset(find_pairs(root).pairs, ["IHC"], crop=32)
+    seen = set()
+    for k in range(20):
+        item = dataset.draw(k % 2, generator("draw", k))
+        assert torch.equal(item["he"], item["ihc"]) and item["he"].shape == (32, 32, 3)
+        seen.add(item["he"].numpy().tobytes())
+    assert len(seen) == 20
+    again = dataset.draw(0, generator("draw", 0))
+    assert again["he"].numpy().tobytes() in seen
+    assert torch.equal(dataset[0]["he"], dataset[0]["he"])
+
+
+def test_all_eight_orientations_come(make_pairs):
+    dataset = PairDataset(find_pairs(make_pairs(1, size=32)).pairs, ["IHC"], crop=32)
+    whole = dataset.images(0)[0]
+    turned = {orient(whole, k).numpy().tobytes() for k in range(8)}
+    assert len(turned) == 8
+    drawn = {dataset.draw(0, generator(k))["he"].numpy().tobytes() for k in range(100)}
+    assert drawn == turned
+
+
+def test_images_beyond_the_memory_limit_are_read_again(make_pairs):
+    pairs = find_pairs(make_pairs(3)).pairs
+    dataset = PairDataset(pairs, ["IHC"], crop=32, memory_gib=64 * 64 * 3 * 2 * 2 / 2**30)  # two pairs
+    for k in (0, 1, 2, 0):
+        dataset.images(k)
+    assert len(dataset._kept) == 2 and dataset._bytes == 64 * 64 * 3 * 2 * 2
+
+
+def test_alignment_cuts_to_what_both_images_share():
+    scene = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    he, ihc = scene[5:35, 5:45], scene[2:32, 11:51]  # IHC pixel = H&E pixel + (3, -6)
+    a, b = aligned(he, ihc, (3, -6))
+    np.testing.assert_array_equal(a, b)
+    assert a.shape == (27, 34, 3)
