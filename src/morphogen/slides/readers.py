@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,13 @@ class VendorSlideReader(OpenSlideReader):
 class _LevelReader(ReaderBase):
     """What in-memory and piecewise reading share: a list of levels, each giving windows of itself."""
 
+    @abstractmethod
     def _shapes(self) -> list[tuple[int, int]]:
-        raise NotImplementedError
+        """(height, width) of every level."""
 
+    @abstractmethod
     def _window(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        raise NotImplementedError
+        """RGB uint8 pixels of one level."""
 
     def _set(self, mpp: float | None, magnification: float | None, raw: dict[str, Any]) -> None:
         shapes = [list(shape) for shape in self._shapes()]
