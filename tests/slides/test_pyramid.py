@@ -348,17 +348,20 @@ def test_places_that_cannot_be_written(tmp_path) -> None:
 
 
 _LARGE = """
-    import resource, sys
+    import re, sys
+    from pathlib import Path
     import numpy as np
     from morphogen.slides.pyramid import PyramidWriter
     side, band = 20_000, 700
     line = np.arange(side)
     with PyramidWriter(sys.argv[1], side, side, mpp=0.5, tile=512) as writer:
         for y in range(0, side, band):
-            rows = np.arange(y, min(side, y + band))[:, None]
-            block = np.stack([(rows + line) // 157 % 256, rows // 83 + 0 * line, line // 83 + 0 * rows], -1)
-            writer.write(block.astype(np.uint8), y)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            block = np.empty((min(side, y + band) - y, side, 3), np.uint8)
+            for k, row in enumerate(range(y, y + len(block))):
+                block[k, :, 0], block[k, :, 1], block[k, :, 2] = (row + line) // 157 % 256, row // 83, line // 83
+            writer.write(block, y)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
 """
 
 
@@ -368,7 +371,7 @@ def test_twenty_thousand_pixels_square_within_a_gibibyte(tmp_path) -> None:
     out = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_LARGE), str(path)], check=True, capture_output=True, text=True
     )
-    assert float(out.stdout) < 1024, "MiB of resident memory"
+    assert 50 < float(out.stdout) < 400, "MiB of resident memory; a GiB is allowed"
     slide = openslide.OpenSlide(path)
     assert slide.dimensions == (20_000, 20_000) and slide.level_count == 7
     assert float(slide.properties["openslide.mpp-x"]) == 0.5
