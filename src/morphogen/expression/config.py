@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
+from morphogen.training.config import TrainingConfig
 
 
 class DataConfig(Config):
@@ -80,3 +81,190 @@ class PanelConfig(Config):
         "`size` genes. hmhvg: Stem's published recipe with `size` as its cut n.",
     )
     highly_variable: int = Field(2000, gt=0, description="Highly variable genes taken per section.")
+
+
+class TargetConfig(Config):
+    """What a network is asked to predict."""
+
+    log: Literal["log1p", "log2p1"] = Field("log1p", description="log(count + 1); log2p1 is Stem's base 2.")
+    library: bool = Field(
+        False, description="Scale counts to the training median of library sizes before the logarithm."
+    )
+    standardise: bool = Field(
+        True,
+        description="Centre and scale every gene by its training spots (stem, hisdiff; spatial always does).",
+    )
+
+
+class NetworkConfig(Config):
+    """The gene transformer of the recipes stem and hisdiff."""
+
+    width: int = Field(384, gt=0, description="Token width.")
+    depth: int = Field(12, gt=0, description="Blocks.")
+    heads: int = Field(6, gt=0, description="Attention heads over genes.")
+    genes_per_token: int = Field(1, gt=0, description="Genes that share a token; k costs about k times less.")
+    conditioner: Literal["image", "hierarchical", "hierarchical_mlp"] = Field(
+        "image",
+        description="Spot embedding (Stem), or spot, neighbours and region (HisDiff as released, as drawn).",
+    )
+    condition_heads: int = Field(8, gt=0, description="Heads of the hierarchical conditioner.")
+    objective: Literal["epsilon", "x0", "v", "flow"] = Field(
+        "epsilon", description="What the network predicts. flow uses the straight-line schedule."
+    )
+    schedule: Literal["linear", "cosine"] = Field("linear", description="Noise schedule (not for flow).")
+    learned_variance: bool = Field(
+        True, description="Second output for the variance of reverse steps (epsilon)."
+    )
+    likelihood: Literal["continuous", "discretised"] = Field(
+        "continuous",
+        description="Last term of the variational bound; discretised is the published one, for images.",
+    )
+    standardise_condition: bool = Field(
+        True,
+        description="Scale embeddings by their training spots; the published networks take them as they are.",
+    )
+
+
+class SpatialConfig(Config):
+    """The recipe spatial: mean read-out, section level, residual diffusion."""
+
+    first_components: int = Field(
+        128, gt=0, description="Principal components of the embedding, raw and relative."
+    )
+    second_components: int = Field(256, gt=0, description="Principal components of the context features.")
+    factors: int = Field(8, ge=0, description="Gene factors that are diffused. 0 = a Gaussian residual.")
+    scores: int = Field(16, gt=0, description="Context scores the residual depends on.")
+    width: int = Field(64, gt=0, description="Width of the residual network.")
+    depth: int = Field(2, gt=0, description="Blocks of the residual network.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the residual network.")
+    smooth_noise: bool = Field(
+        True, description="Let the noise of close spots correlate as the held-out residuals do."
+    )
+    new_depth: float = Field(
+        1.0,
+        ge=0,
+        description="Prior SD of the log depth of a section of a new patient (1 = a factor of 2.7).",
+    )
+    new_gene: float = Field(0.5, ge=0, description="Prior SD of the log level of a gene in a new patient.")
+    seen_depth: float = Field(0.3, ge=0, description="The same for another section of a patient in training.")
+    seen_gene: float = Field(0.2, ge=0, description="The same for a gene in it.")
+    offset_freedom: float = Field(
+        3.0, gt=0, description="Held-out sections that these priors are worth (degrees of freedom)."
+    )
+
+
+class ExpressionConfig(Config):
+    """A recipe and all it is made of. ``recipe`` and ``size`` fill in whatever is not given."""
+
+    recipe: Literal["stem", "hisdiff", "spatial"] = Field("spatial", description="Method.")
+    size: Literal["small", "paper"] = Field(
+        "small", description="small: minutes on two CPU cores. paper: published."
+    )
+    panel: PanelConfig = Field(default_factory=PanelConfig, description="Genes.")
+    target: TargetConfig = Field(default_factory=TargetConfig, description="What is predicted.")
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="Network of stem and hisdiff.")
+    spatial: SpatialConfig = Field(default_factory=SpatialConfig, description="The recipe spatial.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The training loop.")
+    validation: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of TRAINING tissue blocks kept for choosing the checkpoint. 0 = the last.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        preset = PRESETS.get((values.get("recipe", "spatial"), values.get("size", "small")))
+        return _under(preset, values) if preset else values
+
+
+def _under(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """``high`` over ``low``, section by section."""
+    out = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _under(out[key], value) if both else value
+    return out
+
+
+_SMALL_NETWORK = {"width": 128, "depth": 4, "heads": 4, "genes_per_token": 8, "objective": "v"}
+_SMALL_TRAINING = {
+    "steps": 3000, "batch_size": 64, "lr": 5e-4, "warmup_steps": 100, "lr_schedule": "cosine", "ema_decay": 0.999,
+    "weight_decay": 0.01, "validate_every": 250, "best_metric": "loss", "save_every": 1000,
+}  # fmt: skip
+_PAPER_TARGET = {"log": "log2p1", "standardise": False}
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("stem", "small"): {
+        "network": {**_SMALL_NETWORK, "learned_variance": False, "schedule": "cosine"},
+        "training": _SMALL_TRAINING,
+    },
+    ("stem", "paper"): {
+        "target": _PAPER_TARGET,
+        "network": {"standardise_condition": False},
+        "training": {"steps": 250_000, "batch_size": 256, "lr": 1e-4, "clip_norm": 0.0, "save_every": 10_000},
+        "validation": 0.0,
+    },
+    ("hisdiff", "small"): {
+        "network": {
+            **_SMALL_NETWORK,
+            "learned_variance": False,
+            "schedule": "cosine",
+            "conditioner": "hierarchical",
+        },
+        "training": _SMALL_TRAINING,
+    },
+    ("hisdiff", "paper"): {
+        "panel": {"size": 300},
+        "target": _PAPER_TARGET,
+        "network": {"heads": 12, "conditioner": "hierarchical", "standardise_condition": False},
+        "training": {"steps": 250_000, "batch_size": 128, "lr": 1e-4, "clip_norm": 0.0, "save_every": 10_000},
+        "validation": 0.0,
+    },
+    ("spatial", "small"): {
+        "training": {
+            "steps": 600, "batch_size": 128, "lr": 5e-4, "lr_schedule": "cosine", "ema_decay": 0.98,
+            "weight_decay": 0.1, "validate_every": 60, "best_metric": "loss", "save_every": 300,
+        },
+    },
+    ("spatial", "paper"): {
+        "spatial": {"factors": 64, "scores": 64, "width": 512, "depth": 6},
+        "training": {
+            "steps": 30_000, "batch_size": 512, "lr": 3e-4, "lr_schedule": "cosine", "ema_decay": 0.999,
+            "weight_decay": 0.01, "validate_every": 1000, "best_metric": "loss", "save_every": 5000,
+        },
+    },
+}  # fmt: skip
+
+
+class PredictConfig(Config):
+    """How predictions are drawn and kept."""
+
+    samples: int = Field(
+        20, ge=0, description="Samples per spot. 0 = the mean alone, from one forward per spot."
+    )
+    solver: Literal["fast", "reference"] = Field(
+        "fast", description="fast: DPM-Solver++ 2M. reference: DDPM over all 1000 steps, as published."
+    )
+    steps: int = Field(20, gt=0, description="Evaluations of the fast solver.")
+    seed: int = Field(0, ge=0, description="Seed of the noise, which is a function of spot and sample alone.")
+    batch_size: int = Field(1024, gt=0, description="Spots × samples in one network call.")
+    shard_spots: int = Field(
+        2048, gt=0, description="Spots per shard: what memory and a resume are bounded by."
+    )
+    keep_samples: Literal["no", "obsm", "zarr"] = Field(
+        "no", description="Keep the samples: in obsm (float16), or in a zarr array beside the result."
+    )
+    grid_um: float | None = Field(
+        None,
+        gt=0,
+        description="Spacing of the grid on slides without measured spots. null = the training pitch.",
+    )
+    geojson_genes: tuple[str, ...] = Field(
+        (), description="Genes in the QuPath GeoJSON. Empty = the 20 with the most varied predictions."
+    )
+    tissue: Literal["otsu", "entropy", "all"] = Field(
+        "otsu", description="How tissue is found on such slides."
+    )

@@ -98,7 +98,7 @@ def prepare_section(
         )
         slide.mpp = mpp
         set_facts(section, replace(f, mpp=mpp, mpp_source=f.mpp_source or source))
-        embed(section, _slide_fields(section, slide, config), config, encoder)
+        embed(section, slide_fields(section, slide, config), config, encoder)
         add_images(section, slide)
     elif patches is not None:
         section, rows = _with_patches(section, patches)
@@ -165,7 +165,7 @@ def field_um(section: ad.AnnData, config: PrepareConfig) -> float:
     return max(224.0, f.spot_diameter_px) * f.mpp
 
 
-def _slide_fields(section: ad.AnnData, slide: Slide, config: PrepareConfig) -> Iterator[np.ndarray]:
+def slide_fields(section: ad.AnnData, slide: Slide, config: PrepareConfig) -> Iterator[np.ndarray]:
     centres = section.obsm["spatial"]
     side = field_um(section, config)
     for start in range(0, len(centres), config.batch_size):
