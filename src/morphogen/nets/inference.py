@@ -26,10 +26,10 @@ def fast_precision(device: torch.device | str) -> str:
 def optimise_for_inference(network: nn.Module, precision: str = "fp32", compile: bool = False) -> nn.Module:
     """Prepare a network for sampling IN PLACE (pass a deepcopy to keep a trainable one), and return it.
 
-    It takes and returns float32 tensors as before. precision: "fp32", "bf16" or "fp16" for the weights of the
-    layers that cost time; the sum over a gene transformer's blocks, its embedders and its read-out stay in float32.
-    Convolutional networks are laid out channels-last. compile: torch.compile, worth its minutes of compilation on
-    GPUs and hardly on CPUs (docs/checkpoints.md has the measurements). fp16 needs a GPU.
+    It takes and returns float32 tensors as before. precision: "fp32", "bf16" or "fp16" for the weights of
+    the layers that cost time; the sum over a gene transformer's blocks, its embedders and its read-out stay
+    in float32. Convolutional networks are laid out channels-last. compile: torch.compile; takes a minute or
+    more the first time and gains little on a CPU (measured in docs/benchmarks.md). fp16 needs a GPU.
     """
     dtype = torch_dtype(precision)
     if dtype is torch.float16 and all(p.device.type == "cpu" for p in network.parameters()):
