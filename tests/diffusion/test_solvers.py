@@ -120,14 +120,14 @@ def test_the_sde_solver_is_of_second_order_in_variance():
     assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
 
 
-def test_eta_one_is_the_ancestral_sampler():
+@pytest.mark.parametrize("schedule", [LINEAR, ZERO_SNR, FLOW], ids=["linear", "zero snr", "flow"])
+@pytest.mark.parametrize("n", [1, 7, 10, 25])
+def test_eta_one_is_the_ancestral_sampler(schedule, n):
     x, data = normals(9, 2), gaussian()
     noise = ItemNoise(0, range(9), (2,))
-    times = timesteps(LINEAR, 25)
-    ours = ddim(data.denoiser(LINEAR), x, times, LINEAR, eta=1.0, noise=noise)
-    torch.testing.assert_close(
-        ours, ddpm(data.denoiser(LINEAR), x, times, LINEAR, noise=noise), rtol=1e-9, atol=1e-9
-    )
+    arguments = (data.denoiser(schedule), x, timesteps(schedule, n), schedule)
+    ours, ancestral = ddim(*arguments, eta=1.0, noise=noise), ddpm(*arguments, noise=noise)
+    torch.testing.assert_close(ours, ancestral, rtol=1e-9, atol=1e-8)
 
 
 # -- fast sampling of gene-like data ---------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def ddim(
     for i in range(state.step, len(timesteps)):
         predicted = denoiser(x, timesteps[i], **(condition or {}))
         std = etas[i] * math.sqrt(_betas(alpha, sigma, i)[1])
-        x = alpha[i + 1] * predicted.x0 + math.sqrt(sigma[i + 1] ** 2 - std**2) * predicted.eps
+        x = alpha[i + 1] * predicted.x0 + math.sqrt(max(sigma[i + 1] ** 2 - std**2, 0)) * predicted.eps
         if std > 0:
             x = x + std * _draw(noise, i, x)
         x = reached(callback, i + 1, x, predicted)
