@@ -203,8 +203,8 @@ addEventListener("load", () => setTimeout(async () => {
   input.value = 20; input.dispatchEvent(new Event("input"));
   out.slider = q(".pair").style.getPropertyValue("--at");
   q(".copy").click();
-  await wait(200);
   out.copied = q(".copy").textContent;
+  for (let k = 0; k < 40 && out.copied === "Copy"; k++) { await wait(50); out.copied = q(".copy").textContent; }
   out.scrolls = [...document.querySelectorAll(".scroll")].some(e => e.scrollWidth > e.clientWidth);
   const report = document.createElement("pre");
   report.id = "probe"; report.textContent = JSON.stringify(out);
