@@ -151,6 +151,11 @@ class Report:
         html = Markup(highlight(source.strip("\n"), lexer, HtmlFormatter(nowrap=True)))
         return self._add("code", html=html, language=language, caption=inline(caption))
 
+    def extend(self, other: Report) -> Report:
+        """Append the chapters of another report, for pages whose first words are known last."""
+        self._chapters += [chapter for chapter in other._chapters if chapter.title or chapter.blocks]
+        return self
+
     def provenance(self, facts: Mapping[str, Any], title: str = "How this was made") -> Report:
         """What made the results (settings, seeds, hashes, versions), folded away until it is asked for."""
         return self._add("provenance", title=title, facts=_flat(plain(dict(facts))))
