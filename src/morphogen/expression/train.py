@@ -260,7 +260,9 @@ def _train_diffusion(
     training = config.training
     if not len(task.held_rows) and training.best_metric is not None:
         training = training.replace(best_metric=None, patience=None, validate_every=0)
-    result = fit(task, training, out / "run", device=device, precision=precision, compile=compile)
+    result = fit(  # type: ignore[arg-type]
+        task, training, out / "run", device=device, precision=precision, compile=compile
+    )
     head.network.load_state_dict(result.best_state())
     head.cpu()
     return head.eval(), result
