@@ -138,11 +138,11 @@ def test_precision_and_identity(images):
     x, y = a(images), b(images)
     assert y.dtype == torch.float32 and not torch.equal(x, y) and torch.allclose(x, y, atol=0.05)
     assert a.identity() != b.identity()
-    same = get_encoder(net, device="cpu").identity()
+    before = a.identity()
+    assert get_encoder(net, device="cpu").identity() == before
     with torch.no_grad():
-        net[0].weight[3, 1, 2, 2] += 0.5  # any weight may be among the ones sampled; shift them all
         net[0].bias += 0.5
-    assert same == a.identity() or get_encoder(net, device="cpu").identity() != same
+    assert a.identity() != before
     with pytest.raises(ConfigError, match="unknown precision 'fp8'"):
         get_encoder(net, device="cpu", precision="fp8")
 

@@ -18,7 +18,7 @@ from morphogen.core.errors import InputError, MorphogenError, OutputError, Slide
 from morphogen.core.files import writable_folder
 from morphogen.core.progress import progress
 from morphogen.slides.config import EncodeConfig, TileConfig
-from morphogen.slides.encode import Outcome, encode_slide
+from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
 from morphogen.slides.slide import SLIDE_SUFFIXES, open_slide
 from morphogen.slides.tiles import tile_slide
 
@@ -204,7 +204,7 @@ def _work(job: Job, advance: Callable[[int, int], None] | None, encoder: Encoder
             tiles=len(tiles),
             seconds=time.perf_counter() - began,
             store=str(slide.store),
-            message="" if len(tiles) else "no tissue, so no tiles",
+            message="" if len(tiles) else NO_TISSUE,
         )
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from morphogen.slides.encoders import Encoder
     from morphogen.slides.slide import Slide
 
+NO_TISSUE = "no tissue was found, so there are no tiles (a smear, or all tissue? Try --tissue all)"
 _CHUNK_BYTES = 128 << 20
 
 
@@ -106,7 +107,7 @@ def encode_slide(
             laid, _ = tile_slide(slide, plan, overwrite=overwrite)
     result = Outcome(str(slide.path), "done", tiles=len(laid), store=str(slide.store))
     if not len(laid):
-        result.status, result.message = "blank", "no tissue, so no tiles"
+        result.status, result.message = "blank", NO_TISSUE
         result.seconds = time.perf_counter() - began
         return result
     key = features_key(encoder.spec.name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from morphogen.slides.slide import Slide
 
 OVERVIEW_MPP = 4.0  # what LazySlide's filter sizes are made for
-_OVERVIEW_PX = (512, 8192)  # longer side: least, and most (memory)
+_OVERVIEW_PX = (512, 3072)  # longer side: least, and most (the entropy filter takes 2 s per megapixel)
 _NOISE = 6  # grey levels around the background colour that camera noise and JPEG reach after a median filter
 _STRUCTURE = (0.02, 0.01)  # local deviation of optical density, and the share of a piece that must show it
 
@@ -26,7 +26,7 @@ _STRUCTURE = (0.02, 0.01)  # local deviation of optical density, and the share o
 def find_tissue(slide: Slide, method: str = "entropy") -> GeoDataFrame:
     """Tissue contours in level-0 pixels: ``tissue_id`` and ``geometry`` (polygons with holes); may be empty.
 
-    LazySlide's detection runs on an overview of 4 µm/px, or of 512 to 8192 px where that would be smaller, larger or
+    LazySlide's detection runs on an overview of 4 µm/px, or of 512 to 3072 px where that would be smaller, larger or
     unknown; so the result depends neither on the pyramid the file happens to have nor on free memory. Before it, the
     background is calmed (noise around its colour is removed); after it, pieces without any structure are dropped, so
     that a blank slide has no tissue. ``entropy`` (local entropy of the stains) suits H&E, IHC and tinted backgrounds;
