@@ -55,7 +55,7 @@ def import_features(
             )
         drop = [TILES, *table_names(slide.store)]
     tables = {}
-    for name, values in given.features.items():
+    for name, values in given.features.items() if len(tiles) else ():  # a table needs rows
         key = features_key(name)
         if key in table_names(slide.store) and not overwrite and not fresh:
             raise OutputError(
@@ -73,8 +73,6 @@ def import_features(
         attrs[NOTES] = {**attrs.get(NOTES, {}), TILES: {"imported": format, "slide_mpp": slide.mpp}}
         if len(tiles):
             shapes[TILES] = _frame(tiles)
-    if not len(tiles):
-        tables = {}  # a table needs rows; the note that there are none is kept
     write_store(slide, shapes=shapes, tables=tables, attrs=attrs, drop=drop)
     return given
 
