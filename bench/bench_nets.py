@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.harness import Row, compare
+from morphogen.core.devices import autocast
 from morphogen.nets import (
     GeneTransformer,
     GeneTransformerConfig,
@@ -84,6 +85,10 @@ def gene_transformer(quick: bool) -> list[Row]:
     def once(network: nn.Module) -> object:
         return network(x, 500.0, embedded=embedded)
 
+    def autocasted() -> object:
+        with autocast("cpu", precision):
+            return once(network)
+
     def reference() -> object:
         return plain(x, t, condition)
 
@@ -97,6 +102,15 @@ def gene_transformer(quick: bool) -> list[Row]:
             goal="<= 0.65",
             inverse=True,
             detail=f"{size}; rms error {error:.4f} of the output's spread",
+        ),
+        compare(
+            f"Stem forward, autocast to {precision} / plain fp32",
+            autocasted,
+            reference,
+            pairs=pairs,
+            goal="<= 0.65",
+            inverse=True,
+            detail=size,
         ),
         compare(
             "Stem forward, fp32 / plain fp32",
