@@ -16,6 +16,7 @@ from morphogen.demo.tissue_dab import DabNoise, target_of
 from morphogen.demo.tissue_fields import Architecture, Outline
 from morphogen.demo.tissue_genes import TYPE_PROGRAMS, GeneModel, Spots, make_genes
 from morphogen.demo.tissue_paint import Painter
+from morphogen.demo.tissue_scan import rim_of
 from morphogen.demo.tissue_stamps import Canvas
 from morphogen.demo.tissue_styles import make_patient
 
@@ -166,7 +167,7 @@ class TissueSimulator:
         return Tissue(x=x, y=y, mpp=self.mpp, cell_columns=columns, **joined)
 
     def _render(self, x: int, y: int, width: int, height: int, ihc: bool) -> Tissue:
-        rim = self.painter.RIM
+        rim = rim_of(self.mpp)
         asked = Canvas(int(x), int(y), int(width), int(height), self.mpp)
         window = asked.grown(rim)
         rings = self.architecture.rings(window.box(REACH + self.population.MARGIN))

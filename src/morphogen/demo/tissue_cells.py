@@ -72,6 +72,7 @@ class Population:
         self._lymph = Relaxed(7.4, *keys, "lymph-cells", jitter=0.8, spacing=0.98)
         self.fat = Relaxed(60.0, *keys, "fat-cells", jitter=0.7, spacing=0.9)
         self._streams: dict[str, int] = {}
+        self._ring_cache: dict[tuple, tuple] = {}
         self._keys = keys
 
     def _stream(self, name: str) -> int:
@@ -106,16 +107,20 @@ class Population:
         )
         points = [layer(*wide) for layer, _ in layers]
         fat = self._fat_candidates(wide)
-        every = [*points, fat[:4]]
-        fields_at = self.architecture(
-            np.concatenate([each[2] for each in every]), np.concatenate([each[3] for each in every]), rings
-        )
-        parts, start = [self._ring_cells(wide, rings)], 0
+        around, depth = self._ring_candidates(wide, rings)
+        x = np.concatenate([*(point[2] for point in points), fat[2], around[1]])
+        y = np.concatenate([*(point[3] for point in points), fat[3], around[2]])
+        at = self.architecture(x, y, rings)
+        parts, start = [], 0
         for (_, choose), point in zip(layers, points):
             stop = start + len(point[0])
-            parts.append(choose(*point, fields_at.part(slice(start, stop)), rings))
+            parts.append(choose(*point, at.part(slice(start, stop)), rings))
             start = stop
-        parts.append(self._fat_cells(fat, fields_at.part(slice(start, None))))
+        stop = start + len(fat[0])
+        parts.append(self._fat_cells(fat, at.part(slice(start, stop))))
+        # Where two rings overlap, the deeper one has the place.
+        keep = (depth >= at.ring[stop:] - 1e-6) & (at.tissue[stop:] > 4.0)
+        parts.append(tuple(column[keep] for column in around))
         columns = [np.concatenate(column) for column in zip(*parts)]
         keep = self._without_overlaps(*columns[:4])
         x, y = columns[1], columns[2]
@@ -190,15 +195,22 @@ class Population:
         ids, x, y, angle = ids[keep], x[keep], y[keep], angle[keep]
         return self._round(ids, x, y, np.full(len(x), Cell.ADIPOCYTE), angle)
 
-    def _ring_cells(self, box: Box, rings: Rings) -> tuple:
+    def _ring_candidates(self, box: Box, rings: Rings) -> tuple[tuple, Float]:
+        """Cells of all rings that reach into the box, and how deep each lies in its own ring."""
         none = np.zeros(0)
-        parts = [(none.astype(np.int64), none, none, none.astype(np.int64), none, none, none, none, none)]
+        parts = [(none.astype(np.int64), none, none, none.astype(np.int64), *(none,) * 6)]
         for index in range(len(rings)):
             reach = rings.reach(index)
             x, y = rings.x[index], rings.y[index]
             if box[0] - reach < x < box[2] + reach and box[1] - reach < y < box[3] + reach:
-                parts.append(self._one_ring(index, rings))
-        return tuple(np.concatenate(column) for column in zip(*parts))
+                key = (int(rings.gx[index]), int(rings.gy[index]), rings.kind[index] == VESSEL)
+                if key not in self._ring_cache:
+                    if len(self._ring_cache) >= 512:
+                        self._ring_cache.pop(next(iter(self._ring_cache)))
+                    self._ring_cache[key] = self._one_ring(index, rings)
+                parts.append(self._ring_cache[key])
+        *columns, depth = (np.concatenate(column) for column in zip(*parts))
+        return tuple(columns), depth
 
     def _one_ring(self, index: int, rings: Rings) -> tuple:
         kind = int(rings.kind[index])
@@ -226,17 +238,8 @@ class Population:
         mx, my = self._on_ring(index, rings, turn, np.full(count, 0.5 * wall))
         angle = inward + (np.pi / 2 if kind == VESSEL else 0.0) + 0.18 * self.normal(ids, "angle")
         cell = {GLAND: Cell.EPITHELIAL, MALIGNANT: Cell.TUMOUR, VESSEL: Cell.ENDOTHELIAL}[kind]
-        # Where two rings overlap, the deeper one has the place.
-        own = rings.depth(index, x, y)
-        keep = np.ones(count, dtype=bool)
-        for other in range(len(rings)):
-            gap = np.hypot(rings.x[other] - rings.x[index], rings.y[other] - rings.y[index])
-            if other != index and gap < rings.reach(other) + rings.reach(index):
-                keep &= rings.depth(other, x, y) < own
-        keep &= self.architecture.on_tissue(x, y, 4.0)
         tall = np.full(count, 1.0 if kind == VESSEL else 1.9)
-        values = (ids, x, y, np.full(count, cell), angle, mx, my, tall, inward)
-        return tuple(value[keep] for value in values)
+        return ids, x, y, np.full(count, cell), angle, mx, my, tall, inward, rings.depth(index, x, y)
 
     @staticmethod
     def _on_ring(index: int, rings: Rings, turn: Float, depth: Float) -> tuple[Float, Float]:

@@ -74,7 +74,9 @@ class DabNoise:
 
     def factor(self, normal: Float, sigma: float) -> Float:
         """exp(σ·ε − σ²/2)."""
-        return np.exp(sigma * normal - 0.5 * sigma * sigma)
+        out = sigma * normal
+        out -= 0.5 * sigma * sigma
+        return np.exp(out, out=out)
 
     def variance(self, mean: Float, in_cell: NDArray[np.bool_]) -> Float:
         """Variance of the drawn optical density given the expected one (irreducible error, squared)."""

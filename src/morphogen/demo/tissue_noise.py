@@ -56,8 +56,8 @@ def normal(ix: NDArray, iy: NDArray, stream: int | NDArray) -> NDArray[np.float3
 class SplineNoise:
     """Smooth stationary noise, mean 0 and variance 1 on average: a cubic B-spline over hashed lattice values.
 
-    ``period`` is the lattice spacing in µm; features are about 1.5 periods wide. With ``channels`` several independent
-    noises are computed at once, stacked in front.
+    Values are float32. ``period`` is the lattice spacing in µm; features are about 1.5 periods wide. With
+    ``channels`` several independent noises are computed at once, stacked in front.
     """
 
     def __init__(self, period: float, *keys: int | str, channels: int | None = None) -> None:
@@ -74,15 +74,15 @@ class SplineNoise:
         shape = np.broadcast_shapes(x.shape, y.shape)
         grid = len(shape) == 2 and x.shape[0] == 1 and y.shape[1] == 1
         if 0 in shape:
-            values = np.zeros((len(self._streams), *shape))
+            values = np.zeros((len(self._streams), *shape), dtype=np.float32)
             return values[0] if self._single else values
         jx, wx = _place(x / self.period + self._shift_x)
         jy, wy = _place(y / self.period + self._shift_y)
         x0, y0 = int(jx.min()), int(jy.min())
         lattice_x = np.arange(x0, int(jx.max()) + 4)[None, :]
         lattice_y = np.arange(y0, int(jy.max()) + 4)[:, None]
-        lattice = normal(lattice_x, lattice_y, self._streams).astype(np.float64)
-        lattice *= 1 / _SPLINE_POWER
+        lattice = normal(lattice_x, lattice_y, self._streams)
+        lattice *= np.float32(1 / _SPLINE_POWER)
         jx -= x0
         jy -= y0
         if grid:
@@ -95,12 +95,17 @@ class SplineNoise:
                 values += wy[k] * rows[:, iy + k]
         else:
             width = lattice.shape[2]
-            around = (np.arange(4)[:, None] * width + np.arange(4)[None, :]).ravel()
-            index = (jy * width + jx)[..., None] + around
-            weight = (np.moveaxis(wy, 0, -1)[..., :, None] * np.moveaxis(wx, 0, -1)[..., None, :]).reshape(
-                index.shape
-            )
-            values = (lattice.reshape(len(lattice), -1)[:, index] * weight).sum(axis=-1)
+            flat = lattice.reshape(len(lattice), -1)
+            index = (jy * width + jx) + np.arange(4).reshape(4, *(1,) * jx.ndim)
+            values = np.zeros((len(flat), *jx.shape), dtype=np.float32)
+            for k in range(4):
+                near = flat.take(index + k * width, axis=1)
+                near *= wx
+                row = near[:, 0] + near[:, 1]
+                row += near[:, 2]
+                row += near[:, 3]
+                row *= wy[k]
+                values += row
         return values[0] if self._single else values
 
 
@@ -114,7 +119,8 @@ def _place(u: Float) -> tuple[NDArray[np.int64], Float]:
     rest = 1 - fraction
     first = rest * rest * rest / 6
     second = (4 - 6 * square + 3 * cube) / 6
-    return floor.astype(np.int64) - 1, np.stack([first, second, 1 - first - second - last, last])
+    weights = np.stack([first, second, 1 - first - second - last, last])
+    return floor.astype(np.int64) - 1, weights.astype(np.float32)
 
 
 class Relaxed:
@@ -136,7 +142,7 @@ class Relaxed:
     def __call__(self, x0: float, y0: float, x1: float, y1: float) -> tuple[NDArray, NDArray, Float, Float]:
         """Lattice indices and positions (µm) of every point inside the box [x0, x1) × [y0, y1)."""
         row = self.pitch * 0.75**0.5
-        margin = 2 + 2 * self.steps
+        margin = 2 + self.steps
         ix = np.arange(int(np.floor(x0 / self.pitch)) - margin, int(np.ceil(x1 / self.pitch)) + margin + 1)
         iy = np.arange(int(np.floor(y0 / row)) - margin, int(np.ceil(y1 / row)) + margin + 1)
         gx, gy = np.broadcast_arrays(ix[None, :], iy[:, None])
@@ -144,22 +150,29 @@ class Relaxed:
         py: Float = (gy + self.jitter * (uniform(gx, gy, self.stream_y) - 0.5)) * row
         for _ in range(self.steps):
             px, py = self._push(px, py)
+        gx, gy = (each[self.steps : -self.steps, self.steps : -self.steps] for each in (gx, gy))
         inside = (px >= x0) & (px < x1) & (py >= y0) & (py < y1)
         return gx[inside], gy[inside], px[inside], py[inside]
 
     def _push(self, px: Float, py: Float) -> tuple[Float, Float]:
-        # The rim of the array moves too little for want of neighbours; the margin keeps it out of the box.
-        qx, qy = px.copy(), py.copy()
+        """Points moved away from close neighbours; the rim, which lacks some, is dropped."""
         height, width = px.shape
-        reach = self.spacing * self.pitch
-        for dy, dx in self._AROUND:
-            here = (slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
-            there = (slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
-            ax, ay = px[here] - px[there], py[here] - py[there]
-            distance = np.sqrt(ax * ax + ay * ay) + 1e-9
-            push = 0.4 * np.maximum(reach - distance, 0) / distance
-            qx[here] += push * ax
-            qy[here] += push * ay
+        inner = (slice(1, height - 1), slice(1, width - 1))
+        views = [(slice(1 + dy, height - 1 + dy), slice(1 + dx, width - 1 + dx)) for dy, dx in self._AROUND]
+        qx, qy = px[inner].copy(), py[inner].copy()
+        ax = qx - np.stack([px[view] for view in views])
+        ay = qy - np.stack([py[view] for view in views])
+        distance = np.sqrt(ax * ax + ay * ay)
+        distance += 1e-9
+        push = self.spacing * self.pitch - distance
+        np.maximum(push, 0, out=push)
+        push /= distance
+        push *= 0.4
+        ax *= push
+        ay *= push
+        for k in range(len(views)):  # one by one: the order of a sum must not depend on the shape
+            qx += ax[k]
+            qy += ay[k]
         return qx, qy
 
 
@@ -220,3 +233,9 @@ def fibre_textures() -> NDArray[np.float32]:
             out[channel, k] = special.ndtr(_unit(total))
     out[:, ORIENTATIONS] = out[:, 0]
     return out
+
+
+@lru_cache(maxsize=1)
+def scanner_noise() -> NDArray[np.float32]:
+    """Noise of a camera in red, green and blue: (3, 512, 512), standard normal, periodic."""
+    return numpy_generator("scanner").standard_normal((3, 512, 512)).astype(np.float32)

@@ -66,10 +66,15 @@ def _anchors(positions: Float, origin: int, mpp: float) -> tuple[NDArray[np.int6
     return pixel.astype(np.int64) - origin, rest
 
 
-def draw_nuclei(window: Canvas, cells: Cells) -> Nuclei:
-    """Stamp the nuclei of all cells; the window must reach NUCLEUS_REACH beyond every centre that matters.
+def nucleus_reach(cells: Cells) -> Float:
+    """No part of a cell's nucleus is farther from its centre (µm)."""
+    return np.minimum(np.maximum(cells.major, cells.minor) * (1 + 2.2 * cells.ragged) + 0.5, NUCLEUS_REACH)
 
-    ``cells`` with centres outside the window less that reach are ignored.
+
+def draw_nuclei(window: Canvas, cells: Cells, which: NDArray[np.bool_]) -> Nuclei:
+    """Stamp the nuclei of the cells selected by ``which``.
+
+    The window must reach NUCLEUS_REACH beyond their centres; cells nearer to its edge are ignored.
     """
     mpp = window.mpp
     rim = int(np.ceil(NUCLEUS_REACH / mpp)) + 2
@@ -78,10 +83,9 @@ def draw_nuclei(window: Canvas, cells: Cells) -> Nuclei:
     owner = np.zeros((window.height, window.width), dtype=np.int32)
     col, rest_x = _anchors(cells.x, window.x, mpp)
     row, rest_y = _anchors(cells.y, window.y, mpp)
-    fits = (col >= rim) & (col < window.width - rim) & (row >= rim) & (row < window.height - rim)
+    fits = (col >= rim) & (col < window.width - rim) & (row >= rim) & (row < window.height - rim) & which
 
-    reach = np.minimum(np.maximum(cells.major, cells.minor) * (1 + 2.2 * cells.ragged) + 0.5, NUCLEUS_REACH)
-    half = np.ceil(reach / mpp).astype(int) + 1
+    half = np.ceil(nucleus_reach(cells) / mpp).astype(int) + 1
     sizes = sorted({min(3 * -(-int(h) // 3), rim) for h in half})
     order: list[tuple[int, Grey, Grey, NDArray]] = [None] * len(cells)  # type: ignore[list-item]
     lower = 0
@@ -169,18 +173,19 @@ def _nucleus_patches(
     value -= column(cells.vesicle) * np.maximum(1 - radius * radius, 0)
     for k in range(2):
         size = np.clip(cells.nucleoli - k * 0.9 + 0.45 * draws[5 + k], 0, 1.2)
-        if not size.any():
+        some = np.flatnonzero((size > 0) & (cells.nucleoli > 0))
+        if not len(some):
             continue
-        du = u - column(0.35 * np.clip(draws[7 - k], -1.3, 1.3))
-        dv = v - column(0.35 * np.clip(draws[8 - k], -1.3, 1.3))
-        du *= major / np.float32(0.85)
-        dv *= minor / np.float32(0.85)
+        du = u[some] - column(0.35 * np.clip(draws[7 - k, some], -1.3, 1.3))
+        dv = v[some] - column(0.35 * np.clip(draws[8 - k, some], -1.3, 1.3))
+        du *= major[some] / np.float32(0.85)
+        dv *= minor[some] / np.float32(0.85)
         du *= du
         dv *= dv
         du += dv
         du += 1
         du *= du
-        value += column(0.75 * size) / du
+        value[some] += column(0.75 * size[some]) / du
     np.clip(value, -0.75, 1.2, out=value)
     value += 1
     value *= column(cells.haematoxylin)
