@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -75,7 +76,7 @@ def test_features_are_the_encoder_on_the_tiles(synthetic, tmp_path):
     assert np.array_equal(table.obsm["spatial"], tiles.centres)
     assert np.array_equal(table.obs["tile_id"], np.arange(len(tiles)))
     notes = table.uns["morphogen"]
-    assert notes["encoder"] == "tiny" and "version_torch" in notes
+    assert notes["encoder"] == "tiny" and "torch" in json.loads(notes["versions"])
 
 
 def test_wsidata_and_scanpy_find_the_features(synthetic, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -163,7 +164,7 @@ def feature_table(
     table = anndata.AnnData(X=np.asarray(features, dtype=np.float32), obs=obs)
     table.var_names = names or [f"f{i}" for i in range(features.shape[1])]
     table.obsm["spatial"] = tiles.centres
-    made_by = {f"version_{name}": text for name, text in versions().items()}
+    made_by = {"versions": json.dumps(versions())}  # one entry: each is a file of its own in the store
     table.uns[NOTES] = {"fingerprint": fingerprint, "width": str(features.shape[1]), **notes, **made_by}
     return TableModel.parse(table, region=TILES, region_key="library_id", instance_key="tile_id")
 
