@@ -141,7 +141,7 @@ class Population:
 
     def _nest_cells(self, gx: NDArray, gy: NDArray, x: Float, y: Float, at: Fields, rings: Rings) -> tuple:
         ids = self._lattice_id(_NEST, gx, gy)
-        keep = (at.nest > 2.6) & (at.ring < -3.0) & (self.uniform(ids, "keep") < 0.96)
+        keep = (at.nest > 1.5) & (at.ring < -3.0) & (self.uniform(ids, "keep") < 0.96)
         ids, x, y = ids[keep], x[keep], y[keep]
         return self._round(ids, x, y, np.full(len(x), Cell.TUMOUR), np.pi * self.uniform(ids, "angle"))
 
@@ -217,7 +217,7 @@ class Population:
         turn = np.arange(65) * (2 * np.pi / 64)
         x, y = self._on_ring(index, rings, turn, np.zeros(65))
         length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
-        spacing = {GLAND: 6.6, MALIGNANT: 6.0, VESSEL: 11.0}[kind]
+        spacing = {GLAND: 6.6, MALIGNANT: 6.0, VESSEL: 14.0}[kind]
         count = int(np.clip(length[-1] / spacing, 3, 255))
         number = np.arange(count)
         place = ((rings.gy[index] % 1024) * 1024 + rings.gx[index] % 1024) * 256

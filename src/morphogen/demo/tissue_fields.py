@@ -220,7 +220,7 @@ class Architecture:
         size = draw("radius")
         if vessel:
             kind = np.full(len(x), VESSEL)
-            radius = 6.0 + 20.0 * size**2.2
+            radius = 7.5 + 20.0 * size**2.2
             wall = 1.6 + 0.16 * radius * draw("wall")
             stretch = 1.0 + 1.6 * draw("stretch") ** 2
             wave = 0.05
@@ -273,7 +273,7 @@ class Architecture:
 
         # Cords run along the first fibre system, in broken lines.
         ridge = self._cord[0](across[0], 0.3 * along[0])
-        cord = amounts.cords - 24.0 * np.abs(ridge) + 5.0 * self._cord[1](x, y)
+        cord = 1.7 * (amounts.cords - 24.0 * np.abs(ridge) + 5.0 * self._cord[1](x, y))
         nest = np.maximum(nest, np.clip(cord, FAR, None))
         nest = np.minimum(np.minimum(nest, -adipose), tissue - 3.0)
 
