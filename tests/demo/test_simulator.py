@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.demo import STYLES, TARGETS, Cell, DabNoise, Outline, Region, TissueSimulator
@@ -236,3 +239,28 @@ def test_the_mixed_style_holds_every_region() -> None:
 def test_bad_requests_say_what_is_wrong(make, message: str) -> None:
     with pytest.raises((ConfigError, InputError), match=message):
         make()
+
+
+def test_colours_are_those_of_real_scans(shared: Path) -> None:
+    """Direction in optical density and amount of stain of nuclei and of the rest, beside annotated real images."""
+
+    def statistics(image: np.ndarray, nuclei: np.ndarray) -> list[np.ndarray]:
+        density = -np.log10(np.clip(image.astype(float), 1, 255) / 245.0)
+        return [np.median(density[where], axis=0) for where in (nuclei, ~nuclei)]
+
+    real = []
+    for path in sorted((shared / "data" / "seg" / "monuseg").glob("*_img.jpg")):
+        mask = np.asarray(Image.open(path.with_name(path.name.replace("_img.jpg", "_mask.png")))) > 0
+        real.append(statistics(np.asarray(Image.open(path).convert("RGB")), mask))
+    ours = []
+    for k, style in enumerate(("nests", "glandular", "desmoplastic", "lymphoid")):
+        tissue = TissueSimulator(1, patient=f"P{k}", style=style).render(0, 0, 300, 300, ihc=False)
+        ours.append(statistics(tissue.he, tissue.instances > 0))
+    for part in range(2):
+        scans, drawn = (np.array([each[part] for each in group]) for group in (real, ours))
+        lengths = [np.linalg.norm(group, axis=1) for group in (scans, drawn)]
+        assert lengths[0].min() * 0.7 < np.median(lengths[1]) < lengths[0].max() * 1.3
+        centre = (scans / lengths[0][:, None]).mean(axis=0)
+        cosine = (drawn / lengths[1][:, None]) @ centre / np.linalg.norm(centre)
+        # Degrees from the mean colour of real images; they themselves lie up to this far from it.
+        assert np.degrees(np.arccos(cosine)).max() < 12, part
