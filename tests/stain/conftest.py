@@ -65,7 +65,9 @@ def he_like(rng, size=64, pink=True):
 
 @pytest.fixture
 def make_pairs(tmp_path):
-    """``make_pairs(n, size, root=…)``: a MIST folder of n pairs; the IHC is the same nuclei with DAB for eosin."""
+    """``make_pairs(n, size, root=…)``: a MIST folder of n pairs; the IHC is the same nuclei with DAB for
+    eosin.
+    """
 
     def make(n=3, size=64, root=tmp_path / "data", split="train", suffix=".png", stain=None):
         base = root / (stain or "") / "TrainValAB"

@@ -27,7 +27,9 @@ def test_different_tissue_gives_no_shift():
 
 def test_restained_section_is_registered_and_serial_sections_are_not(shared):
     base = shared / "data/pairs"
-    found = estimate_shift(read_image(base / "restained_ki67/HE.png"), read_image(base / "restained_ki67/IHC.png"))
+    found = estimate_shift(
+        read_image(base / "restained_ki67/HE.png"), read_image(base / "restained_ki67/IHC.png")
+    )
     assert found.sure and abs(found.dy + 2) <= 1 and 6 <= found.dx <= 10
     name = "00820_test_2+.png"
     assert not estimate_shift(read_image(base / "bci/valA" / name), read_image(base / "bci/valB" / name)).sure

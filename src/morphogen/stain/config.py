@@ -99,6 +99,13 @@ class ModelConfig(Config):
             )
         return self
 
+    @property
+    def output(self) -> Literal["v", "x0", "epsilon"]:
+        """What the network puts out, by size where it is not said."""
+        if self.prediction != "auto":
+            return self.prediction
+        return "v" if self.size == "paper" else "x0"
+
 
 class ObjectiveConfig(Config):
     """What is learned."""
@@ -110,6 +117,9 @@ class ObjectiveConfig(Config):
         None,
         gt=0,
         description="Weight losses by min-SNR with this gamma (5 is usual). null = plain mean square.",
+    )
+    x0_weight: float = Field(
+        5.0, ge=1, description="x0 networks: the error counts as that in v, 1/sigma², but at most this much."
     )
     last_step_share: float = Field(
         0.0,

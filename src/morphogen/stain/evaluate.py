@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import Manifest, file_hash, read_json, writable_folder, write_json, write_text
+from morphogen.core.files import (
+    Manifest,
+    content_hash,
+    file_hash,
+    read_json,
+    writable_folder,
+    write_json,
+    write_text,
+)
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
 from morphogen.metrics.pairs import lpips, resnet50_layers
@@ -139,10 +147,11 @@ def evaluate_methods(
     encoder = get_encoder(config.encoder, config.encoder_weights)
     resnet = resnet50_layers(config.resnet_weights) if config.resnet_weights else None
     rows: dict[str, list[ImageScores]] = {name: [] for name in methods}
-    views: dict[str, list[np.ndarray]] = {name: [] for name in (*methods, "real")}
+    views: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    real_views: list[np.ndarray] = []
     for pair in progress(pairs, what="scoring images"):
         he, real = read_pair(pair)
-        views["real"].append(features_of([real], encoder)[0])
+        real_views.append(features_of([real], encoder)[0])
         for name, make in methods.items():
             image = _fitting(make(pair, he), real, pair, name)
             doubt = (uncertainty or {}).get(name, lambda pair: None)(pair)
@@ -163,10 +172,12 @@ def evaluate_methods(
             rows[name].append(scores)
             views[name].append(features_of([image], encoder)[0])
     unit = "patient" if any(pair.patient for pair in pairs) else "image"
-    real = np.stack(views["real"])
+    truth = np.stack(real_views)
     return [
         Evaluation(
-            name, score_set(rows[name], config, features=(np.stack(views[name]), real), unit=unit), rows[name]
+            name,
+            score_set(rows[name], config, features=(np.stack(views[name]), truth), unit=unit),
+            rows[name],
         )
         for name in methods
     ]
@@ -257,7 +268,7 @@ def write_results(
         "images": len(pairs),
         "unit": next((interval.unit for interval in first.intervals.values()), "image"),
         "pairs": [pair.name for pair in pairs],
-        "real_hash": file_hash(pairs[0].ihc) if len(pairs) == 1 else None,
+        "real_hash": content_hash([file_hash(pair.ihc) for pair in pairs]),
         "image_codecs": sorted({pair.ihc.suffix.lower() for pair in pairs}),
         "mra_chance": first.notes.get("mra_chance"),
         "versions": versions(),

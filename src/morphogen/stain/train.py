@@ -149,14 +149,12 @@ class StainTask:
         return he, ihc, torch.stack(made)
 
 
-def regression_loss(
-    model: nn.Module, x0: Tensor, last: float, condition: dict[str, Any]
-) -> dict[str, Tensor]:
+def regression_loss(denoiser: Any, x0: Tensor, last: float, condition: dict[str, Any]) -> dict[str, Tensor]:
     """Mean square error of one evaluation from a blank start: what a plain image-to-image network
     minimises.
     """
-    out = model(torch.zeros_like(x0), torch.full((len(x0),), float(last), device=x0.device), **condition)
-    error = ((-out.float() - x0.float()) ** 2).flatten(1).mean(1)  # v = −x0 at pure noise
+    out = denoiser(torch.zeros_like(x0), torch.full((len(x0),), last, device=x0.device), **condition).x0
+    error = ((out.float() - x0.float()) ** 2).flatten(1).mean(1)
     return {"loss": error, "mse": error.detach()}
 
 

@@ -79,7 +79,7 @@ def stain_slide(
     out = writable_folder(out)
     stain = config.stain or model.stains[0]
     model.label(config.stain)
-    stem = f"{slide.path.stem}_{stain}"
+    stem = f"{slide.path.stem.removesuffix('.ome')}_{stain}"
     plan = plan_windows(model, config, slide.width, slide.height, scale_between(mpp, model.mpp))
     facts = run_facts(model, config, precision) | {
         "slide": slide.path.name,

@@ -1,0 +1,205 @@
+"""Evaluation: folders in, tables out; a perfect prediction scores perfectly; baselines stand beside it."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import Manifest
+from morphogen.stain.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.config import EvaluateConfig
+from morphogen.stain.data import Pair, find_pairs
+from morphogen.stain.evaluate import as_pairs, evaluate_folder, evaluate_methods, report_rows
+from morphogen.stain.figures import dab_picture, density_of
+from morphogen.stain.scores import retrieval_view, score_pair
+
+from .conftest import he_like
+
+QUICK = EvaluateConfig(tile=16, resamples=200)
+
+
+@pytest.fixture
+def data(make_pairs):
+    root = make_pairs(6, size=64, split="val")
+    (root / "patients.csv").write_text(
+        "name,patient\n" + "".join(f"p{k}.png,{'ABC'[k % 3]}\n" for k in range(6))
+    )
+    return root
+
+
+def folder_of(root, tmp_path, side):
+    out = tmp_path / f"predicted{side}"
+    shutil.copytree(root / "TrainValAB" / f"val{side}", out)
+    return out
+
+
+def test_the_real_stain_scores_perfectly_and_the_he_does_not(data, tmp_path):
+    found = find_pairs(data, "val")
+    perfect, he, deconvolved = evaluate_folder(folder_of(data, tmp_path, "B"), found, tmp_path / "out", QUICK)
+    figures, intervals = perfect.scores.figures, perfect.scores.intervals
+    assert intervals["dab_tile_correlation"].value == pytest.approx(1)
+    assert intervals["dab_tile_mae"].value == 0 and figures["dab_mean_pearson"] == pytest.approx(1)
+    assert figures["mra_top1"] == 1.0 and figures["frechet"] == pytest.approx(0, abs=1e-6)
+    assert intervals["ssim"].value == pytest.approx(1) and intervals["sharpness"].value == 1.0
+    assert intervals["ssim"].unit == "patient" and intervals["ssim"].units == 3
+    assert he.scores.intervals["dab_tile_mae"].value > 0.02
+    assert he.method == "H&E as it is" and deconvolved.method == "colour deconvolution"
+    assert perfect.scores.undefined == {"psnr": 6}  # infinite: counted, not averaged
+
+
+def test_result_files(data, tmp_path):
+    found = find_pairs(data, "val")
+    predicted = folder_of(data, tmp_path, "A")
+    other = folder_of(data, tmp_path, "B")
+    out = tmp_path / "out"
+    evaluations = evaluate_folder(predicted, found, out, QUICK, method="ours", others={"theirs": other})
+    assert Manifest.read(out)["kind"] == "stain evaluation"
+    results = json.loads((out / "metrics.json").read_text())
+    assert list(results["methods"]) == ["ours", "theirs", "H&E as it is", "colour deconvolution"]
+    assert results["protocol"] == "stain-1" and results["mra_chance"] == pytest.approx(1 / 6)
+    assert results["image_codecs"] == [".png"] and "torch" in results["versions"]
+    assert results["methods"]["ours"]["intervals"]["ssim"]["unit"] == "patient"
+    # "ours" is the H&E: the same figures as the baseline.
+    assert results["methods"]["ours"]["figures"] == results["methods"]["H&E as it is"]["figures"]
+    rows = list(csv.DictReader((out / "images.csv").read_text().splitlines()))
+    assert len(rows) == 24 and {row["patient"] for row in rows} == {"A", "B", "C"}
+    summary = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
+    assert list(summary[0])[1].startswith("dab")  # DAB first
+    assert float(summary[1]["dab_tile_correlation low"]) <= float(summary[1]["dab_tile_correlation"])
+    assert len(list((out / "panels").glob("*.png"))) == 6
+    assert Image.open(next((out / "panels").glob("*.png"))).size == (5 * 64 + 4 * 8, 64)
+    titles = [title for title, _, _ in report_rows(evaluations)]
+    assert titles[0] == "DAB optical density" and len(titles) == 3
+
+
+def test_two_folders_of_one_name_are_not_mixed_up(data, tmp_path):
+    """A cache keyed by a folder's base name would make the second equal to the first."""
+    found = find_pairs(data, "val")
+    first, second = (tmp_path / k / "images" for k in "xy")
+    shutil.copytree(data / "TrainValAB" / "valA", first)
+    shutil.copytree(data / "TrainValAB" / "valB", second)
+    scores = [
+        evaluate_folder(f, found, None, QUICK, baselines=False)[0].scores.figures for f in (first, second)
+    ]
+    assert scores[1]["mra_top1"] == 1.0 and scores[0]["frechet"] > scores[1]["frechet"] + 1e-3
+
+
+def test_uncertainty_is_compared_with_the_true_error(data, tmp_path):
+    found = find_pairs(data, "val")
+    predicted = folder_of(data, tmp_path, "A")
+    from morphogen.stain.predict import UNCERTAINTY_UNIT, save_png
+
+    for pair in found.pairs:
+        he, real = (np.array(Image.open(path)) for path in (pair.he, pair.ihc))
+        error = np.abs(density_of(he) - density_of(real))
+        save_png(
+            predicted / "uncertainty" / f"{pair.name}.png",
+            np.rint(error / UNCERTAINTY_UNIT).astype(np.uint16),
+        )
+    (found_scores,) = evaluate_folder(predicted, found, tmp_path / "out", QUICK, baselines=False)
+    assert found_scores.scores.intervals["uncertainty_error_correlation"].value == pytest.approx(1, abs=1e-3)
+    assert Image.open(next((tmp_path / "out" / "panels").glob("*.png"))).size == (6 * 64 + 5 * 8, 64)
+
+
+def test_plain_folders_of_any_method(data, tmp_path):
+    predicted = folder_of(data, tmp_path, "A")
+    found = as_pairs(data / "TrainValAB" / "valB", None, predicted)
+    (scores,) = evaluate_folder(predicted, found, None, QUICK, baselines=False)
+    assert len(scores.images) == 6
+
+
+def test_missing_images_are_named(data, tmp_path):
+    found = find_pairs(data, "val")
+    predicted = folder_of(data, tmp_path, "A")
+    (predicted / "p1.png").unlink()
+    with pytest.raises(InputError, match="1 of 6 pairs have no image here \\(p1\\).*--skip-bad"):
+        evaluate_folder(predicted, found, None, QUICK)
+    assert len(evaluate_folder(predicted, found, None, QUICK, skip_bad=True)[0].images) == 5
+    Image.open(predicted / "p2.png").resize((32, 32)).save(predicted / "p2.png")
+    with pytest.raises(InputError, match="p2: the image of 'predicted' is 32 × 32 px, the real one 64 × 64"):
+        evaluate_folder(predicted, found, None, QUICK, skip_bad=True)
+
+
+def test_undefined_scores_are_counted(tmp_path):
+    flat = np.full((64, 64, 3), 255, np.uint8)
+    for k, image in enumerate([flat, he_like(np.random.default_rng(0), 64, pink=False)]):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    pairs = [Pair(str(k), tmp_path / f"{k}.png", tmp_path / f"{k}.png") for k in range(2)]
+    (found,) = evaluate_methods(pairs, {"same": lambda pair, he: he}, QUICK)
+    assert found.scores.undefined["dab_tile_correlation"] == 1
+    assert found.scores.intervals["dab_tile_correlation"].units == 1
+
+
+def test_a_registered_pair_is_scored_where_both_images_show_the_same(tmp_path):
+    scene = he_like(np.random.default_rng(1), 80, pink=False)
+    Image.fromarray(scene[:64, :64]).save(tmp_path / "he.png")
+    Image.fromarray(scene[6:70, 3:67]).save(tmp_path / "ihc.png")  # IHC pixel = H&E pixel + (-6, -3)
+    pair = Pair("a", tmp_path / "he.png", tmp_path / "ihc.png", shift=(-6, -3))
+    (found,) = evaluate_methods([pair], {"same": lambda pair, he: he}, QUICK)
+    assert found.images[0].values["dab_tile_mae"] == 0
+
+
+def test_colour_map_finds_a_colour_change_and_deconvolution_removes_eosin():
+    rng = np.random.default_rng(3)
+    pairs = [
+        (he_like(np.random.default_rng(k), 64), he_like(np.random.default_rng(k), 64, False))
+        for k in range(3)
+    ]
+    fitted = ColourMap().fit(pairs[:2])
+    he, real = pairs[2]
+    errors = [
+        float(np.abs(make(he).astype(float) - real).mean()) for make in (fitted, identity, deconvolution)
+    ]
+    assert errors[0] < 0.3 * errors[1]
+    eosin_only = he_like(rng, 64)
+    assert deconvolution(eosin_only).mean() > eosin_only.mean() + 10
+    with pytest.raises(InputError, match="not fitted"):
+        ColourMap()(he)
+
+
+def test_dab_picture_shows_the_density_it_is_given():
+    density = np.linspace(0, 0.8, 64, dtype=np.float32).reshape(8, 8)
+    np.testing.assert_allclose(density_of(dab_picture(density)), density, atol=0.02)
+
+
+def test_retrieval_view_is_the_centre_at_256():
+    image = np.zeros((512, 640, 3), np.uint8)
+    image[144:368, 208:432] = 200
+    view = retrieval_view(image)
+    assert view.shape == (224, 224, 3)
+    assert (view[60:160, 60:160] == 200).all() and (view[:40] == 0).all()
+
+
+def test_estimated_vectors_and_quirks_change_the_figures(data):
+    found = find_pairs(data, "val").pairs
+    methods = {"he": lambda pair, he: he}
+    (fixed,) = evaluate_methods(found, methods, QUICK)
+    (estimated,) = evaluate_methods(found, methods, QUICK.replace(vectors="estimated"))
+    assert fixed.scores.figures["dab_mean_mae"] != estimated.scores.figures["dab_mean_mae"]
+    white = {"white": lambda pair, he: np.full_like(he, 255)}
+    (against,), (quirk,) = (
+        evaluate_methods(found, white, QUICK.replace(reference_quirks=q)) for q in (False, True)
+    )
+    assert against.scores.figures["mra_top1"] <= quirk.scores.figures["mra_top1"]
+
+
+def test_phv_with_given_resnet_weights(data, tmp_path):
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    path = tmp_path / "resnet50.pth"
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), path)
+    found = find_pairs(data, "val").pairs[:2]
+    methods = {"real": lambda pair, he: np.array(Image.open(pair.ihc)), "he": lambda pair, he: he}
+    same, he = evaluate_methods(found, methods, QUICK.replace(resnet_weights=str(path)))
+    assert same.scores.intervals["phv"].value == 0 < he.scores.intervals["phv"].value
+
+
+def test_score_of_one_pair_has_sizes_in_the_message():
+    with pytest.raises(InputError):
+        score_pair(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 40, 3), np.uint8), QUICK)

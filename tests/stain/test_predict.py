@@ -1,0 +1,138 @@
+"""Folders of images: files of the same names, resumed to the same bytes, never mixed with another run's."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morphogen.core.errors import ConfigError, InputError, OutputError
+from morphogen.core.files import Manifest
+from morphogen.stain import StainTransfer
+from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
+from morphogen.stain.predict import read_uncertainty, sort_sources, stain_folder, stain_image
+
+from .conftest import he_like
+
+QUICK = ApplyConfig(sampler=SamplerConfig(steps=2), samples=2, windows=WindowConfig(batch=2))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    inside = tmp_path / "he"
+    inside.mkdir()
+    for k, size in enumerate([(64, 64), (64, 64), (64, 64), (90, 120)]):
+        image = he_like(np.random.default_rng(k), 120)[: size[0], : size[1]]
+        Image.fromarray(image).save(inside / f"i{k}.png")
+    return inside
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+
+
+def test_folder_in_folder_out(tiny, folder, tmp_path):
+    out = stain_folder(tiny, folder, tmp_path / "out", QUICK, keep_samples=True)
+    names = {str(path) for path in contents(out)}
+    expected = {f"i{k}.png" for k in range(4)}
+    assert names == expected | {
+        f"{kind}/{name}" for kind in ("mean", "uncertainty", "samples/00", "samples/01") for name in expected
+    }
+    assert Image.open(out / "i3.png").size == (120, 90)
+    np.testing.assert_array_equal(
+        np.array(Image.open(out / "i1.png")), np.array(Image.open(out / "samples/00/i1.png"))
+    )
+    assert read_uncertainty(out / "uncertainty" / "i0.png").mean() > 0
+    manifest = Manifest.read(out)
+    assert manifest["kind"] == "stained images" and manifest["run"]["apply"]["sampler"]["steps"] == 2
+
+
+def test_an_image_alone_is_the_image_in_the_folder(tiny, folder, tmp_path):
+    out = stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    for name in ("i2", "i3"):
+        alone = stain_image(tiny, np.array(Image.open(folder / f"{name}.png")), QUICK, name=name)
+        there = np.array(Image.open(out / f"{name}.png"))
+        assert int(np.abs(alone.sample.astype(int) - there).max()) <= 1
+
+
+def test_killed_run_resumes_to_the_same_bytes(tiny, folder, tmp_path, monkeypatch):
+    import morphogen.stain.predict as predict
+
+    whole = contents(stain_folder(tiny, folder, tmp_path / "whole", QUICK))
+    real, count = predict.save_png, [0]
+
+    def dies(path, pixels):
+        count[0] += 1
+        if count[0] == 5:
+            raise KeyboardInterrupt
+        real(path, pixels)
+
+    monkeypatch.setattr(predict, "save_png", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stain_folder(tiny, folder, tmp_path / "part", QUICK)
+    monkeypatch.setattr(predict, "save_png", real)
+    assert Manifest.read(tmp_path / "part") is None
+    assert 0 < len(contents(tmp_path / "part")) < len(whole)
+    assert contents(stain_folder(tiny, folder, tmp_path / "part", QUICK)) == whole
+
+
+def test_another_runs_folder_is_refused(tiny, folder, tmp_path):
+    stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    with pytest.raises(OutputError, match="images of another run \\(other apply\\)"):
+        stain_folder(tiny, folder, tmp_path / "out", QUICK.replace(seed=1))
+    with pytest.raises(OutputError, match="output folder is the input folder"):
+        stain_folder(tiny, folder, folder, QUICK)
+
+
+def test_saved_model_gives_the_same_images(tiny, folder, tmp_path):
+    again = StainTransfer.from_pretrained(tiny.save_pretrained(tmp_path / "model"))
+    assert again.identity == tiny.identity and again.crop == 64
+    image = np.array(Image.open(folder / "i0.png"))
+    first, second = (stain_image(model, image, QUICK).sample for model in (tiny, again))
+    np.testing.assert_array_equal(first, second)
+    assert json.loads((tmp_path / "model" / "morphogen.json").read_text())["kind"] == "stain"
+
+
+def test_bad_images_are_named(tiny, folder, tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "i1.png")
+    with pytest.raises(InputError, match="i1.png: the image has 16 or more bits per channel.*8-bit RGB"):
+        stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    (folder / "i1.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="i1.png: the image cannot be read"):
+        stain_folder(tiny, folder, tmp_path / "out2", QUICK)
+    with pytest.raises(ConfigError, match="no stain 'HER2'"):
+        stain_folder(tiny, folder, tmp_path / "out3", QUICK.replace(stain="HER2"))
+    with pytest.raises(ConfigError, match="unknown solver 'fastt'. Did you mean 'fast'"):
+        SamplerConfig.named("fastt")
+    with pytest.raises(ConfigError, match="unknown eta 'cosin'. Did you mean 'cosine'"):
+        stain_image(
+            tiny,
+            np.zeros((64, 64, 3), np.uint8),
+            QUICK.replace(sampler=SamplerConfig(solver="ddim", eta="cosin")),
+        )
+
+
+def test_sources_are_images_or_slides(folder, tmp_path, shared):
+    slide = shared / "data" / "wsi" / "cmu-1-small-region.svs"
+    plain, slides = sort_sources([folder, slide])
+    assert plain == [folder] and slides == [slide]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images and no slides"):
+        sort_sources([tmp_path / "empty"])
+    with pytest.raises(InputError, match="no such file"):
+        sort_sources([tmp_path / "gone.svs"])
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"])
+def test_every_solver_runs_with_every_prediction(solver, tmp_path):
+    from morphogen.stain.build import build_model
+
+    from .conftest import TINY
+
+    image = he_like(np.random.default_rng(0))
+    for prediction in ("v", "x0", "epsilon"):
+        model = build_model(TINY.replace(prediction=prediction), crop=64)
+        spacing = "model" if prediction == "epsilon" else "trailing"
+        sampler = SamplerConfig(solver=solver, steps=3, spacing=spacing, inversion_steps=2)
+        out = stain_image(model, image, ApplyConfig(sampler=sampler, samples=2))
+        assert out.samples.shape == (2, 64, 64, 3)
