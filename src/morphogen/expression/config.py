@@ -268,3 +268,15 @@ class PredictConfig(Config):
     tissue: Literal["otsu", "entropy", "all"] = Field(
         "otsu", description="How tissue is found on such slides."
     )
+
+
+class EvaluateConfig(Config):
+    """What an evaluation computes."""
+
+    predict: PredictConfig = Field(default_factory=PredictConfig, description="How the models are sampled.")
+    baselines: bool = Field(
+        True, description="Fit and score every baseline of the protocol beside the models."
+    )
+    maps: int = Field(6, ge=0, description="Genes drawn as maps: the best half and a spread over the rest.")
+    genes: tuple[str, ...] = Field((), description="Genes to draw instead.")
+    seed: int = Field(0, ge=0, description="Seed of baseline samples and of the bootstrap.")

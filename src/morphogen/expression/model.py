@@ -69,6 +69,12 @@ class ExpressionModel:
         self.head.to(resolve_device(device))
         return self
 
+    def compile(self) -> ExpressionModel:
+        """Compile the network that sampling calls, in place."""
+        network = self.head.residual.network if isinstance(self.head, SpatialModel) else self.head.network
+        network.compile()  # type: ignore[operator, union-attr]
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.head.buffers()).device

@@ -39,7 +39,7 @@ HIRES_PX, LOWRES_PX = 2000, 600
 _CHUNK = 1 << 16
 
 
-def prepare(
+def prepare_sections(
     folder: Path | str,
     out: Path | str,
     config: PrepareConfig | None = None,

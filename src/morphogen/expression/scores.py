@@ -145,7 +145,9 @@ def score(
     return Scores(method, table.section, table.patient, values, counts, genes, pit, variation, pairs)
 
 
-def difference(table: SectionTable, mean: np.ndarray, other: np.ndarray, measured: np.ndarray, seed: int = 0) -> Any:
+def difference(
+    table: SectionTable, mean: np.ndarray, other: np.ndarray, measured: np.ndarray, seed: int = 0
+) -> Any:
     """Macro PCC of ``mean`` minus that of ``other`` with the interval of the paired difference over tissue blocks."""
     y = table.y[:, measured].astype(np.float64)
     a, b = (intervals.weighted_macro_pearson(y, p[:, measured]) for p in (mean, other))

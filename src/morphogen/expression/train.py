@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.seeds import generator, numpy_generator
-from morphogen.diffusion import Schedule
+from morphogen.diffusion import Schedule, dpmpp_2m, network_denoiser, timesteps
 from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig
 from morphogen.expression.data import check_embeddings, facts, log
@@ -33,7 +33,7 @@ from morphogen.training import TrainResult, fit
 VALIDATION_TIMES = 8  # noise levels at which every held-out spot is scored
 
 
-def train(
+def train_model(
     sections: Sequence[ad.AnnData],
     config: ExpressionConfig,
     out: Path | str,
@@ -236,6 +236,14 @@ class DiffusionTask:
                 count += len(rows)
         return {"loss": total / count}
 
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """One sample per held-out spot beside the truth, as ``samples.npz``."""
+        rows = self.held_rows[:256]
+        x = torch.randn((len(rows), self.head.genes), generator=generator("preview", step)).to(rows.device)
+        embedded = self.model.embed_condition(self._condition(rows, self.embedding[rows]))
+        drawn = self.head.draw(embedded, lambda _: x, "fast", 20)
+        np.savez(folder / "samples.npz", truth=self.values[rows].cpu().numpy(), sample=drawn.cpu().numpy())
+
 
 def _levels(schedule: Schedule) -> list[float]:
     if schedule.kind == "flow":
@@ -260,9 +268,7 @@ def _train_diffusion(
     training = config.training
     if not len(task.held_rows) and training.best_metric is not None:
         training = training.replace(best_metric=None, patience=None, validate_every=0)
-    result = fit(  # type: ignore[arg-type]
-        task, training, out / "run", device=device, precision=precision, compile=compile
-    )
+    result = fit(task, training, out / "run", device=device, precision=precision, compile=compile)
     head.network.load_state_dict(result.best_state())
     head.cpu()
     return head.eval(), result
@@ -318,6 +324,19 @@ class ResidualTask:
             alpha, sigma = self.residual.schedule.levels_like(t, x0)
             gaussian.append(((alpha * noise - sigma * x0) ** 2).mean())
         return {"loss": float(torch.stack(loss).mean()), "gaussian": float(torch.stack(gaussian).mean())}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Sampled factors of the held-out spots beside their true ones, as ``factors.npz``."""
+        device = next(self.model.parameters()).device
+        noise = torch.randn(self.factors[self.held_rows].shape, generator=generator("preview", step)).to(
+            device
+        )
+        condition = self.conditions[self.held_rows].to(device)
+        times = timesteps(self.residual.schedule, 20, "log_snr")
+        denoiser = network_denoiser(self.model, self.residual.schedule, "v")
+        drawn = dpmpp_2m(denoiser, noise, times, self.residual.schedule, condition={"condition": condition})
+        truth = self.factors[self.held_rows]
+        np.savez(folder / "factors.npz", truth=truth.numpy(), sample=drawn.cpu().numpy())
 
 
 def _train_spatial(
