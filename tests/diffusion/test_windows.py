@@ -299,6 +299,18 @@ def test_the_published_decoding_weight_is_a_feather(tensors):
             "move from step to step",
         ),
         (
+            lambda: windowed(ORACLE, WindowLayout((9, 9), 4, 2))(
+                torch.zeros(1, 3, 9, 9), 5, c=PerWindow(torch.zeros(3))
+            ),
+            "3 rows for 16 windows",
+        ),
+        (
+            lambda: windowed(ORACLE, WindowLayout((9, 9), 4, 2))(
+                torch.zeros(1, 3, 9, 9), 5, c=Crop(torch.zeros(1, 1, 8, 9))
+            ),
+            "not the size of the canvas",
+        ),
+        (
             lambda: map_windows(lambda x: x[..., :2], torch.zeros(1, 3, 9, 9), WindowLayout((9, 9), 4, 2)),
             "expected back",
         ),

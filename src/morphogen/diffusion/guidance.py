@@ -109,9 +109,9 @@ def _both(
 def _pair(value: Any, null: Any, n: int) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    other = torch.as_tensor(null, device=value.device, dtype=value.dtype)
-    if other.ndim < value.ndim:  # a number, or one row without the axis of items
-        other = other.expand(1, *value.shape[1:])
+    other = null.to(value) if isinstance(null, Tensor) else torch.full_like(value[:1], null)
+    if other.ndim < value.ndim:  # one row without the axis of items
+        other = other[None]
     return torch.cat([part.expand(n, *part.shape[1:]) for part in (value, other)])
 
 

@@ -349,7 +349,11 @@ def _draw(noise: Noise | None, step: int, x: Any) -> Any:
             "this sampler adds noise at its steps", where="noise", fix="Give noise, e.g. an ItemNoise"
         )
     drawn = noise(step)
-    return drawn.to(x.device, x.dtype) if isinstance(drawn, Tensor) else drawn
+    if not isinstance(drawn, Tensor):
+        return drawn
+    if x.device.type == "cuda" and drawn.device.type == "cpu":
+        return drawn.pin_memory().to(x.device, x.dtype, non_blocking=True)  # without waiting for the network
+    return drawn.to(x.device, x.dtype)
 
 
 __all__ = ["SolverState", "ddim", "ddim_invert", "ddpm", "dpmpp_2m", "euler", "heun", "plms"]

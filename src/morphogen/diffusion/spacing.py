@@ -17,8 +17,8 @@ from morphogen.diffusion.schedules import Schedule
 Spacing = Literal["trailing", "leading", "linspace", "strided", "log_snr"]
 
 LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -8.0, 8.0
-"""The widest range of a grid uniform in log-SNR. At its ends the signal, or the noise, is 1.8 % of x; beyond them there is
-nothing left to resolve, so what lies outside is crossed in one long first step and one long last step."""
+"""The widest range of a grid uniform in log-SNR. At its ends the signal, or the noise, is 1.8 % of x; beyond them there
+is nothing left to resolve, so what lies outside is crossed in one long first step and one long last step."""
 
 
 def timesteps(

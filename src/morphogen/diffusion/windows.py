@@ -123,13 +123,7 @@ def shifted_windows(denoiser: Denoiser, window: int | tuple[int, int], seed: int
     def denoise(x: Any, t: Time, /, **condition: Any) -> Prediction:
         if isinstance(t, Tensor):
             raise ConfigError("shifted windows need one time for the batch, a number", where="windows")
-        for name, value in condition.items():
-            if isinstance(value, PerWindow) and not callable(value.of):
-                raise ConfigError(
-                    "shifted windows move from step to step, so a table of conditions does not fit them",
-                    where=name,
-                    fix="Give PerWindow a function of the positions",
-                )
+        _check_conditions(condition, x, None)
         rows = _cells(x.shape[-2], height, seed_for(seed, "rows", repr(float(t))))
         columns = _cells(x.shape[-1], width, seed_for(seed, "columns", repr(float(t))))
         cells = [(row, column) for row in rows for column in columns]
@@ -164,6 +158,7 @@ def _blended(
     new_field: Callable[[Tensor], Any],
 ) -> list[Any]:
     """Predictions of all windows, each field blended into a canvas of its own."""
+    _check_conditions(condition, x, len(layout))
     fields: list[Any] = []
     for indices, parts in _evaluate(predict, x, layout.positions, layout.window, batch, condition):
         fields = fields or [None if part is None else new_field(part[0]) for part in parts]
@@ -213,7 +208,10 @@ def _condition(
     device: torch.device,
 ) -> Any:
     if isinstance(value, PerWindow):
-        rows = value.of(here) if callable(value.of) else value.of[indices]
+        rows = value.of(here) if callable(value.of) else value.of[indices[0] : indices[-1] + 1]
+        short = len(here) - len(rows)
+        if short:  # the last batch repeats its last window
+            rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
         return rows.to(device).repeat_interleave(n, dim=0)
     if isinstance(value, Crop):
         parts = _cut(value.field, here, window)
@@ -221,6 +219,25 @@ def _condition(
     if isinstance(value, Tensor) and value.ndim:
         return value.expand(n, *value.shape[1:]).repeat(len(here), *(1,) * (value.ndim - 1))
     return value
+
+
+def _check_conditions(condition: Mapping[str, Any], x: Any, windows: int | None) -> None:
+    """``windows``: how many a table of conditions must have rows for; ``None`` when no table fits."""
+    for name, value in condition.items():
+        if isinstance(value, PerWindow) and not callable(value.of):
+            if windows is None:
+                raise ConfigError(
+                    "shifted windows move from step to step, so a table of conditions does not fit them",
+                    where=name,
+                    fix="Give PerWindow a function of the positions",
+                )
+            if len(value.of) != windows:
+                raise ConfigError(f"there are {len(value.of)} rows for {windows} windows", where=name)
+        if isinstance(value, Crop) and tuple(value.field.shape[-2:]) != tuple(x.shape[-2:]):
+            raise ConfigError(
+                f"{tuple(value.field.shape[-2:])} is not the size of the canvas, {tuple(x.shape[-2:])}",
+                where=name,
+            )
 
 
 def _cut(x: Any, positions: Sequence[Position], window: tuple[int, int]) -> list[Tensor]:
