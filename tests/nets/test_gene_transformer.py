@@ -130,6 +130,21 @@ def test_genes_per_token_cover_any_panel(per_token):
         assert (network(moved, 500, c) - out)[:, :, gene].abs().min() > 0
 
 
+@pytest.mark.parametrize("per_token", [1, 3])
+@torch.no_grad()
+def test_without_attention_a_value_reaches_the_genes_of_its_token_alone(per_token):
+    network = small(genes_per_token=per_token)
+    for block in network.blocks:
+        block.modulation.weight.zero_(), block.modulation.bias.zero_()  # gates closed
+    x, c = torch.randn(2, 11), torch.randn(2, 8)
+    out = network(x, 500, c)
+    for gene in range(11):
+        moved = x.clone()
+        moved[:, gene] += 1
+        reached = (network(moved, 500, c) - out).abs().amin((0, 1)) > 0
+        assert reached.tolist() == [other // per_token == gene // per_token for other in range(11)]
+
+
 @torch.no_grad()
 def test_items_of_a_batch_do_not_meet_and_genes_without_positions_permute():
     network = small()
