@@ -1,6 +1,7 @@
 """Solvers against data whose denoiser is known exactly: their only error is their own."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from morphogen.diffusion import (
     dpmpp_2m,
     euler,
     heun,
+    network_denoiser,
     plms,
     time_at_log_snr,
     timesteps,
@@ -25,6 +27,18 @@ from morphogen.diffusion import (
 
 LINEAR, FLOW = Schedule.linear(), Schedule.flow()
 ZERO_SNR = Schedule.scaled_linear().zero_terminal_snr()
+
+
+SOLVERS = {
+    "ddpm": (ddpm, LINEAR, {"noise": True}),
+    "ddim": (ddim, LINEAR, {"eta": 0.5, "noise": True}),
+    "invert": (ddim_invert, LINEAR, {"refine": 1}),
+    "2m": (dpmpp_2m, LINEAR, {}),
+    "sde": (dpmpp_2m, LINEAR, {"sde": True, "noise": True}),
+    "plms": (plms, LINEAR, {}),
+    "euler": (euler, FLOW, {}),
+    "heun": (heun, FLOW, {}),
+}
 
 
 def gaussian(mean=(0.5, -1.0), std=(0.7, 0.3)):
@@ -238,6 +252,19 @@ def test_the_last_step_to_data_returns_x0_and_to_the_first_level_its_noise():
     torch.testing.assert_close(out, alpha * last[-1].x0 + sigma * last[-1].eps)
 
 
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_a_step_from_the_first_level_to_itself_changes_nothing(variance):
+    def denoiser(x, t):
+        return data.denoiser(LINEAR)(x, t)._replace(log_variance=torch.zeros_like(x))
+
+    data, x = gaussian(), normals(9, 2)
+    noise = ItemNoise(0, range(9), (2,))
+    ours = ddpm(denoiser, x, [500, 0], LINEAR, variance=variance, noise=noise, final="first")
+    # The same ends: (500 → 0) alone.
+    other = ddpm(denoiser, x, [500], LINEAR, variance=variance, noise=noise, final="first")
+    torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-9)
+
+
 def test_one_step_from_pure_noise_is_the_mean():
     data = gaussian()
     for solver, schedule in ((ddim, ZERO_SNR), (dpmpp_2m, ZERO_SNR), (euler, FLOW), (heun, FLOW)):
@@ -291,18 +318,46 @@ def test_eta_as_a_function_of_progress_or_a_list():
     assert torch.equal(a, b)
 
 
-# -- going on --------------------------------------------------------------------------------------------------
+# -- the same seed, the same samples ---------------------------------------------------------------------------
 
-SOLVERS = {
-    "ddpm": (ddpm, LINEAR, {"noise": True}),
-    "ddim": (ddim, LINEAR, {"eta": 0.5, "noise": True}),
-    "invert": (ddim_invert, LINEAR, {"refine": 1}),
-    "2m": (dpmpp_2m, LINEAR, {}),
-    "sde": (dpmpp_2m, LINEAR, {"sde": True, "noise": True}),
-    "plms": (plms, LINEAR, {}),
-    "euler": (euler, FLOW, {}),
-    "heun": (heun, FLOW, {}),
-}
+
+def sampled(keys, solver, denoiser, options):
+    noise = ItemNoise(2, keys, (7,))
+    options = {**options, "noise": noise} if options.get("noise") else options
+    return solver(denoiser, noise(-1), timesteps(LINEAR, 6), LINEAR, **options)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "2m", "sde"])
+def test_batches_order_and_workers_do_not_change_a_bit(name):
+    solver, _, options = SOLVERS[name]
+    u = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
+    denoiser = Mixture.zero_inflated(u[0], 1 + u[1], 0.2 + u[2]).denoiser(LINEAR)
+    keys = [("spot", i) for i in range(23)]
+    whole = sampled(keys, solver, denoiser, options)
+    for size in (1, 4, 10):
+        parts = [keys[i : i + size] for i in range(0, 23, size)]
+        with ThreadPoolExecutor(3) as workers:
+            done = workers.map(lambda part: sampled(part, solver, denoiser, options), parts)
+            assert torch.equal(torch.cat(list(done)), whole)
+    assert torch.equal(sampled(keys[::-1], solver, denoiser, options).flip(0), whole)
+
+
+def test_batches_change_a_network_by_rounding_only():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(7, 64), torch.nn.SiLU(), torch.nn.Linear(64, 7))
+    denoiser = network_denoiser(lambda x, t: layers(x), LINEAR, "v")
+    keys = [("spot", i) for i in range(23)]
+    whole = sampled(keys, dpmpp_2m, denoiser, {"sde": True, "noise": True})
+    for size in (1, 4, 10):
+        parts = [
+            sampled(keys[i : i + size], dpmpp_2m, denoiser, {"sde": True, "noise": True})
+            for i in range(0, 23, size)
+        ]
+        assert float((torch.cat(parts) - whole).abs().max()) < 1e-4 * float(whole.max() - whole.min())
+
+
+# -- going on --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -88,7 +88,10 @@ class Mixture:
                 log_density = -0.5 * (away**2 / variance + torch.log(variance))
                 if self.joint:
                     log_density = log_density.flatten(2).sum(-1).view(*away.shape[:2], *(1,) * (x.ndim - 1))
-                share = torch.softmax(log_weight + log_density, dim=0)
+                # Not softmax, whose rounding depends on the size of the batch.
+                share = log_weight + log_density
+                share = torch.exp(share - share.amax(0))
+                share = share / share.sum(0)
             x0 = (share * (mean + alpha * std**2 / variance * away)).sum(0)
             eps = (share * (sigma / variance * away)).sum(0)
             return Prediction(x0, eps)

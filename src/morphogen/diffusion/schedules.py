@@ -36,7 +36,7 @@ class Schedule:
     """
 
     kind: Literal["vp", "flow"]
-    table: Tensor | None = None
+    table: Tensor | None = field(default=None, repr=False)
     _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ def ddpm(
         beta, beta_posterior = _betas(alpha, sigma, i)
         x_weight = alpha[i] / alpha[i + 1] * sigma[i + 1] ** 2 / sigma[i] ** 2
         mean = x_weight * x + alpha[i + 1] * beta / sigma[i] ** 2 * predicted.x0
-        if sigma[i + 1] == 0:
+        if beta_posterior == 0:  # into the data
             x = mean
         elif variance == "learned":
             if predicted.log_variance is None:
@@ -314,7 +314,7 @@ def _check_falling(timesteps: Sequence[float]) -> None:
 
 def _betas(alpha: list[float], sigma: list[float], i: int) -> tuple[float, float]:
     """Variance of the step i → i+1 and of its posterior, for any schedule (Kingma et al. 2021, eq. 25 and 31)."""
-    beta = sigma[i] ** 2 - (alpha[i] / alpha[i + 1] * sigma[i + 1]) ** 2
+    beta = max(sigma[i] ** 2 - (alpha[i] / alpha[i + 1] * sigma[i + 1]) ** 2, 0.0)
     return beta, beta * sigma[i + 1] ** 2 / sigma[i] ** 2
 
 
