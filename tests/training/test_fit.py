@@ -236,11 +236,11 @@ def test_steps_may_be_added_where_the_rate_is_constant(toy, tmp_path, reference)
 
 def test_early_stop(toy, tmp_path):
     config = CONFIG.replace(steps=20, validate_every=2, best_metric="score", patience=2, save_every=100)
-    task = toy.Toy(scores=[5.0, 3.0, math.nan, 3.0, 1.0, 1.0])
+    task = toy.Toy(scores=[5.0, 6.0, 3.0, math.nan, 3.0, 1.0, 1.0])
     result = fit(task, config, tmp_path, device="cpu")
-    assert (result.step, result.stopped_early, result.best_step, result.best_value) == (8, True, 4, 3.0)
+    assert (result.step, result.stopped_early, result.best_step, result.best_value) == (10, True, 6, 3.0)
     again = fit(toy.Toy(), config, tmp_path, device="cpu")
-    assert (again.step, again.stopped_early) == (8, True)
+    assert (again.step, again.stopped_early) == (10, True)
     assert again.ema_state.keys() == result.ema_state.keys() and same(again.ema_state, result.ema_state)
 
 

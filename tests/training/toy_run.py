@@ -48,7 +48,7 @@ class Toy:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.model = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 6))
+            self.model = nn.Sequential(nn.Linear(6, 16), nn.PReLU(16), nn.Dropout(dropout), nn.Linear(16, 6))
         self.dataset = Points(count, bad, broken)
         self.identity = {"dropout": dropout}
         self.sleep, self.scores, self.validated = sleep, scores, 0
@@ -82,8 +82,8 @@ def shard_on_cpu() -> None:
         accelerator = start(*args, **options)
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
-            auto_wrap_policy="size_based_wrap",
-            min_num_params=50,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Linear"],  # units of their own; the rest stays with the root
             cpu_ram_efficient_loading=False,
         )
         AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)

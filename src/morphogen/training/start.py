@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import logging
 import os
 import shutil
 import uuid
@@ -185,6 +186,9 @@ def compiled(model: nn.Module, wanted: bool, device: torch.device) -> Iterator[N
             where="--compile",
             fix="Install g++ or leave --compile out",
         )
+    logging.getLogger("torch.utils.cpp_extension").setLevel(
+        logging.ERROR
+    )  # speaks of CUDA where there is none
     model.compile()
     try:
         yield
