@@ -176,6 +176,13 @@ def test_stedm_checkpoint_with_a_pickled_configuration_is_read(shared):
     assert same.data_ptr() == state["_model.model.diffusion_model.out.2.weight"].data_ptr()
 
 
+def test_files_of_old_torch_versions_are_read_when_they_hold_tensors_alone(tmp_path):
+    state = {"a": torch.arange(5.0), "b": torch.ones(2, 3).half()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    read = read_weights(tmp_path / "old.ckpt").state()
+    assert all(torch.equal(read[key], value) for key, value in state.items())
+
+
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("name", ["stem_forward/0000003.pt", "stedm_unet/checkpoint.ckpt"])
 def test_files_cut_short_say_so(shared, tmp_path, name, part):
