@@ -1,0 +1,241 @@
+"""Virtual staining: fast against HistDiST's 100 + 100 steps on one network, windows in batches, what the
+loop costs beside the network, whole slides in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.harness import Row, child_peak_memory, compare, rate, seconds
+from morphogen.core.devices import resolve_device
+from morphogen.demo.tissue_writers import write_mist
+from morphogen.metrics.pairs import molecular_retrieval
+from morphogen.metrics.stain import correlation, tile_means
+from morphogen.slides import get_encoder
+from morphogen.slides.colour import dab_density
+from morphogen.stain.config import (
+    ApplyConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from morphogen.stain.data import PairDataset, find_pairs
+from morphogen.stain.model import StainTransfer
+from morphogen.stain.predict import stain_image
+from morphogen.stain.scores import features_of
+from morphogen.stain.train import train_model
+from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows, posterior_field, stain_windows
+from morphogen.training import TrainingConfig
+
+CROP = 128
+
+
+def run(quick: bool) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        model, crops = trained(Path(folder), quick)
+        rows = fast_against_reference(model, crops, quick)
+        rows += batches(model, quick)
+        rows += overhead(model, quick)
+        rows.append(slide_memory(model, Path(folder), quick))
+    return rows
+
+
+def trained(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
+    """A small model trained on simulated tissue, and crops of other patients."""
+    root = write_mist(folder / "data", 6 if quick else 48, 4 if quick else 24, size=256, patients=3, mpp=0.5)
+    config = TrainConfig(
+        data=DataConfig(crop=CROP, mpp=0.5),
+        model=ModelConfig(widths=(16, 24, 32), groups=8) if quick else ModelConfig(),
+        objective=ObjectiveConfig(bias_he_ihc=0.25, last_step_share=0.2),
+        training=TrainingConfig(
+            steps=10 if quick else 900,
+            batch_size=8,
+            lr=6e-4,
+            warmup_steps=5 if quick else 50,
+            lr_schedule="cosine",
+            ema_decay=0.995,
+            save_every=900,
+        ),
+    )
+    model = train_model(find_pairs(root), config, folder / "run").model
+    dataset = PairDataset(find_pairs(root, "val").pairs, model.stains, crop=CROP)
+    items = [dataset[i] for i in range(len(dataset))]
+    return model, {key: torch.stack([item[key] for item in items]) for key in ("he", "ihc")}
+
+
+def fast_against_reference(model: StainTransfer, crops: dict[str, torch.Tensor], quick: bool) -> list[Row]:
+    """Time, and what the speed costs in DAB correlation and in retrieval; one sample each, the same crops."""
+    reference = SamplerConfig.reference()
+    if quick:
+        reference = reference.replace(steps=10, inversion_steps=10)
+    samplers = {"fast": SamplerConfig.fast(), "reference": reference}
+    few = crops["he"][: 2 if quick else 4]
+    time = compare(
+        "stain: fast against reference, same network",
+        lambda: model(few, samplers["fast"]),
+        lambda: model(few, samplers["reference"]),
+        pairs=2 if quick else 3,
+        goal="≥ 5",
+        detail=f"{samplers['fast'].steps} evaluations against {reference.inversion_steps} + {reference.steps}",
+    )
+    encoder = get_encoder("texture")
+    real = crops["ihc"].numpy()
+    scores: dict[str, tuple[float, float]] = {}
+    for name, sampler in samplers.items():
+        made = torch.cat([model(part, sampler, seed=1).images.cpu() for part in crops["he"].split(8)]).numpy()
+        retrieval = molecular_retrieval(features_of(list(made), encoder), features_of(list(real), encoder))
+        scores[name] = tile_correlation_pooled(made, real), retrieval.top3
+    rows = [time]
+    for index, what in enumerate(("DAB correlation per tile", "MRA top-3")):
+        fast, slow = scores["fast"][index], scores["reference"][index]
+        rows.append(
+            Row(
+                f"stain: {what}, fast over reference",
+                fast / slow if slow else float("nan"),
+                goal="≥ 0.99",
+                detail=f"{fast:.3f} against {slow:.3f} on {len(real)} crops of unseen patients",
+            )
+        )
+    return rows
+
+
+def tile_correlation_pooled(made: np.ndarray, real: np.ndarray, tile: int = 32) -> float:
+    """Correlation of tile means of DAB over all crops (N, H, W, 3)."""
+    maps = [dab_density(images, layout="nhwc").numpy() for images in (made, real)]
+    means = [np.concatenate([tile_means(density, tile).ravel() for density in each]) for each in maps]
+    return correlation(*means)
+
+
+def batches(model: StainTransfer, quick: bool) -> list[Row]:
+    """An image of many windows, one window at a time and eight."""
+    side = 256 if quick else 512
+    image = np.random.default_rng(0).integers(120, 255, (side, side, 3), dtype=np.uint8)
+    sampler = SamplerConfig.fast().replace(steps=2 if quick else 4)
+
+    def stain(batch: int, precision: str = "fp32") -> Any:
+        config = ApplyConfig(sampler=sampler)
+        return stain_image(
+            model, image, config.replace(windows=config.windows.replace(batch=batch)), precision=precision
+        )
+
+    where = resolve_device(model.device).type
+    windows = len(plan_windows(model, ApplyConfig(), side, side))
+    pairs = 2 if quick else 5
+    return [
+        compare(
+            f"stain: windows 8 at a time against 1 ({where})", lambda: stain(8), lambda: stain(1), pairs=pairs,
+            detail=f"{windows} windows of {model.crop} px",
+        ),
+        compare(
+            f"stain: bf16 against fp32 ({where})", lambda: stain(8, "bf16"), lambda: stain(8), pairs=pairs,
+            detail="autocast of the network",
+        ),
+        rate(
+            f"stain: fast, megapixels per second ({where})",
+            lambda: stain_image(model, image, ApplyConfig()),
+            1,
+            unit=f"images of {side} px/s",
+            repeats=2 if quick else 3,
+        ),
+    ]  # fmt: skip
+
+
+def overhead(model: StainTransfer, quick: bool) -> list[Row]:
+    """Time of a step of the sampler over that of the bare U-Net on the same batch."""
+    batch, steps = (2, 4) if quick else (8, 12)
+    crop, device = 256, model.device
+    config = ApplyConfig(sampler=SamplerConfig.fast().replace(steps=steps))
+    config = config.replace(windows=config.windows.replace(window=crop, batch=batch))
+    plan = plan_windows(model, config, crop, crop)
+    region = slice(0, plan.canvas[0]), slice(0, plan.canvas[1])
+    images = np.random.default_rng(0).integers(120, 255, (batch, crop, crop, 3), dtype=np.uint8)
+    fields = [noise_fields(model, plan, config, str(k))[0] for k in range(batch)]
+    start = torch.stack([posterior_field(model, plan, config, str(k))(-1, region) for k in range(batch)])
+
+    def sampled(steps: int) -> Any:
+        chosen = config.replace(sampler=config.sampler.replace(steps=steps))
+        noise = RegionNoise(fields, [region])
+        return stain_windows(model, images, chosen, noise, start, precision="fp32")
+
+    image = model.first_stage.encode(model.pixels(torch.from_numpy(images))).mode()
+    condition = model.condition(image, model.tokens(torch.from_numpy(images)), 1)
+    x = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    time = torch.full((batch,), 500.0, device=device)
+
+    @torch.no_grad()
+    def bare() -> Any:
+        joined = torch.cat([x, condition["image"]], dim=1)
+        for _ in range(steps - 1):
+            model.network.latent.unet(
+                joined, time, encoder_hidden_states=condition["context"], class_labels=condition["label"]
+            )
+
+    sampled(steps), bare()
+    ratios = []
+    for _ in range(2 if quick else 7):
+        # The difference of two runs leaves out what is done once: reading, tokens, decoding.
+        long, short, network = seconds(lambda: sampled(steps)), seconds(lambda: sampled(1)), seconds(bare)
+        ratios.append((long - short) / network)
+    return [
+        Row(
+            "stain: a step of the sampler over a bare U-Net forward",
+            float(np.median(ratios)),
+            low=min(ratios),
+            high=max(ratios),
+            goal="≤ 1.03",
+            detail=f"{batch} windows of {crop} px, with noise at every step",
+        )
+    ]
+
+
+def slide_memory(model: StainTransfer, folder: Path, quick: bool) -> Row:
+    """Peak memory of staining a square slide in a process of its own, one evaluation per window."""
+    side = 2_000 if quick else 20_000
+    saved = model.save_pretrained(folder / "model")
+    code = textwrap.dedent(
+        f"""
+        import sys, time, torch
+        sys.path[:0] = {sys.path!r}
+        torch.set_num_threads({torch.get_num_threads()})
+        from bench.bench_stain import write_large_slide
+        from morphogen.stain import StainTransfer, stain_slide
+        from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
+        slide = write_large_slide({str(folder)!r}, {side})
+        model = StainTransfer.from_pretrained({str(saved)!r})
+        config = ApplyConfig(sampler=SamplerConfig.mean(), windows=WindowConfig(window=512, overlap=64,
+        tissue_only=False)) start = time.perf_counter()
+        out = stain_slide(model, slide, {str(folder / "slide")!r}, config)
+        print(out.windows, "windows,", round(time.perf_counter() - start), "s, seam score",
+        round(out.seams.worst, 3))
+        """
+    )
+    peak, printed = child_peak_memory(code, timeout=7200)
+    return Row(
+        f"stain: peak memory of a {side:,} × {side:,} px slide",
+        peak / 1024,
+        "GiB",
+        goal="≤ 3",
+        detail=printed.splitlines()[-1] if printed else "",
+    )
+
+
+def write_large_slide(folder: str, side: int) -> Path:
+    """A pyramidal slide of ``side`` px that repeats one simulated tile."""
+    from morphogen.demo.simulator import TissueSimulator
+    from morphogen.slides.pyramid import PyramidWriter
+
+    path = Path(folder) / f"large_{side}.ome.tif"
+    tile = TissueSimulator(0, mpp=0.5).render(0, 0, 1000, 1000, ihc=False).he
+    row = np.tile(tile, (1, -(-side // 1000), 1))[:, :side]
+    with PyramidWriter(path, side, side, mpp=0.5) as writer:
+        for top in range(0, side, 1000):
+            writer.write(row[: min(1000, side - top)], top)
+    return path
