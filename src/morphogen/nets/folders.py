@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ def class_name(folder: Path | str, choices: Iterable[str] = ()) -> str:
     return name
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' progress bars, which would stand between ours; they are set back afterwards."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
+
+
 def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """``kind.from_pretrained(folder)`` from safetensors alone, in eval mode, nothing fetched from a
     network."""
@@ -48,9 +65,10 @@ def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32,
             else "Copy the whole folder",
         )
     try:
-        module = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, **options
-        )
+        with _quiet():
+            module = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, **options
+            )
     except Exception as error:  # every library raises its own kind for a file that does not fit
         line = " ".join(str(error).split())
         raise CheckpointError(f"the weights do not load ({line[:200]})", where=folder) from error
