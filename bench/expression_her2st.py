@@ -50,8 +50,10 @@ COLUMNS = {
 }
 
 
-def run(data: Path, out: Path, splits: list[str], methods: list[str]) -> dict[str, Any]:
-    """Train, evaluate, and return ``{split: {...}}``."""
+def run(
+    data: Path, out: Path, splits: list[str], methods: list[str], *, only_train: bool = False
+) -> dict[str, Any]:
+    """Train, evaluate, and return ``{split: {...}}``; with ``only_train`` the models are left for a later call."""
     from morphogen.expression import (
         DataConfig,
         EvaluateConfig,
@@ -83,6 +85,8 @@ def run(data: Path, out: Path, splits: list[str], methods: list[str]) -> dict[st
                 (folder / "seconds.json").write_text(json.dumps(taken))
             seconds[name] = json.loads((folder / "seconds.json").read_text())
             models[name] = ExpressionModel.from_pretrained(folder / "model")
+        if only_train:
+            continue
         result = evaluate_models(models, sections, [test], EvaluateConfig(), by=by, device="cpu")  # type: ignore[arg-type]
         result.save(out / key / "evaluation")
         found[key] = {
@@ -102,9 +106,9 @@ def table(result: dict[str, Any]) -> str:
     rows = result["rows"]
     counts = rows[0]
     lines = [
-        f"Train {', '.join(result['train'])} → test {result['test']}: **{result['label']}**. {counts['spots']} spots; "
-        f"{counts['genes']} genes scored, {counts['genes_not_measured']} of the panel not measured in the test section, "
-        f"{counts['genes_undefined']} undefined.",
+        f"Train {', '.join(result['train'])} → test {result['test']}: **{result['label']}**. {counts['spots']} spots, "
+        f"{counts['genes']} genes scored; {counts['genes_not_measured']} of the panel not measured in the test "
+        f"section, {counts['genes_undefined']} undefined.",
         "",
         "| method | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---|" * len(COLUMNS),
@@ -127,8 +131,10 @@ def table(result: dict[str, Any]) -> str:
         d = gaps["spatial"]
         lines += [
             "",
-            f"spatial − tuned ridge, macro PCC: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] over tissue blocks. "
-            "Training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in result["seconds"].items()) + ".",
+            f"spatial − tuned ridge, macro PCC: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] over tissue "
+            "blocks. Training seconds: "
+            + ", ".join(f"{k} {v:.0f}" for k, v in result["seconds"].items())
+            + ".",
         ]
     return "\n".join(lines)
 
@@ -152,9 +158,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "her2st")
     parser.add_argument("--splits", default=",".join(SPLITS))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--only-train", action="store_true", help="train what is missing and stop")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/expression.md")
     args = parser.parse_args()
-    results = run(args.data, args.out, args.splits.split(","), args.methods.split(","))
+    results = run(
+        args.data, args.out, args.splits.split(","), args.methods.split(","), only_train=args.only_train
+    )
+    if args.only_train:
+        return
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     for key, result in results.items():
         print(f"\n({key}) {table(result)}")

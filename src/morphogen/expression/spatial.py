@@ -130,7 +130,7 @@ class SpatialModel(nn.Module):
         scores = torch.from_numpy(np.concatenate(held.scores)).to(device)
         mean = mean.to(device)
         self.residual.calibration.fill_(1.0)
-        steps = 12 if self.diffused and self.residual.factors else 0
+        steps = 20 if self.diffused and self.residual.factors else 0
         draws = torch.stack([self.residual(n.to(device), scores, mean, steps) for n in noise])
         tail = int(round((1 - level) / 2 * (samples + 1))) - 1
         # Scaling by a positive factor and clamping keep the order, so the samples are sorted once.

@@ -332,7 +332,7 @@ class ResidualTask:
             device
         )
         condition = self.conditions[self.held_rows].to(device)
-        times = timesteps(self.residual.schedule, 20, "log_snr")
+        times = timesteps(self.residual.schedule, 20, "trailing")
         denoiser = network_denoiser(self.model, self.residual.schedule, "v")
         drawn = dpmpp_2m(denoiser, noise, times, self.residual.schedule, condition={"condition": condition})
         truth = self.factors[self.held_rows]
