@@ -190,9 +190,9 @@ def _under(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-_SMALL_NETWORK = {"width": 128, "depth": 4, "heads": 4, "genes_per_token": 8, "objective": "v"}
+_SMALL_NETWORK = {"width": 96, "depth": 3, "heads": 4, "genes_per_token": 8, "objective": "v"}
 _SMALL_TRAINING = {
-    "steps": 1500, "batch_size": 64, "lr": 5e-4, "warmup_steps": 50, "lr_schedule": "cosine", "ema_decay": 0.995,
+    "steps": 1000, "batch_size": 64, "lr": 1e-3, "warmup_steps": 50, "lr_schedule": "cosine", "ema_decay": 0.995,
     "weight_decay": 0.01, "validate_every": 100, "best_metric": "loss", "patience": 5, "save_every": 500,
 }  # fmt: skip
 _PAPER_TARGET = {"log": "log2p1", "standardise": False}

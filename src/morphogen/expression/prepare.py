@@ -259,7 +259,8 @@ def prepare_key(source: Source, image: str, config: PrepareConfig, encoder: Enco
         [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
     )
     parts += [fingerprint(path) for path in files]
-    parts.append(fingerprint(Path(image)) if image else "")
+    patches = _patches_of(source)
+    parts += [fingerprint(Path(image)) if image else "", fingerprint(patches) if patches else ""]
     return content_hash(*parts)
 
 
