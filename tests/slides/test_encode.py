@@ -123,6 +123,13 @@ def test_two_encoders_share_a_store(synthetic, tmp_path):
         read_table(slide, "textur_tiles")
 
 
+def test_tiles_of_another_scale_are_used_and_said(synthetic, tmp_path):
+    slide = open_slide(synthetic, out=tmp_path)
+    tile_slide(slide, TileConfig(tile_px=64, tile_mpp=2.0))
+    outcome = encode_slide(slide, tiny())
+    assert outcome.status == "done" and outcome.message == "tiles of 2 µm/px; 'tiny' is meant for 1"
+
+
 def test_names_that_a_store_does_not_allow():
     assert features_key("timm:resnet18") == "timm_resnet18_tiles"
     assert features_key("transformers:/a/b/phikon/") == "phikon_tiles"

@@ -135,7 +135,7 @@ def encode(
     workers: Workers = None,
     scheduler: Scheduler = None,
     batch_size: Annotated[int, Parameter(help="Tiles through the encoder at once.")] = 64,
-    readers: Annotated[int, Parameter(help="Threads that decode tiles of one slide.")] = 2,
+    readers: Annotated[int, Parameter(help="Threads that decode tiles of one slide.")] = 4,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
@@ -295,7 +295,7 @@ def _report(outcomes: list[Outcome], json: bool) -> int:
         table.add_row(Path(o.slide).name, o.status, str(o.tiles), width, f"{o.seconds:.1f}", rate, shares)
     _wide_console().print(table)
     for o in outcomes:
-        if o.status == "blank":
+        if o.message and o.status != "failed":
             say(f"{Path(o.slide).name}: {o.message}")
     places = sorted({str(Path(o.store).parent) for o in outcomes if o.store and o.status != "failed"})
     if places:

@@ -36,5 +36,5 @@ class EncodeConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the network.")
     compile: bool = Field(False, description="Compile the network with torch.compile.")
     batch_size: int = Field(64, ge=1, description="Tiles through the encoder at once.")
-    readers: int = Field(2, ge=1, le=64, description="Threads that decode tiles of one slide.")
+    readers: int = Field(4, ge=1, le=64, description="Threads that decode tiles of one slide.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the weights.")

@@ -111,6 +111,10 @@ def encode_slide(
         result.status, result.message = "blank", NO_TISSUE
         result.seconds = time.perf_counter() - began
         return result
+    if laid.mpp is not None and abs(laid.mpp / encoder.spec.mpp - 1) > 0.1:
+        result.message = (
+            f"tiles of {laid.mpp:g} µm/px; '{encoder.spec.name}' is meant for {encoder.spec.mpp:g}"
+        )
     key = features_key(encoder.spec.name)
     fingerprint = content_hash(encoder.identity(), laid.identity(), slide_identity(slide.path))
     if key in table_names(slide.store) and not overwrite:

@@ -207,13 +207,14 @@ def _from_transformers(
 
 def normaliser(spec: EncoderSpec) -> Callable[[Tensor], Tensor]:
     """uint8 (N, 3, H, W) → float, resized to ``input_px`` (bilinear, antialiased; only if needed) and normalised."""
-    mean, std = spec.mean or IMAGENET[0], spec.std or IMAGENET[1]
+    mean = 255 * torch.tensor(spec.mean or IMAGENET[0]).view(3, 1, 1)
+    std = 255 * torch.tensor(spec.std or IMAGENET[1]).view(3, 1, 1)
 
     def prepare(images: Tensor) -> Tensor:
-        x = images.float() / 255
+        x = images.float()
         if x.shape[-2:] != (spec.input_px, spec.input_px):
             x = nn.functional.interpolate(x, (spec.input_px, spec.input_px), mode="bilinear", antialias=True)
-        return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
+        return x.sub_(mean.to(x)).div_(std.to(x))
 
     return prepare
 
