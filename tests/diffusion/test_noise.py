@@ -64,6 +64,14 @@ def test_any_region_of_a_canvas_is_part_of_the_whole(top, left, height, width, b
     assert torch.equal(noise(4, (rows, columns)), noise(4)[:, rows, columns])
 
 
+def test_no_two_places_steps_or_channels_repeat():
+    fields = torch.stack([CanvasNoise(1, (2, 96, 80), block=16)(step) for step in (-1, 0, 1)])
+    blocks = fields.unfold(2, 16, 16).unfold(3, 16, 16).reshape(-1, 256)
+    assert len(blocks) == 3 * 2 * 6 * 5
+    correlation = blocks @ blocks.T / 256 - torch.eye(len(blocks))
+    assert float(correlation.abs().max()) < 0.5
+
+
 def test_a_larger_canvas_continues_a_smaller_one():
     small, large = CanvasNoise(1, (2, 50, 70))(0), CanvasNoise(1, (2, 200, 130))(0)
     assert torch.equal(large[:, :50, :70], small)

@@ -75,17 +75,22 @@ def test_shifted_windows_predict_every_pixel_once(height, width, h, w, t, batch)
 
 
 def test_the_shift_moves_from_step_to_step_but_not_from_run_to_run():
-    seen = []
+    def borders(seed, t):
+        """Rows and columns at which a new window's cell begins: the windows number themselves."""
+        count = iter(range(10_000))
 
-    def denoiser(x, t):
-        seen[-1].append(float(x[0, 0, 0, 0]))
-        return Prediction(x, x)
+        def denoiser(x, t):
+            own = torch.tensor([float(next(count)) for _ in x]).view(-1, 1, 1, 1)
+            return Prediction(own.expand_as(x), x)
 
-    x = torch.arange(64.0 * 64).view(1, 1, 64, 64)
-    for seed, t in ((0, 5), (0, 5), (0, 6), (1, 5)):
-        seen.append([])
-        shifted_windows(denoiser, 16, seed, batch=1)(x, t)
-    assert seen[0] == seen[1] and seen[0] != seen[2] and seen[0] != seen[3]
+        x0 = shifted_windows(denoiser, 16, seed, batch=1)(torch.zeros(1, 1, 64, 64), t).x0[0, 0]
+        down, across = x0.diff(dim=0)[:, 0].nonzero(), x0.diff(dim=1)[0].nonzero()
+        return tuple(down.flatten().tolist()), tuple(across.flatten().tolist())
+
+    assert borders(0, 5) == borders(0, 5) != borders(1, 5)
+    for axis in (0, 1):
+        assert len({borders(0, t)[axis] for t in range(12)}) > 4
+    assert any(rows != columns for rows, columns in (borders(0, t) for t in range(12)))
 
 
 def weighted_mean(layout, values, profile):

@@ -34,8 +34,7 @@ class _Stream:
     def fill(self, out: np.ndarray, step: int, a: int, b: int = 0) -> None:
         """Standard normals into a contiguous float32 array, from the counter (0, step, a, b) onwards."""
         self._state["state"]["counter"] = np.array([0, step - START, a, b], dtype=np.uint64)
-        self._state["buffer_pos"], self._state["has_uint32"] = 4, 0  # nothing is left over from before
-        self._philox.state = self._state
+        self._philox.state = self._state  # a fresh one but for the counter: nothing is left over from before
         self._generator.standard_normal(dtype=np.float32, out=out)
 
 
