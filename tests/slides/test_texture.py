@@ -6,14 +6,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import ndimage
 from skimage.feature import graycoprops
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.slides.colour import deconvolve, reconstruct
 from morphogen.slides.texture import SPEC, TOKEN_WIDTH, WIDTH, TextureEncoder
 from morphogen.slides.texture_planes import block_means, counts, gradient, largest_near, planes, smooth
-from morphogen.slides.texture_statistics import amounts, cooccurrence, local_patterns
+from morphogen.slides.texture_statistics import amounts, bands, cooccurrence, local_patterns, shares
 
 
 def tissue(n: int, side: int = 224, seed: int = 0) -> torch.Tensor:
@@ -117,7 +117,6 @@ def test_stain_amounts_agree_with_deconvolution_and_numpy(tiles) -> None:
             ("q05", np.quantile(x, 0.05, axis=1), 6e-3),
             ("q50", np.quantile(x, 0.50, axis=1), 6e-3),
             ("q95", np.quantile(x, 0.95, axis=1), 6e-3),
-            ("skewness", stats.skew(x, axis=1), 0.05),
         ):
             np.testing.assert_allclose(
                 table[f"amount/{channel}/{kind}"], expected, atol=tolerance, err_msg=kind
@@ -133,6 +132,30 @@ def test_local_patterns_count_brighter_neighbours_on_uniform_rings() -> None:
     ones, changes = bits.sum(0), (bits != np.roll(bits, 1, 0)).sum(0)
     np.testing.assert_array_equal(ours, np.where(changes <= 2, ones, 9))
     assert set(np.unique(ours)) == set(range(10))
+
+
+def test_bands_are_a_level_less_its_smoothed_self(tiles) -> None:
+    p = planes(tiles)
+    names, values = bands(p)
+    table = dict(zip(names, values.T, strict=True))
+    for level, channel, index in ((0, "haematoxylin", 0), (1, "eosin", 1), (4, "density", 3)):
+        plane = p.amounts[level][:, index].numpy()
+        kernel = np.outer([1, 2, 1], [1, 2, 1])[None] / 16
+        detail = plane - ndimage.convolve(plane, kernel, mode="nearest")
+        rms = np.sqrt((detail**2).mean((1, 2)))
+        np.testing.assert_allclose(table[f"band/rms/{channel}/{level}"], rms, rtol=1e-4)
+        flatness = np.abs(detail).mean((1, 2)) / rms
+        np.testing.assert_allclose(table[f"band/flatness/{channel}/{level}"], flatness, rtol=1e-4)
+    fine, coarse = table["band/rms/density/2"], table["band/rms/density/3"]
+    torch.testing.assert_close(table["band/ratio/density/2"], fine / (fine + coarse))
+
+
+def test_shares_are_counted_pixels(tiles) -> None:
+    names, values = shares(planes(tiles))
+    density = planes(tiles).amounts[1][:, 3].numpy()
+    np.testing.assert_allclose(
+        values[:, names.index("share/density>0.10/1")], (density > 0.1).mean((1, 2)), rtol=1e-6
+    )
 
 
 def test_cooccurrence_statistics_equal_scikit_image(tiles) -> None:

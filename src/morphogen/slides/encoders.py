@@ -1,8 +1,9 @@
 """Encoders: images in, features or tokens out, one contract for every source.
 
-``encoder(images)`` takes uint8 (N, H, W, 3), an array or a tensor, and gives float32 features (N, D), or tokens
-(N, T, D) when it was made with ``tokens=True``. Sources: ``texture`` (ours, no weights), the encoders of
-lazyslide-models by their names, ``timm:NAME``, ``transformers:FOLDER_OR_ID`` and any :class:`torch.nn.Module`.
+``encoder(images)`` takes uint8 (N, H, W, 3), an array or a tensor, and gives float32 features (N, D), or
+tokens (N, T, D) when it was made with ``tokens=True``. Sources: ``texture`` (ours, no weights), the
+encoders of lazyslide-models by their names, ``timm:NAME``, ``transformers:FOLDER_OR_ID`` and any
+:class:`torch.nn.Module`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) → float32 (N, D), or (N, T, D) tokens (class token first), on the encoder's device."""
+        """uint8 (N, H, W, 3) → float32 (N, D), or (N, T, D) tokens (class token first), on the encoder's
+        device."""
         batch = torch.as_tensor(images)
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
             raise InputError(
@@ -128,7 +130,8 @@ class Encoder:
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """One line of :func:`list_encoders`: whether it loads here without network, and if not, what to do about it."""
+    """One line of :func:`list_encoders`: whether it loads here without network, and if not, what to do
+    about it."""
 
     spec: EncoderSpec
     offline: bool
@@ -208,8 +211,8 @@ def get_encoder(
     ----------
     name:
         ``"texture"``; a name of lazyslide-models (``"uni2"``, ``"phikon"``, …); ``"timm:NAME"``;
-        ``"transformers:FOLDER_OR_ID"``; or a :class:`torch.nn.Module` that maps normalised float images (N, 3, h, w)
-        to (N, D) or (N, T, D), TorchScript modules included.
+        ``"transformers:FOLDER_OR_ID"``; or a :class:`torch.nn.Module` that maps normalised float images (N,
+        3, h, w) to (N, D) or (N, T, D), TorchScript modules included.
     weights:
         Folder as downloaded from the hub, or a weights file. ``None`` takes the hub's cache, then the hub.
     device, precision, compile:
@@ -219,7 +222,8 @@ def get_encoder(
     trust_remote_code:
         Allow encoders whose weights come with Python code to run it.
     spec:
-        For a module: its input size, µm/px and normalisation (ImageNet at 224 px and 0.5 µm/px when ``None``).
+        For a module: its input size, µm/px and normalisation (ImageNet at 224 px and 0.5 µm/px when
+        ``None``).
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""What an encoder is, readable without its weights: input, physical scale, normalisation, width, licence, access."""
+"""What an encoder is, readable without its weights: input, physical scale, normalisation, width, licence,
+access."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class EncoderSpec:
     name:
         What ``get_encoder`` and ``--encoder`` take.
     kind:
-        ``texture`` (ours, no weights), ``lazyslide`` (lazyslide-models), ``timm``, ``transformers`` or ``module``.
+        ``texture`` (ours, no weights), ``lazyslide`` (lazyslide-models), ``timm``, ``transformers`` or
+        ``module``.
     input_px:
         Side of the tile that the encoder's own preprocessing leaves unscaled; other sizes are resized to it.
     mpp:
@@ -33,10 +35,12 @@ class EncoderSpec:
     tokens:
         Whether it gives patch tokens (N, T, D) too.
     licence, commercial, gated:
-        Licence as its authors name it; whether it allows commercial use (``None`` = not stated); whether its download
-        must be asked for.
+        Licence as its authors name it; whether it allows commercial use (``None`` = not stated); whether
+        its download must be asked for.
     repository:
         Hugging Face id of the weights.
+    version:
+        Version of its code, where the numbers come from code rather than from weights.
     runs_code:
         Whether its weights come with Python code that loading runs (asked for with ``trust_remote_code``).
     """
@@ -56,6 +60,7 @@ class EncoderSpec:
     paper: str | None = None
     description: str = ""
     runs_code: bool = False
+    version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for result files."""
@@ -108,7 +113,8 @@ _RUNS_CODE = {
 
 @lru_cache(maxsize=1)
 def lazyslide_specs() -> dict[str, EncoderSpec]:
-    """Specifications of the tile encoders of lazyslide-models, by name. Imports it (seconds), loads no weights."""
+    """Specifications of the tile encoders of lazyslide-models, by name. Imports it (seconds), loads no
+    weights."""
     from lazyslide_models import MODEL_REGISTRY
 
     wanted = {"vision", "multimodal"}

@@ -26,21 +26,17 @@ from morphogen.slides.texture_statistics import (
     amounts,
     bands,
     cooccurrence,
-    correlations,
     edges,
-    joint,
     local_entropy,
     patterns,
-    scattering,
+    shares,
 )
 from morphogen.slides.texture_tokens import tokens as grid_tokens
 
 FAMILIES: tuple[Callable[[Planes], Family], ...] = (
     amounts,
-    joint,
-    correlations,
+    shares,
     bands,
-    scattering,
     patterns,
     cooccurrence,
     edges,
@@ -131,7 +127,7 @@ def _names(tokens: bool) -> tuple[str, ...]:
     return tuple(name for family in FAMILIES for name in family(p)[0])
 
 
-WIDTH = 367
+WIDTH = 280
 TOKEN_WIDTH = 57
 
 #: What it is, readable without running it.
@@ -145,6 +141,7 @@ SPEC = EncoderSpec(
     width=WIDTH,
     tokens=True,
     licence="Apache-2.0",
+    version="1",
     commercial=True,
     description="Weight-free colour, texture and nucleus statistics; rotation and reflection invariant",
 )

@@ -18,7 +18,6 @@ from morphogen.slides.texture_planes import (
     block_means,
     blocks_of,
     counts,
-    detail,
     detailed,
     gradient,
     halve,
@@ -33,7 +32,7 @@ _BINS = 1024
 
 
 def amounts(p: Planes) -> Family:
-    """Moments and quantiles of the optical density of every stain, from histograms of 1 µm pixels."""
+    """Mean, spread and quantiles of the optical density of every stain, from histograms of 1 µm pixels."""
     plane = p.amounts[1]
     n, channels = plane.shape[:2]
     index = ((plane - LOWEST) * (1 / STEP)).to(torch.int32).reshape(n * channels, -1)
@@ -42,45 +41,21 @@ def amounts(p: Planes) -> Family:
     value = torch.arange(_BINS, dtype=torch.float64, device=plane.device) * STEP + (LOWEST + STEP / 2)
     mean = (share * value).sum(1, keepdim=True)
     centred = value - mean
-    second, third = (share * centred**2).sum(1), (share * centred**3).sum(1)
-    sd = second.sqrt()
-    skewness = ratio(third, sd**3, 1e-9)
+    sd = (share * centred**2).sum(1).sqrt()
     cumulative = share.cumsum(1)
     levels = torch.tensor(_QUANTILES, dtype=torch.float64, device=plane.device)
     # The lowest level whose cumulative share reaches q; a hair below q so that rounding of the sum cannot matter.
     found = torch.searchsorted(cumulative, (levels - 1e-9).expand(n * channels, -1).contiguous())
     quantiles = value[found.clamp(max=_BINS - 1)]
-    values = torch.cat([mean, sd[:, None], skewness[:, None], quantiles], dim=1)
-    kinds = ["mean", "sd", "skewness", *(f"q{round(q * 100):02d}" for q in _QUANTILES)]
+    values = torch.cat([mean, sd[:, None], quantiles], dim=1)
+    kinds = ["mean", "sd", *(f"q{round(q * 100):02d}" for q in _QUANTILES)]
     names = [f"amount/{channel}/{kind}" for channel in CHANNELS for kind in kinds]
     return names, values.reshape(n, -1).float()
 
 
-_JOINT_EDGES = (0.05, 0.12, 0.20, 0.30, 0.45)
-
-
-def joint(p: Planes) -> Family:
-    """Shares of pixels by haematoxylin and eosin together (a coarse two-dimensional histogram, 1 µm
-    pixels)."""
-    plane = p.amounts[1]
-    edges = torch.tensor(_JOINT_EDGES, device=plane.device)
-    k = len(_JOINT_EDGES) + 1
-    h, e = (torch.bucketize(plane[:, c].contiguous(), edges, out_int32=True) for c in (0, 1))
-    histogram = counts(h * k + e, k * k)
-    values = (histogram / histogram.sum(1, keepdim=True)).sqrt()
-    return [f"joint/h{a}e{b}" for a in range(k) for b in range(k)], values
-
-
-def correlations(p: Planes) -> Family:
-    """Correlation between the stains at three scales, and the shares of tissue and of dark pixels."""
+def shares(p: Planes) -> Family:
+    """Shares of the tile that are tissue, and that are dark, among 1 µm and 4 µm pixels."""
     names, values = [], []
-    for level in (1, 2, 3):
-        x = pixels(p.amounts[level][:, :3])
-        x = x - x.mean(2, keepdim=True)
-        sd = x.square().mean(2).sqrt()
-        for a, b in ((0, 1), (0, 2), (1, 2)):
-            names.append(f"correlation/{CHANNELS[a]}-{CHANNELS[b]}/{level}")
-            values.append(ratio((x[:, a] * x[:, b]).mean(1), sd[:, a] * sd[:, b]))
     for level in (1, 3):
         density = pixels(p.amounts[level][:, 3:])[:, 0]
         for threshold in (0.05, 0.10, 0.60):
@@ -90,42 +65,21 @@ def correlations(p: Planes) -> Family:
 
 
 def bands(p: Planes) -> Family:
-    """Energy of five octaves of detail: root mean square, flatness (how even it is), skewness, octave
-    ratios."""
+    """Energy of five octaves of detail: root mean square, flatness (how even it is), ratios between
+    octaves."""
     names, values = [], []
     previous: dict[int, Tensor] = {}
     for level in range(LEVELS):
         channels = detailed(level)
         d = pixels(p.detail(level))
-        square = d * d
-        power = square.mean(2)
-        rms = power.sqrt()
-        values += [rms, ratio(d.abs().mean(2), rms), ratio(square.mul_(d).mean(2), power * rms, 1e-9)]
-        names += [
-            f"band/{k}/{CHANNELS[c]}/{level}" for k in ("rms", "flatness", "skewness") for c in channels
-        ]
+        rms = d.square().mean(2).sqrt()
+        values += [rms, ratio(d.abs().mean(2), rms)]
+        names += [f"band/{kind}/{CHANNELS[c]}/{level}" for kind in ("rms", "flatness") for c in channels]
         current = dict(zip(channels, rms.unbind(1), strict=True))
         for c in sorted(previous.keys() & current.keys()):
             values.append(ratio(previous[c], previous[c] + current[c])[:, None])
             names.append(f"band/ratio/{CHANNELS[c]}/{level - 1}")
         previous = current
-    return names, torch.cat(values, dim=1)
-
-
-def scattering(p: Planes) -> Family:
-    """How detail of one octave clusters at coarser ones: bands of the absolute bands, relative to their mean.
-
-    The second order of a scattering transform (Bruna & Mallat 2013) with isotropic band-pass filters.
-    """
-    names, values = [], []
-    for fine in range(LEVELS - 1):
-        wanted = [detailed(fine).index(c) for c in (0, 3)]
-        envelope = p.detail(fine)[:, wanted].abs()
-        mean = pixels(envelope).mean(2)
-        for coarse in range(fine + 1, LEVELS):
-            envelope = halve(envelope)
-            values.append(ratio(pixels(detail(envelope)).square().mean(2).sqrt(), mean))
-            names += [f"scattering/{CHANNELS[c]}/{fine}-{coarse}" for c in (0, 3)]
     return names, torch.cat(values, dim=1)
 
 
