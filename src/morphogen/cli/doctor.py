@@ -130,32 +130,32 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(soft_wrap=True, highlight=False)
     console.print("[bold]Versions[/]", ", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
     devices = facts["devices"]
     found = [
-        f"{g['name']} ({g['memory_gib']} GiB, bf16 {'yes' if g['bf16'] else 'no'})" for g in devices["cuda"]
+        f"{gpu['name']} ({gpu['memory_gib']} GiB, bf16 {'yes' if gpu['bf16'] else 'no'})"
+        for gpu in devices["cuda"]
     ]
     found += ["Apple MPS"] if devices["mps"] else []
     found += [f"CPU with {devices['cpu_cores']} cores, {devices['memory_gib']} GiB memory"]
     console.print("[bold]Devices[/]", "; ".join(found))
     console.print("[bold]Slides[/]", f"OpenSlide {facts['slides']['openslide']}")
     console.print("[bold]Disk[/]", f"{facts['disk']['free_gib']} GiB free at {facts['disk']['folder']}")
-    table = Table("encoder", "width", "licence", "gated", "loads offline", "what to do", title_justify="left")
-    for row in facts["encoders"]:
-        yes = "yes" if row["offline"] else "no"
-        table.add_row(
-            row["name"],
-            str(row["width"]),
-            row["licence"],
-            "yes" if row["gated"] else "no",
-            yes,
-            row["advice"],
-        )
-    console.print(table)
-    missing = [f"{r['name']} ({r['use']}): {r['advice']}" for r in facts["optional"] if r["advice"]]
+    for group, title in ((True, "Encoders that load offline"), (False, "Encoders that need something first")):
+        rows = [row for row in facts["encoders"] if row["offline"] is group]
+        if rows:
+            console.print(f"[bold]{title}[/]")
+        for row in rows:
+            gated = ", gated" if row["gated"] else ""
+            about = f"{row['width']} numbers, {row['licence']}{gated}"
+            console.print(
+                f"  {row['name']:<18} {about}{': ' + row['advice'] if row['advice'] else ''}", markup=False
+            )
+    missing = [f"{row['name']} ({row['use']}): {row['advice']}" for row in facts["optional"] if row["advice"]]
     advice = [facts[part]["advice"] for part in ("devices", "slides", "disk") if facts[part]["advice"]]
+    if missing or advice:
+        console.print("[bold]What to do[/]")
     for line in [*advice, *(f"Optional: {line}" for line in missing)]:
-        console.print(f"[yellow]•[/] {line}", markup=True)
+        console.print(f"  {line}", markup=False)
