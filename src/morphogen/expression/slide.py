@@ -55,7 +55,9 @@ def slide_section(
         orientations="1",
         batch_size=batch_size,
     )
-    encoder = get_encoder(prepare.encoder, weights, device=device, precision=precision)
+    # "auto" is a choice for the model's own network; embeddings stay as training had them.
+    wanted = "fp32" if precision == "auto" else precision
+    encoder = get_encoder(prepare.encoder, weights, device=device, precision=wanted)
     embed(section, slide_fields(section, slide, prepare), prepare, encoder)
     section.obsm["neighbours"] = grid_neighbours(
         section, max(prepare.near, prepare.region), every=max(1, round(trained / spacing))
