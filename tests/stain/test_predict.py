@@ -112,6 +112,12 @@ def test_bad_images_are_named(tiny, folder, tmp_path):
         )
 
 
+def test_images_that_are_no_he_are_warned_about(tiny, folder, tmp_path, caplog):
+    Image.fromarray(he_like(np.random.default_rng(9), 64, pink=False)).save(folder / "i1.png")
+    stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    assert "1 of 4 images do not look like H&E" in caplog.text and ": i1." in caplog.text
+
+
 def test_sources_are_images_or_slides(folder, tmp_path, shared):
     slide = shared / "data" / "wsi" / "cmu-1-small-region.svs"
     plain, slides = sort_sources([folder, slide])

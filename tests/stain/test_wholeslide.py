@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from morphogen.core.errors import SlideError
+from morphogen.core.errors import OutputError, SlideError
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
 from morphogen.stain.wholeslide import stain_slide
@@ -96,14 +96,15 @@ def test_interrupted_run_resumes_to_the_same_bytes(tiny, slide, tmp_path, monkey
     assert not list((tmp_path / "part").glob(".*"))  # nothing half-written is left
 
 
-def test_run_of_other_settings_starts_anew(tiny, slide, tmp_path):
-    first = stain_slide(tiny, slide, tmp_path, QUICK).image.read_bytes()
-    second = stain_slide(
-        tiny, slide, tmp_path, QUICK.replace(sampler=SamplerConfig(steps=2))
-    ).image.read_bytes()
-    assert first != second
+def test_result_of_another_run_is_not_overwritten(tiny, slide, tmp_path):
+    first = stain_slide(tiny, slide, tmp_path, QUICK)
+    before = first.image.read_bytes()
+    with pytest.raises(OutputError, match="a stained slide of another run \\(other apply\\)"):
+        stain_slide(tiny, slide, tmp_path, QUICK.replace(seed=4))
+    assert first.image.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_bytes(tiny, slide, tmp_path):
     """SIGKILL half-way, in a process of its own."""
     model = tiny.save_pretrained(tmp_path / "model")

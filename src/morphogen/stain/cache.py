@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,9 @@ def cache_crops(
             fix="Remove it or choose another output folder",
         )
     (folder / "mark.txt").write_text(mark)
+    rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     total = crops * len(dataset)
-    shards = range(0, total, SHARD)
+    shards = range(0, total, SHARD)[rank::world]
     for first in progress(shards, total=len(shards), what="encoding shards"):
         path = folder / f"crops-{first:08d}.safetensors"
         if path.is_file():
@@ -58,7 +61,12 @@ def cache_crops(
             for at in range(0, len(numbers), batch)
         ]
         _save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, path)
-    Manifest.write(folder, kind="cached crops", mark=mark, crops=total, shard=SHARD)
+    while len(list(folder.glob("crops-*.safetensors"))) < -(-total // SHARD):
+        time.sleep(1)  # for the shards of other processes
+    if rank == 0:
+        Manifest.write(folder, kind="cached crops", mark=mark, crops=total, shard=SHARD)
+    while Manifest.read(folder) is None:
+        time.sleep(1)
     return folder
 
 

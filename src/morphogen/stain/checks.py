@@ -164,6 +164,15 @@ def usable_pairs(
     return report.good, report
 
 
+def shared_side(pair: Pair) -> int:
+    """Shorter side in pixels of what both images of a pair show."""
+    from PIL import Image
+
+    with Image.open(pair.he) as image:
+        width, height = image.size
+    return min(width - abs(pair.shift[1]), height - abs(pair.shift[0]))
+
+
 def with_shifts(pairs: Sequence[Pair], shifts: Iterable[tuple[int, int]]) -> list[Pair]:
     """The pairs with these shifts added to theirs."""
     return [

@@ -132,7 +132,7 @@ class StainTransfer:
         self.first_stage.to(where)
         if self.text is not None:
             self.text.to(where)
-        if where.type == "cpu":  # convolutions on a CPU and on a GPU's tensor cores read channels last
+        if where.type in ("cpu", "cuda"):  # vector units and tensor cores read channels last
             self.network.to(memory_format=torch.channels_last)
         return self
 

@@ -14,6 +14,7 @@ import torch
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, read_json, writable_folder, write_json
 from morphogen.core.progress import progress
+from morphogen.stain.checks import magenta_share
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
 from morphogen.stain.model import StainTransfer
@@ -33,6 +34,7 @@ from morphogen.stain.windows import (
 log = logging.getLogger("morphogen.stain")
 
 RUN = "run.json"
+LEAST_MAGENTA = 0.11  # see checks.py: H&E lies above, haematoxylin with DAB below
 UNCERTAINTY_UNIT = 1e-4  # DAB optical density per grey level of the 16-bit uncertainty images
 
 
@@ -106,7 +108,7 @@ def stain_folder(
     model.label(config.stain)
     start_run(out, model, config, precision)
     sizes = {name: _size(path) for name, path in files.items()}
-    waiting = 0
+    waiting, doubtful = 0, []
     with progress.bar(len(files), "staining images") as bar:
         for group in _groups(model, config, sizes):
             if all(_finished(out, name, config, keep_samples) for name in group):
@@ -114,9 +116,17 @@ def stain_folder(
                 waiting += len(group)
                 continue
             images = [read_image(files[name]) for name in group]
+            doubtful += [name for name, image in zip(group, images, strict=True) if not looks_like_he(image)]
             for name, stained in zip(group, _stained(model, images, group, config, precision), strict=True):
                 save_stained(out, name, stained, config, keep_samples)
                 bar.advance(1)
+    if doubtful:
+        log.warning(
+            "%d of %d images do not look like H&E (brown or blue rather than pink): %s.",
+            len(doubtful),
+            len(files),
+            ", ".join(doubtful[:5]) + (" …" if len(doubtful) > 5 else ""),
+        )
     if waiting:
         log.info("%d of %d images were there already.", waiting, len(files))
     Manifest.write(
@@ -133,6 +143,13 @@ def _flat_images(folder: Path) -> dict[str, Path]:
     from morphogen.stain.slidepairs import is_slide
 
     return {name: path for name, path in list_images(folder).items() if not is_slide(path)}
+
+
+def looks_like_he(image: np.ndarray) -> bool:
+    """Whether the stained parts of an image (H, W, 3) uint8 have the colours of H&E; blank images pass."""
+    step = max(1, max(image.shape[:2]) // 512)
+    share = magenta_share(np.ascontiguousarray(image[::step, ::step]))
+    return share is None or share > LEAST_MAGENTA
 
 
 def run_facts(model: StainTransfer, config: ApplyConfig, precision: str) -> dict[str, Any]:

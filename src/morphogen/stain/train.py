@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
 from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
-from morphogen.stain.checks import usable_pairs, with_shifts
+from morphogen.stain.checks import shared_side, usable_pairs, with_shifts
 from morphogen.stain.config import SamplerConfig, TrainConfig
 from morphogen.stain.data import Found, Pair, PairDataset, stains_of
 from morphogen.stain.model import StainTransfer, check_stains
@@ -190,12 +191,8 @@ def train_model(
     """
     out = writable_folder(out)
     device = resolve_device(device)
-    pairs, report = usable_pairs(found, crop=config.data.crop, skip_bad=config.data.skip_bad, where=where)
-    if config.data.register_pairs:
-        pairs = with_shifts(pairs, register_pairs(pairs, config.data.max_shift))
-    held: list[Pair] = []
-    if validation is not None:
-        held, _ = usable_pairs(validation, crop=config.data.crop, skip_bad=config.data.skip_bad, where=where)
+    pairs, skipped = prepared(found, config, where)
+    held = prepared(validation, config, where)[0] if validation is not None else []
     config = with_stains(config, pairs)
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
     objective = config.objective
@@ -205,7 +202,7 @@ def train_model(
         )  # nothing to generate from a blank start
     facts = {
         "pairs": len(pairs),
-        "skipped": report.skipped,
+        "skipped": skipped,
         "steps": config.training.steps,
         "objective": config.objective.to_dict(),
         "data": config.data.to_dict(),
@@ -226,7 +223,8 @@ def train_model(
             where="data.crop",
             fix=f"Use a multiple of {model.multiple}",
         )
-    config.save(out / "config.yaml")
+    if main_process():
+        config.save(out / "config.yaml")
     dataset: Dataset = PairDataset(
         pairs,
         model.stains,
@@ -250,8 +248,25 @@ def train_model(
     model.network.load_state_dict(run.best_state())
     model.network.eval()
     model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
-    folder = model.save_pretrained(out / "model")
-    return Trained(model, folder, run)
+    if main_process():
+        model.save_pretrained(out / "model")
+    return Trained(model, out / "model", run)
+
+
+def main_process() -> bool:
+    """Whether this process writes files: the first of a torchrun job, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def prepared(found: Found, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
+    """Checked and, where asked for, registered pairs; and how many were left out."""
+    data = config.data
+    pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)
+    if data.register_pairs:
+        shifted = with_shifts(pairs, register_pairs(pairs, data.max_shift))
+        # A shift that leaves less than a crop is of no use.
+        pairs = [b if shared_side(b) >= data.crop else a for a, b in zip(pairs, shifted, strict=True)]
+    return pairs, report.skipped
 
 
 def with_stains(config: TrainConfig, pairs: Sequence[Pair]) -> TrainConfig:

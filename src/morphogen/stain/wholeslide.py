@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import OutputError
 from morphogen.core.files import atomic_path, content_hash, read_json, writable_folder, write_json
 from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
@@ -71,7 +71,7 @@ def stain_slide(
     SlideError
         The slide cannot be read, or its µm/px is not known (give ``config.mpp``).
     OutputError
-        The place cannot be written.
+        The place cannot be written, or holds the stain of another run.
     """
     config = config or ApplyConfig()
     slide = slide if isinstance(slide, Slide) else open_slide(slide, mpp=config.mpp)
@@ -153,13 +153,20 @@ class _Job:
         self._start: dict[str, np.ndarray] | None = None
 
     def complete(self) -> bool:
+        """Whether this very job is done; :class:`OutputError` when another one has left its results here."""
         files = [self.report, self.image] + ([self.uncertainty] if self.uncertainty is not None else [])
-        if not all(path.is_file() for path in files):
+        if not self.report.is_file():
             return False
-        try:
-            return read_json(self.report).get("mark") == self.mark
-        except InputError:
-            return False
+        there = read_json(self.report)
+        if there.get("mark") != self.mark:
+            known = {key: content_hash(value) for key, value in self.facts.items()}
+            different = [key for key, value in known.items() if content_hash(there.get(key)) != value]
+            raise OutputError(
+                f"there is a stained slide of another run (other {', '.join(different)})",
+                where=self.image,
+                fix="Choose another --out, or remove it",
+            )
+        return all(path.is_file() for path in files)
 
     def result(self) -> StainedSlide:
         values = read_json(self.report)
