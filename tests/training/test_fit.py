@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -327,6 +328,33 @@ def test_infinite_loss_and_gradient_name_the_batch(toy, tmp_path):
 def test_errors_of_the_data_come_through(toy, tmp_path):
     with pytest.raises(InputError, match="item 3: this item cannot be read."):
         fit(toy.Toy(broken=3), CONFIG, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_out_of_memory_says_what_to_do(toy, tmp_path, workers):
+    """Of the device: torch raises. Of a data worker: the system kills it."""
+    task = toy.Toy()
+    if workers:
+        task.dataset.__class__ = type(
+            "Killed", (toy.Points,), {"__getitem__": lambda self, index: os._exit(9)}
+        )
+        said = "a process that loads data died, most often for want of memory. Lower workers"
+    else:
+
+        def loss(model, batch, draws):
+            raise torch.OutOfMemoryError
+
+        task.loss = loss
+        said = "cpu is out of memory. Raise accumulation"
+    with pytest.raises(TrainingError, match=said):
+        fit(task, CONFIG.replace(workers=workers), tmp_path, device="cpu")
+
+
+def test_a_run_that_never_came_to_a_checkpoint_binds_nobody(toy, tmp_path):
+    with pytest.raises(InputError):
+        fit(toy.Toy(broken=3), CONFIG, tmp_path, device="cpu")
+    assert fit(toy.Toy(), CONFIG.replace(lr=0.02), tmp_path, device="cpu").step == 12
+    assert json.loads((tmp_path / "run.json").read_text())["training"]["lr"] == 0.02
 
 
 def test_figures_of_a_wrong_shape_are_refused(toy, tmp_path):

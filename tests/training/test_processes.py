@@ -37,6 +37,12 @@ def runs(toy, answers, tmp_path_factory):
         {"out": out / "two", "config": CONFIG},
         {"out": out / "parts", "config": {**CONFIG, "accumulation": 2}},
         {"out": out / "moved", "config": {**CONFIG, "steps": 6}},
+        {
+            "out": out / "unused",
+            "config": {**CONFIG, "find_unused_parameters": True},
+            "task": {"unused": True},
+        },
+        {"out": out / "unreached", "config": CONFIG, "task": {"unused": True}},
         {"out": out / "nan", "config": CONFIG, "task": {"bad": 5}},
         {"out": out / "sharded", "config": {**SHARDED, "steps": 6}, "shard": True},
         {"out": out / "sharded", "config": SHARDED, "shard": True},
@@ -75,9 +81,17 @@ def test_gradients_and_weights_are_those_of_one_process(runs, name):
 
 def test_all_processes_stop_together_and_name_the_item(runs):
     _, said, _ = runs
-    errors = [answer["error"] for answer in said if "error" in answer]
+    errors = [answer["error"] for answer in said if "NaN" in answer.get("error", "")]
     assert len(errors) == 2 and errors[0] == errors[1]
     assert "the loss is NaN at step 4, dataset item 5; the weights before it are whole in" in errors[0]
+
+
+def test_a_parameter_that_the_loss_does_not_reach(runs):
+    out, said, _ = runs
+    a, b = (load_file(out / run / LAST / "model.safetensors") for run in ("unused", "one"))
+    assert a.pop("unused").tolist() == [0, 0, 0] and biggest(a, b) < 1e-5
+    errors = [answer["error"] for answer in said if "error" in answer]
+    assert sum("did not reach all parameters" in e and "Set find_unused_parameters" in e for e in errors) == 2
 
 
 def test_libraries_print_no_warnings(runs):

@@ -45,10 +45,13 @@ class Toy:
         sleep: float = 0.0,
         count: int = 37,
         scores: list[float] | None = None,
+        unused: bool = False,
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = nn.Sequential(nn.Linear(6, 16), nn.PReLU(16), nn.Dropout(dropout), nn.Linear(16, 6))
+        if unused:
+            self.model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
         self.dataset = Points(count, bad, broken)
         self.identity = {"dropout": dropout}
         self.sleep, self.scores, self.validated = sleep, scores, 0

@@ -80,10 +80,35 @@ def fit(
         run = Run(task, config, out, accelerator, precision=precision, resume=resume)
         try:
             train(run)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"{accelerator.device} is out of memory",
+                where=out,
+                fix="Raise accumulation, set gradient_checkpointing, use bf16, or lower batch_size",
+            ) from None
+        except RuntimeError as error:
+            if explained := _explained(error):
+                raise explained from None
+            raise
         finally:
             run.log.close()
             task.model.eval()
         return run.result()
+
+
+def _explained(error: RuntimeError) -> TrainingError | None:
+    """What two errors of torch mean here."""
+    text = str(error)
+    if "Expected to have finished reduction" in text:
+        return TrainingError(
+            "the loss did not reach all parameters of the model in some step",
+            fix="Set find_unused_parameters, or let every parameter take part in the loss",
+        )
+    if "DataLoader worker" in text and "exited unexpectedly" in text:
+        return TrainingError(
+            "a process that loads data died, most often for want of memory", fix="Lower workers or batch_size"
+        )
+    return None
 
 
 def train(run: Run) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from morphogen.core.devices import resolve_device, torch_dtype
 from morphogen.core.errors import ConfigError, DependencyError
 from morphogen.core.files import plain, read_json, write_json
+from morphogen.training.checkpoint import CHECKPOINTS, list_steps
 from morphogen.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -197,12 +198,12 @@ def compiled(model: nn.Module, wanted: bool, device: torch.device) -> Iterator[N
 
 
 def check_same_run(out: Path, record: dict[str, Any]) -> str:
-    """The id of the run in ``out``, new or old.
+    """The id of the run in ``out``, new or old; one that never came to a checkpoint binds nobody.
 
     Raises :class:`ConfigError` when the run there was started with other settings, naming the first that differs.
     """
     path = out / RUN
-    if not path.is_file():
+    if not path.is_file() or not list_steps(out / CHECKPOINTS):
         return uuid.uuid4().hex[:12]
     kept = read_json(path)
     run_id = str(kept.pop("id", ""))
