@@ -221,14 +221,17 @@ def test_a_killed_run_is_taken_up_again_to_the_same_bytes(tmp_path) -> None:
     assert not writer.scratch.exists()
 
 
-def test_a_scratch_file_cut_short_loses_only_its_last_record(tmp_path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "zeros"])
+def test_a_scratch_file_cut_short_loses_only_its_last_record(tmp_path, damage) -> None:
     path = tmp_path / "a.tif"
     writer = PyramidWriter(path, WIDTH, HEIGHT, mpp=0.5, tile=TILE)
     writer.write(picture()[:128], 0)
     writer.flush()
     writer.abandon()
     with open(writer.scratch, "r+b") as file:
-        file.truncate(writer.scratch.stat().st_size - 5)
+        file.truncate(size := writer.scratch.stat().st_size - 5)
+        if damage == "zeros":  # the length reached the disk before the bytes did
+            file.truncate(size + 5)
     writer = PyramidWriter(path, WIDTH, HEIGHT, mpp=0.5, tile=TILE)
     assert writer.done(0, 0, 128, 512) and not writer.done(64, 512, 64, 19)
     writer.abandon()
