@@ -155,7 +155,9 @@ def predict(
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: Annotated[
+        str, Parameter(help="auto (bf16 where it pays, with the fast solver), fp32, bf16 or fp16.")
+    ] = "auto",
     compile: Compile = False,
     seed: Seed = 0,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from morphogen.expression.panels import Panel
 from morphogen.expression.prepare import encoder_of
 from morphogen.expression.spatial import SpatialModel
 from morphogen.expression.transforms import Transform
+from morphogen.nets import fast_precision, optimise_for_inference
 
 KIND = "expression"
 
@@ -51,6 +53,7 @@ class ExpressionModel:
         self.head = head.eval()
         self.config, self.panel, self.transform = config, panel, transform
         self.encoder, self.training, self.prepared = dict(encoder), dict(training), dict(prepared or {})
+        self._reduced: dict[str, GeneDiffusion] = {}
 
     def __repr__(self) -> str:
         return (
@@ -68,6 +71,18 @@ class ExpressionModel:
     def to(self, device: str | torch.device) -> ExpressionModel:
         self.head.to(resolve_device(device))
         return self
+
+    def sampler(self, precision: str) -> tuple[nn.Module, str]:
+        """``(head, precision)`` to sample with. For a gene transformer in reduced precision that is a copy whose
+        costly layers hold reduced weights (cheaper than casting them at every step), made once; the sums over its
+        blocks and the solver stay in float32."""
+        if precision == "fp32" or not isinstance(self.head, GeneDiffusion):
+            return self.head, precision
+        if precision not in self._reduced:
+            head = copy.deepcopy(self.head)
+            optimise_for_inference(head.network, precision)
+            self._reduced[precision] = head
+        return self._reduced[precision].to(self.device), "fp32"
 
     def compile(self) -> ExpressionModel:
         """Compile the network that sampling calls, in place."""
@@ -121,12 +136,16 @@ class ExpressionModel:
     ) -> ad.AnnData:
         """Predict a prepared section; see :func:`morphogen.expression.predict.predict_section`.
 
-        ``settings`` are fields of :class:`PredictConfig`, e.g. ``samples=20``, ``solver="fast"``.
+        ``settings`` are fields of :class:`PredictConfig`, e.g. ``samples=20``, ``solver="fast"``. precision: fp32,
+        bf16, fp16, or ``auto``: with the fast solver what pays on the device (bf16 where it multiplies in it), with
+        the reference solver fp32.
         """
         from morphogen.expression.predict import predict_section
 
         chosen = (config or PredictConfig()).replace(**settings) if settings else config or PredictConfig()
         self.to(device)
+        if precision == "auto":
+            precision = fast_precision(self.device) if chosen.solver == "fast" else "fp32"
         return predict_section(self, section, chosen, precision=precision, out=out)
 
     # --- files --------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ class _Plan:
         self, model: ExpressionModel, table: SectionTable, config: PredictConfig, precision: str
     ) -> None:
         self.model, self.table, self.config, self.precision = model, table, config, precision
-        self.head: Any = model.head
+        head, self.autocast = model.sampler(precision)
+        self.head: Any = head
         self.layers: tuple[str, ...] = LAYERS if config.samples >= MIN_SAMPLES_FOR_QUANTILES else LAYERS[:2]
         if config.samples < 2:
             self.layers = LAYERS[:1]
@@ -172,7 +173,7 @@ class _Plan:
             return None
         size = self.config.batch_size
         parts = [
-            self.head.mean(self.embedded[rows[i : i + size]], self.precision)
+            self.head.mean(self.embedded[rows[i : i + size]], self.autocast)
             for i in range(0, len(rows), size)
         ]
         return torch.cat(parts).float().cpu().numpy()
@@ -183,7 +184,7 @@ class _Plan:
         def draw(rows: np.ndarray, sample: np.ndarray) -> torch.Tensor:
             keys = [(table.section, table.barcodes[i], int(s)) for i, s in zip(rows, sample, strict=True)]
             noise = ItemNoise(c.seed, keys, (self.head.genes,))
-            return self.head.draw(self.embedded[rows], noise, c.solver, c.steps, self.precision)
+            return self.head.draw(self.embedded[rows], noise, c.solver, c.steps, self.autocast)
 
         return draw
 
@@ -195,7 +196,7 @@ class _Plan:
             noise = self.head.noise(c.seed, table, rows, int(sample[0]))
             tensors = [torch.from_numpy(v).to(device) for v in (noise, self.scores[rows], self.mean[rows])]
             offset = torch.from_numpy(offsets[sample[0]]).to(device)[None]
-            return self.head.draw(*tensors, offset, c.steps, self.precision)
+            return self.head.draw(*tensors, offset, c.steps, self.autocast)
 
         return draw
 
