@@ -21,9 +21,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import (
     ApplyConfig,
-    DataConfig,
     ModelConfig,
-    ObjectiveConfig,
     SamplerConfig,
     TrainConfig,
 )
@@ -33,7 +31,6 @@ from morphogen.stain.predict import stain_image
 from morphogen.stain.scores import features_of
 from morphogen.stain.train import train_model
 from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows, posterior_field, stain_windows
-from morphogen.training import TrainingConfig
 
 CROP = 128
 
@@ -51,19 +48,12 @@ def run(quick: bool) -> list[Row]:
 def trained(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
     """A small model trained on simulated tissue, and crops of other patients."""
     root = write_mist(folder / "data", 6 if quick else 48, 4 if quick else 24, size=256, patients=3, mpp=0.5)
-    config = TrainConfig(
-        data=DataConfig(crop=CROP, mpp=0.5),
-        model=ModelConfig(widths=(16, 24, 32), groups=8) if quick else ModelConfig(),
-        objective=ObjectiveConfig(bias_he_ihc=0.25, last_step_share=0.2),
-        training=TrainingConfig(
-            steps=10 if quick else 900,
-            batch_size=8,
-            lr=6e-4,
-            warmup_steps=5 if quick else 50,
-            lr_schedule="cosine",
-            ema_decay=0.995,
-            save_every=900,
-        ),
+    config = TrainConfig.recipe("small")
+    steps = 10 if quick else 800
+    config = config.replace(
+        data=config.data.replace(crop=CROP, mpp=0.5),
+        model=ModelConfig(widths=(16, 24, 32), groups=8) if quick else config.model,
+        training=config.training.replace(steps=steps, warmup_steps=min(steps, config.training.warmup_steps)),
     )
     model = train_model(find_pairs(root), config, folder / "run").model
     dataset = PairDataset(find_pairs(root, "val").pairs, model.stains, crop=CROP)

@@ -26,10 +26,7 @@ from morphogen.metrics.stain import correlation, tile_means
 from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import (
     ApplyConfig,
-    DataConfig,
     EvaluateConfig,
-    ModelConfig,
-    ObjectiveConfig,
     SamplerConfig,
     TrainConfig,
 )
@@ -40,11 +37,10 @@ from morphogen.stain.model import StainTransfer
 from morphogen.stain.predict import Stained, save_png, stain_image
 from morphogen.stain.registration import estimate_shift
 from morphogen.stain.train import train_model
-from morphogen.training import TrainingConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
 PICTURES = PAGE.parent / "images"
-SAMPLES = 8
+SAMPLES = 6
 
 REAL = [  # name, H&E, IHC, stain
     ("bci-00345", "bci/valA/00345_test_0.png", "bci/valB/00345_test_0.png", "HER2"),
@@ -84,22 +80,11 @@ def real_pairs(data: Path, out: Path) -> Path:
 
 def settings(steps: int, regression: bool, mpp: float | None, stains: tuple[str, ...]) -> TrainConfig:
     """The small model as documented; the regression differs in its objective alone."""
-    return TrainConfig(
-        data=DataConfig(crop=128, mpp=mpp),
-        model=ModelConfig(stains=stains, regression=regression),
-        objective=ObjectiveConfig(
-            bias_he_ihc=0.0 if regression else 0.15, last_step_share=0.0 if regression else 0.2
-        ),
-        training=TrainingConfig(
-            steps=steps,
-            batch_size=8,
-            lr=8e-4,
-            warmup_steps=min(50, steps),
-            lr_schedule="cosine",
-            weight_decay=0.01,
-            ema_decay=0.995,
-            save_every=250,
-        ),
+    config = TrainConfig.recipe("small")
+    return config.replace(
+        data=config.data.replace(mpp=mpp),
+        model=config.model.replace(stains=stains, regression=regression),
+        training=config.training.replace(steps=steps, warmup_steps=min(config.training.warmup_steps, steps)),
     )
 
 
@@ -284,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairs"))
     parser.add_argument("--out", type=Path, default=Path("runs/stain-tables"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=["real", "simulated"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -88,10 +89,12 @@ def train(
     from morphogen.stain.slidepairs import read_pairs
     from morphogen.stain.train import train_model
 
+    # The recipe of a size fills every section, so it is not laid over a configuration file.
+    recipe = _flat(TrainConfig.recipe(size or "small").to_dict()) if config is None else []
     resolved = load_config(
         TrainConfig,
         config,
-        settings,
+        [*recipe, *settings],
         model__size=size,
         model__encoder=encoder,
         model__encoder_weights=str(weights) if weights is not None else None,
@@ -122,6 +125,17 @@ def train(
         f"Model: {result.folder}",
     )
     return 0
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested settings as ``section.key=value``."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return lines
 
 
 @app.command
@@ -172,11 +186,11 @@ def apply(
     from morphogen.stain.wholeslide import stain_slide
 
     # A preset fills the whole section, so it is not laid over a configuration file unless asked for.
-    preset = SamplerConfig.named(solver or "fast").to_dict() if solver or config is None else {}
+    preset = {"sampler": SamplerConfig.named(solver or "fast").to_dict()} if solver or config is None else {}
     resolved = load_config(
         ApplyConfig,
         config,
-        [*(f"sampler.{key}={value}" for key, value in preset.items()), *settings],
+        [*_flat(preset), *settings],
         sampler__steps=steps,
         samples=samples,
         show=show,

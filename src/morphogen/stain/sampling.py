@@ -20,13 +20,13 @@ _ETA = {  # name → (middle, swing) of eta(x) = middle − swing·cos(πx)
 }
 
 
-def eta_function(name: str) -> Callable[[float], float] | float:
+def eta_function(name: str | float) -> Callable[[float], float] | float:
     """η over progress x = i/(N−1): 0 at the noisiest step, 1 at the cleanest (HistDiST, section 2).
 
     ``cosine`` is clamp(0.6 − 0.4·cos(πx), 0, 1): little noise while structure forms, ancestral noise at the
     end. ``linear`` is x. A number is constant.
     """
-    if name in _ETA:
+    if isinstance(name, str) and name in _ETA:
         middle, swing = _ETA[name]
         return lambda x: min(max(middle - swing * math.cos(math.pi * x), 0.0), 1.0)
     if name == "linear":
@@ -36,7 +36,7 @@ def eta_function(name: str) -> Callable[[float], float] | float:
     except ValueError:
         choices = [*_ETA, "linear"]
         raise ConfigError(
-            f"unknown eta '{name}'.{nearest(name, choices)}",
+            f"unknown eta '{name}'.{nearest(str(name), choices)}",
             where="sampler.eta",
             fix=f"Use {', '.join(choices)} or 0…1",
         ) from None
