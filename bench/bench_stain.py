@@ -48,12 +48,10 @@ def run(quick: bool) -> list[Row]:
 def trained(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
     """A small model trained on simulated tissue, and crops of other patients."""
     root = write_mist(folder / "data", 6 if quick else 48, 4 if quick else 24, size=256, patients=3, mpp=0.5)
-    config = TrainConfig.recipe("small")
-    steps = 10 if quick else 800
+    config = TrainConfig.recipe("small", 10 if quick else 800)
     config = config.replace(
         data=config.data.replace(crop=CROP, mpp=0.5),
         model=ModelConfig(widths=(16, 24, 32), groups=8) if quick else config.model,
-        training=config.training.replace(steps=steps, warmup_steps=min(steps, config.training.warmup_steps)),
     )
     model = train_model(find_pairs(root), config, folder / "run").model
     dataset = PairDataset(find_pairs(root, "val").pairs, model.stains, crop=CROP)

@@ -80,11 +80,9 @@ def real_pairs(data: Path, out: Path) -> Path:
 
 def settings(steps: int, regression: bool, mpp: float | None, stains: tuple[str, ...]) -> TrainConfig:
     """The small model as documented; the regression differs in its objective alone."""
-    config = TrainConfig.recipe("small")
+    config = TrainConfig.recipe("small", steps)
     return config.replace(
-        data=config.data.replace(mpp=mpp),
-        model=config.model.replace(stains=stains, regression=regression),
-        training=config.training.replace(steps=steps, warmup_steps=min(config.training.warmup_steps, steps)),
+        data=config.data.replace(mpp=mpp), model=config.model.replace(stains=stains, regression=regression)
     )
 
 

@@ -90,7 +90,7 @@ def train(
     from morphogen.stain.train import train_model
 
     # The recipe of a size fills every section, so it is not laid over a configuration file.
-    recipe = _flat(TrainConfig.recipe(size or "small").to_dict()) if config is None else []
+    recipe = _flat(TrainConfig.recipe(size or "small", steps).to_dict()) if config is None else []
     resolved = load_config(
         TrainConfig,
         config,

@@ -147,8 +147,9 @@ class TrainConfig(Config):
     )
 
     @classmethod
-    def recipe(cls, size: str = "small") -> TrainConfig:
-        """The settings a size is trained with, unless others are chosen.
+    def recipe(cls, size: str = "small", steps: int | None = None) -> TrainConfig:
+        """The settings a size is trained with, unless others are chosen; the warm-up is at most a tenth of
+        ``steps``.
 
         ``small``: minutes on a CPU. ``paper``: HistDiST, section 3 (batch 48 over 3 GPUs, 300 epochs of
         MIST).
@@ -159,11 +160,11 @@ class TrainConfig(Config):
                 model=ModelConfig(size="paper", encoder="phikon", null_context="text"),
                 objective=ObjectiveConfig(bias_he_ihc=0.5),
                 training=TrainingConfig(
-                    steps=26_000,
+                    steps=steps or 26_000,
                     batch_size=48,
                     lr=1.5e-4,
                     weight_decay=1e-2,
-                    warmup_steps=1000,
+                    warmup_steps=min(1000, (steps or 26_000) // 10),
                     lr_schedule="cosine",
                     ema_decay=0.0,
                     save_every=4000,
@@ -173,11 +174,11 @@ class TrainConfig(Config):
             data=DataConfig(crop=128),
             objective=ObjectiveConfig(bias_he_ihc=0.15, last_step_share=0.2),
             training=TrainingConfig(
-                steps=1000,
+                steps=steps or 1000,
                 batch_size=8,
                 lr=8e-4,
                 weight_decay=1e-2,
-                warmup_steps=50,
+                warmup_steps=min(50, (steps or 1000) // 10),
                 lr_schedule="cosine",
                 ema_decay=0.995,
                 save_every=250,
