@@ -11,6 +11,7 @@ from morphogen.checkpoints import load_pipeline
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
 from morphogen.nets import UNetConfig, build_unet, widen_input
+from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.folder import load_start, pixel_first_stage, text_context
 from morphogen.stain.model import StainTransfer, build_encoder
@@ -33,9 +34,12 @@ def build_model(
     folder (its U-Net's first convolution grows from 4 to 8 channels, the new ones zero), or the published
     HistDiST folder. A stain model of ours as ``start`` is trained on, whatever its size.
     """
-    encoder = None
-    if config.encoder != "none":
-        encoder = build_encoder(config.encoder, config.encoder_weights, config.texture_grid, device=device)
+    if config.size == "paper" and start is None:
+        raise ConfigError(
+            "size 'paper' starts from weights: its autoencoder and text encoder are not trained here",
+            where="--size",
+            fix="Give --start with a Stable Diffusion 1.5 folder or hub id, or take --size small",
+        )
     made = {"crop": crop, "mpp": mpp, "facts": facts}
     if start is not None:
         own, path = load_start(start)
@@ -47,14 +51,15 @@ def build_model(
                 where="--start",
                 fix="Add --size paper",
             )
+        encoder = _encoder(config, device)
         return _from_pipeline(path, config, encoder, seed, made).to(device)
-    if config.size == "paper":
-        raise ConfigError(
-            "size 'paper' starts from weights: its autoencoder and text encoder are not trained here",
-            where="--size",
-            fix="Give --start with a Stable Diffusion 1.5 folder or hub id, or take --size small",
-        )
-    return _small(config, encoder, seed, made).to(device)
+    return _small(config, _encoder(config, device), seed, made).to(device)
+
+
+def _encoder(config: ModelConfig, device: str | torch.device) -> Encoder | None:
+    if config.encoder == "none":
+        return None
+    return build_encoder(config.encoder, config.encoder_weights, config.texture_grid, device=device)
 
 
 def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -> StainTransfer:
