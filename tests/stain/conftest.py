@@ -15,7 +15,14 @@ TINY = ModelConfig(widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="n
 @pytest.fixture
 def tiny():
     """A stain model of 20 000 parameters with weights that do something."""
-    model = build_model(TINY, crop=64, seed=3)
+    return lively(build_model(TINY, crop=64, seed=3))
+
+
+def lively(model):
+    """New networks begin with an output of zero; give it weights, so that everything has an effect."""
+    conv = model.network.latent.unet.conv_out
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
     model.network.eval()
     return model
 

@@ -78,6 +78,8 @@ def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -
         ),
         seed=seed_for(seed, "stain network"),
     )
+    for parameter in latent.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)  # the first prediction is mid-grey everywhere, not noise
     add_labels(latent, config.stains)
     return StainTransfer(StainNetwork(latent), first_stage, config, encoder=encoder, **made)
 
