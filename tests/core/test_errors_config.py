@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from pydantic import model_validator
 
 from morphogen.core.config import Config, describe
 from morphogen.core.errors import ConfigError, InputError, SlideError, nearest
@@ -59,6 +60,25 @@ def test_yaml_then_overrides(tmp_path):
     assert (config.name, config.limit, config.flag) == ("from-line", 7, True)
     assert Outer.load(overrides={"train.lr": "1e-4"}).train.lr == 1e-4
     assert Outer.load(overrides={"limit": "null"}).limit is None
+
+
+def test_a_rule_about_a_section_does_not_print_the_section():
+    class Ruled(Config):
+        a: int = 1
+        b: int = 2
+
+        @model_validator(mode="after")
+        def _order(self):
+            if self.a > self.b:
+                raise ValueError(f"a is {self.a} but b is {self.b}; a must not be larger")
+            return self
+
+    class Holder(Config):
+        part: Ruled = Ruled()
+
+    with pytest.raises(ConfigError) as caught:
+        Holder.load(overrides={"part.a": "3"})
+    assert str(caught.value) == "in section 'part', a is 3 but b is 2; a must not be larger."
 
 
 def test_saved_configuration_reads_back_equal(tmp_path):

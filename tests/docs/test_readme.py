@@ -18,8 +18,9 @@ SMALLER = {
     "expression train": "--genes 12 --training.steps 3 --training.batch_size 16",
     "expression predict": "--samples 2",
     "expression evaluate": "--samples 4",
-    "stain train": "--steps 2 --crop 64 --training.batch_size 2 --model.widths [16,16] --model.attention [1]",
-    "stain apply": "--steps 2 --windows.batch 16",
+    "stain train": "--steps 2 --crop 64 --training.batch_size 2 --training.warmup_steps 0 "
+    "--model.widths [16,16] --model.attention [1]",
+    "stain apply": "--steps 1 --windows.batch 16",
 }
 
 
@@ -37,11 +38,11 @@ def folder(tmp_path_factory):
     slide = ROOT / "src" / "morphogen" / "demo" / "assets" / "cmu-1-small-region.svs"
     (place / "slides").mkdir()
     # Small enough to stain in a test; what a file is, is read from its content.
-    write_slide(place / "slide.tif", 640, 512, simulator=TissueSimulator(1))
+    write_slide(place / "slide.tif", 320, 256, simulator=TissueSimulator(1))
     (place / "slide.tif").rename(place / "slide.svs")
     shutil.copy(slide, place / "slides" / "a.svs")
     write_hest(place / "hest", patients=3, width_um=700, height_um=600, n_genes=140, truth=False)
-    write_mist(place / "pairs", 2, 2, size=128, truth=False)
+    write_mist(place / "pairs", 2, 2, size=96, truth=False)
     return place
 
 

@@ -162,4 +162,6 @@ def _explain(cls: type[Config], error: ValidationError, where: object = None) ->
     message = message[:1].lower() + message[1:]
     if not key:
         return ConfigError(message, where=where)
+    if isinstance(problem["input"], (dict, BaseModel)):  # a rule about a section as a whole
+        return ConfigError(f"in section '{key}', {message}", where=where)
     return ConfigError(f"setting '{key}' is {problem['input']!r}, but {message}", where=where)
