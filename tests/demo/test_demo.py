@@ -21,7 +21,9 @@ def test_one_chapter_through_the_command(tmp_path, capsys):
     assert stop.value.code == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert "A real slide, tiled and embedded" in page and "encode_slide" in page
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]+"', page), "the page must need nothing beside itself"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]+"', page), (
+        "the page must need nothing beside itself"
+    )
     facts = Manifest.read(tmp_path / "report")
     assert facts["chapters"] == ["slides"] and facts["headlines"]
     assert str(tmp_path / "report" / "index.html") in capsys.readouterr().out

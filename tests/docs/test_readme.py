@@ -64,7 +64,9 @@ def test_the_readme(folder, monkeypatch, capfd):
         assert status == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
     for made in ("map.h5ad", "map.geojson", "scores/report.html", "stain-scores/report.html", "trident"):
         assert (folder / made).exists(), made
-    shutil.rmtree("stained-slide")  # made with the test's few steps; another run's results are not overwritten
+    shutil.rmtree(
+        "stained-slide"
+    )  # made with the test's few steps; another run's results are not overwritten
     import matplotlib
 
     matplotlib.use("Agg")
