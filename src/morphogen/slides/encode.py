@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from morphogen.core.errors import OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
 from morphogen.core.provenance import versions
 from morphogen.slides.config import EncodeConfig, TileConfig
-from morphogen.slides.fields import read_boxes
+from morphogen.slides.fields import read_boxes, reading_order
 from morphogen.slides.store import (
     NOTES,
     TILES,
@@ -195,13 +197,16 @@ def _features(
     clock: _Clock,
     advance: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """(N, D) float32, from the chunks kept in ``parts`` and those computed now."""
+    """(N, D) float32, from the chunks kept in ``parts`` and those computed now.
+
+    Tiles are read block by block, so that a JPEG tile of the file is decoded about once; chunks are in that order.
+    """
     found = Manifest.read(parts)
     if found is None or found.get("fingerprint") != fingerprint:
-        shutil.rmtree(
-            parts, ignore_errors=True
-        )  # of other tiles or weights, or cut short before its first chunk
+        # Of other tiles or weights, or cut short before its first chunk.
+        shutil.rmtree(parts, ignore_errors=True)
         Manifest.write(writable_folder(parts), kind="encode-parts", fingerprint=fingerprint)
+    order = reading_order(slide, tiles.boxes, tiles.tile_px)
     size = max(64, _CHUNK_BYTES // (tiles.tile_px**2 * 3) // 64 * 64)
     chunks = [slice(start, min(start + size, len(tiles))) for start in range(0, len(tiles), size)]
     done = [_load_part(parts / f"{i:05d}.npy", c.stop - c.start) for i, c in enumerate(chunks)]
@@ -215,7 +220,7 @@ def _features(
         for start in range(chunk.start, chunk.stop, config.batch_size)
     ]
     pending: list[np.ndarray] = []
-    for (i, rows), images in _prefetched(slide, tiles, batches, config.readers, clock):
+    for (i, rows), images in _prefetched(slide, tiles, order, batches, config.readers, clock):
         with clock("encode"):
             pending.append(encoder(images).cpu().numpy())
         count += rows.stop - rows.start
@@ -226,17 +231,25 @@ def _features(
             with clock("store"), atomic_path(parts / f"{i:05d}.npy") as temporary:
                 np.save(temporary, part, allow_pickle=False)
             done[i] = part
-    return np.concatenate([part for part in done if part is not None])
+    read = np.concatenate([part for part in done if part is not None])
+    features = np.empty_like(read)
+    features[order] = read
+    return features
 
 
 def _prefetched(
-    slide: Slide, tiles: Tiles, batches: list[tuple[int, slice]], readers: int, clock: _Clock
+    slide: Slide,
+    tiles: Tiles,
+    order: np.ndarray,
+    batches: list[tuple[int, slice]],
+    readers: int,
+    clock: _Clock,
 ) -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
-    """Pixels of each batch; two batches ahead are decoded while the encoder works."""
+    """Pixels of each batch of rows of ``order``; those ahead are decoded while the encoder works."""
 
     def read(rows: slice) -> np.ndarray:
         with clock("read"):
-            return read_boxes(slide, tiles.boxes[rows], tiles.tile_px)
+            return read_boxes(slide, tiles.boxes[order[rows]], tiles.tile_px)
 
     slide.reader.reader  # noqa: B018  opened here, once, before threads ask for it
     ahead = readers + 1
@@ -266,17 +279,13 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
-    def __call__(self, stage: str) -> _Stage:
-        return _Stage(self.seconds, stage)
-
-
-class _Stage:
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self.seconds, self.stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.began
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began

@@ -126,6 +126,14 @@ def read_boxes(slide: Slide, boxes: np.ndarray, px: int, *, threads: int = 1) ->
     return out
 
 
+def reading_order(slide: Slide, boxes: np.ndarray, px: int) -> np.ndarray:
+    """Row order of boxes (N, 4), read at ``px`` pixels each, that decodes every tile of the file about once."""
+    if not len(boxes):
+        return np.zeros(0, dtype=np.int64)
+    level = slide.level_for(min(boxes[0, 2], boxes[0, 3]) / px)
+    return locality_order(boxes, _BLOCK * slide.level_downsamples[level])
+
+
 def locality_order(boxes: np.ndarray, block: float) -> np.ndarray:
     """Row order that visits blocks of ``block`` level-0 px one after another, serpentine, so reads share tiles."""
     column = np.floor(boxes[:, 0] / block).astype(np.int64)

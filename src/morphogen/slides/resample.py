@@ -34,8 +34,8 @@ def resample(
         and min(across, down) >= 1
         and _within(block, box)
     ):
-        part = block[int(top) : int(bottom), int(left) : int(right)]
-        return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+        exact = block[int(top) : int(bottom), int(left) : int(right)]
+        return cv2.resize(exact, (width, height), interpolation=cv2.INTER_AREA)
     scale = max(across, down)
     around = margin(scale)
     x0, y0 = max(0, math.floor(left) - around), max(0, math.floor(top) - around)
