@@ -1,5 +1,4 @@
-"""Write a whole-slide image of any size: a tiled pyramidal OME-TIFF, from blocks in any order, in little
-memory.
+"""Write a whole-slide image of any size, from blocks in any order, in little memory: a pyramidal OME-TIFF.
 
 Blocks of the full resolution come in any order and size. Whole tiles are compressed at once into a scratch
 file beside the output (:mod:`~morphogen.slides.pyramid_spool`); unfinished ones wait in memory up to a
@@ -159,8 +158,7 @@ class PyramidWriter:
             self._parts.shrink()
 
     def done(self, y: int, x: int, height: int, width: int) -> bool:
-        """Whether every pixel of a rectangle is there, from this run or from the one that is taken up
-        again."""
+        """Whether every pixel of a rectangle is there, from this run or the one that is taken up again."""
         t = self.tile
         for row in range(y // t, (y + height - 1) // t + 1):
             for column in range(x // t, (x + width - 1) // t + 1):
@@ -177,8 +175,7 @@ class PyramidWriter:
         return True
 
     def flush(self) -> None:
-        """Everything written so far on disk, unfinished tiles included: a run killed after this goes on
-        from here."""
+        """Everything written so far on disk, unfinished tiles too: a run killed after this goes on from here."""
         self._still_open()
         with self._explained():
             self._parts.shrink(0)
