@@ -45,6 +45,7 @@ COLUMNS = {
     "energy": "energy",
     "coverage50": "50 %",
     "coverage90": "90 %",
+    "coverage90_split": "90 % ties split",
     "coexpression_error_samples": "co-expr. RMSE",
     "moran_samples": "Moran r",
 }

@@ -9,11 +9,13 @@ import torch
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
 from morphogen.expression import predict as predict_module
+from morphogen.expression.config import SpatialConfig
 from morphogen.expression.levels import OffsetScale
 from morphogen.expression.panels import Panel
 from morphogen.expression.residual import Residual, shared_part
 from morphogen.expression.spatial import SpatialModel
 from morphogen.expression.tables import tabulate
+from morphogen.expression.transforms import Transform
 from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import coverage
 
@@ -194,10 +196,35 @@ def test_spatial_predicts_a_new_patient(models, world):
     assert result.uns["morphogen"]["prediction"]["X"] == "measured counts"
 
 
-def test_calibration_covers_held_out_training_spots(models):
-    report = models["spatial"].head.report
-    assert report["calibration"]["coverage"] == pytest.approx(0.9, abs=0.01)
-    assert report["inner_pcc"] == max(t["inner_pcc"] for t in report["tried"])
+def test_samples_are_whole_counts_with_the_right_mean(models, world):
+    head: SpatialModel = models["spatial"].head
+    result = models["spatial"](world[3], samples=20, keep_samples="obsm", device="cpu")
+    counts = np.expm1(result.obsm["pred_samples"].astype(np.float64))
+    assert np.abs(counts - np.round(counts)).max() < 0.02 * counts.max()  # half precision
+    value = torch.log1p(torch.full((20000, 1), 0.3))
+    drawn = head.observed(value, torch.log(torch.tensor(0.5)), torch.rand(20000, 1))
+    assert set(drawn.expm1().round().unique().tolist()) == {0.0, 1.0}
+    assert float(drawn.expm1().mean()) == pytest.approx(0.15, abs=0.01)
+
+
+def test_calibration_covers_held_out_training_spots(world):
+    panel = Panel(tuple(f"G{i:02d}" for i in range(12)), "listed")
+    tables = [tabulate(s, panel, training=True) for s in world]
+    model, held, _ = SpatialModel.fit(tables, SpatialConfig(factors=0), Transform())
+    model.diffused = False
+    model.calibrate(tables, held)
+    report = model.report["calibration"]
+    assert report["from"] == ["new", "seen"]  # A1 and A2 have each other; B1 and D1 have nobody
+    rng, covered = torch.Generator().manual_seed(5), []
+    for t, p, x in zip(tables, held.pattern, held.scores, strict=True):
+        mean = torch.from_numpy(t.y.mean(axis=0) + p).float()
+        noise = torch.randn((39, 2, *mean.shape), generator=rng)
+        offset, seen = torch.zeros(1, 12), t.patient == "A"
+        drawn = [model.draw(n, torch.from_numpy(x), mean, offset, 0, seen=seen).numpy() for n in noise]
+        covered.append(coverage(t.y, np.stack(drawn, axis=1), 0.9).split)
+    assert np.mean(covered[:2]) == pytest.approx(0.9, abs=0.02)
+    assert np.mean(covered[2:]) == pytest.approx(0.9, abs=0.02)
+    assert model.report["inner_pcc"] == max(t["inner_pcc"] for t in model.report["tried"])
 
 
 def test_a_seen_patient_is_less_uncertain_than_a_new_one(models, world):
@@ -256,14 +283,14 @@ def test_smooth_noise_is_standard_normal_and_correlates_as_asked(models, world):
         share = shared_part(wanted, [table.neighbours], table.near)
         head.residual.correlation.copy_(torch.from_numpy(share))
         rows = np.arange(len(table))
-        z = np.stack([head.noise(0, table, rows, k) for k in range(60)])
+        z = np.stack([head.noise(0, table, rows, k)[0] for k in range(60)])
         assert z.std() == pytest.approx(1.0, abs=0.02) and z.mean() == pytest.approx(0.0, abs=0.02)
         inner = (table.coords > 150).all(axis=1) & (table.coords < 1050).all(axis=1)
         pairs = [(i, table.neighbours[i, 1]) for i in np.flatnonzero(inner)]
         found = np.mean([(z[:, i] * z[:, j]).mean() for i, j in pairs])
         assert found == pytest.approx(0.3, abs=0.05)
         some = np.array([5, 77, 3])
-        np.testing.assert_array_equal(head.noise(0, table, some, 7), z[7][some])
+        np.testing.assert_array_equal(head.noise(0, table, some, 7)[0], z[7][some])
     finally:
         head.residual.correlation.copy_(before)
 

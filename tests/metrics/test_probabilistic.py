@@ -50,9 +50,21 @@ def test_coverage_is_exact_for_exchangeable_samples(k):
     y, s = rng.normal(size=(4000, 5)), rng.normal(size=(4000, k, 5))
     assert p.coverage(y, s, 0.9).observed == pytest.approx(0.9, abs=0.01)
     assert p.coverage(y, s, 0.5).observed == pytest.approx(0.5, abs=0.015)
+    assert p.coverage(y, s, 0.9).split == pytest.approx(0.9, abs=0.01)
     linear = np.quantile(s, [0.05, 0.95], axis=1)  # what a naive quantile would have claimed
     naive = ((y >= linear[0]) & (y <= linear[1])).mean()
     assert naive < (0.83 if k <= 20 else 0.88)
+
+
+def test_coverage_of_counts_splits_ties():
+    rng = RNG(7)
+    y, s = rng.poisson(0.4, size=(3000, 4)).astype(float), rng.poisson(0.4, size=(3000, 39, 4)).astype(float)
+    found = p.coverage(y, s, 0.9)
+    assert (
+        found.observed > 0.96
+    )  # a closed interval on a lattice covers too much, though the samples are right
+    assert found.split == pytest.approx(0.9, abs=0.015)
+    assert p.coverage(y, s * 0 + 5, 0.9).split < 0.1
 
 
 def test_too_few_samples_for_an_interval_are_refused():

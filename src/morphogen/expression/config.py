@@ -140,6 +140,10 @@ class SpatialConfig(Config):
     smooth_noise: bool = Field(
         True, description="Let the noise of close spots correlate as the held-out residuals do."
     )
+    counts: bool = Field(
+        True,
+        description="Samples are whole counts, as measurements are (not with library-normalised targets).",
+    )
     new_depth: float = Field(
         1.0,
         ge=0,
@@ -192,8 +196,8 @@ def _under(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 _SMALL_NETWORK = {"width": 96, "depth": 3, "heads": 4, "genes_per_token": 8, "objective": "v"}
 _SMALL_TRAINING = {
-    "steps": 1000, "batch_size": 64, "lr": 1e-3, "warmup_steps": 50, "lr_schedule": "cosine", "ema_decay": 0.995,
-    "weight_decay": 0.01, "validate_every": 100, "best_metric": "loss", "patience": 5, "save_every": 500,
+    "steps": 600, "batch_size": 64, "lr": 1e-3, "warmup_steps": 50, "lr_schedule": "cosine", "ema_decay": 0.99,
+    "weight_decay": 0.01, "validate_every": 50, "best_metric": "loss", "patience": 4, "save_every": 300,
 }  # fmt: skip
 _PAPER_TARGET = {"log": "log2p1", "standardise": False}
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {

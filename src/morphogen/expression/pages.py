@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAIN = (
     *("pcc", "pcc_low", "pcc_high", "pcc10", "pcc50", "rvd_mean", "rvd_samples", "crps", "energy"),
-    *("coverage50", "coverage90", "coexpression_error_samples", "moran_samples"),
+    *("coverage50", "coverage90", "coverage90_split", "coexpression_error_samples", "moran_samples"),
 )
 REST = (
     *("pcc_single", "spearman", "mse", "mae", "variance_ratio", "width90", "pit_deviation"),

@@ -191,12 +191,13 @@ class _Plan:
     def _draw_spatial(self) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
         c, table, device = self.config, self.table, self.model.device
         offsets = self.head.offsets(table, c.samples, c.seed)
+        seen = self.head.levels.is_seen(table.patient)
 
         def draw(rows: np.ndarray, sample: np.ndarray) -> torch.Tensor:
             noise = self.head.noise(c.seed, table, rows, int(sample[0]))
             tensors = [torch.from_numpy(v).to(device) for v in (noise, self.scores[rows], self.mean[rows])]
             offset = torch.from_numpy(offsets[sample[0]]).to(device)[None]
-            return self.head.draw(*tensors, offset, c.steps, self.autocast)
+            return self.head.draw(*tensors, offset, c.steps, self.autocast, seen=seen)
 
         return draw
 

@@ -122,7 +122,7 @@ class Residual(nn.Module):
         self.scale = ResidualScale(genes)
         self.register_buffer("basis", torch.eye(genes))  # whitened → standardised residual, rows are factors
         self.register_buffer("correlation", torch.zeros(genes))  # of each factor's noise between close spots
-        self.register_buffer("calibration", torch.ones(()))
+        self.register_buffer("calibration", torch.ones(2))  # of sections of new patients, of seen ones
         self.register_buffer("condition_scale", torch.ones(scores))
         self.network = ResidualNetwork(self.factors, scores, width, depth, dropout)
         self.schedule = Schedule.cosine()
@@ -149,9 +149,17 @@ class Residual(nn.Module):
         return (scores[:, : self.scores] * self.condition_scale).clamp(-4, 4)
 
     def forward(
-        self, noise: Tensor, scores: Tensor, mean: Tensor, steps: int, precision: str = "fp32"
+        self,
+        noise: Tensor,
+        scores: Tensor,
+        mean: Tensor,
+        steps: int,
+        precision: str = "fp32",
+        *,
+        seen: bool = False,
     ) -> Tensor:
-        """noise (B,G) standard normal, scores (B,P), mean (B,G) → one residual each (B,G)."""
+        """noise (B,G) standard normal, scores (B,P), mean (B,G) → one residual each (B,G). seen: whether the patient
+        was in training."""
         leading, rest = noise[:, : self.factors], noise[:, self.factors :]
         if steps > 0:
             denoiser = network_denoiser(self.network, self.schedule, "v", precision=precision)
@@ -162,7 +170,7 @@ class Residual(nn.Module):
                 denoiser, leading, times, self.schedule, condition={"condition": self.conditions(scores)}
             )
         u = torch.cat([leading, rest], dim=1) @ self.basis
-        return self.calibration * self.scale(mean) * u
+        return self.calibration[int(seen)] * self.scale(mean) * u
 
 
 def neighbour_correlation(whitened: Sequence[np.ndarray], neighbours: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from morphogen.core.seeds import numpy_generator
+from morphogen.core.seeds import generator, numpy_generator
 from morphogen.diffusion import ItemNoise
 from morphogen.expression.config import SpatialConfig
 from morphogen.expression.features import ContextFeatures
@@ -25,6 +25,8 @@ from morphogen.expression.readout import Fold, Readout, ReadoutChoice, choose, f
 from morphogen.expression.residual import Residual, neighbour_correlation, shared_part
 from morphogen.expression.tables import SectionTable, fold_numbers, inner_folds
 from morphogen.expression.transforms import Transform
+
+CALIBRATION_SPOTS, CALIBRATION_GENES = 4096, 64  # enough for one number, and bounded memory
 
 
 @dataclass
@@ -110,40 +112,63 @@ class SpatialModel(nn.Module):
         }
         return model, Held(pattern, residual, scores), whitened
 
-    @torch.no_grad()
-    def calibrate(
-        self, tables: Sequence[SectionTable], held: Held, level: float = 0.9, samples: int = 39
-    ) -> float:
-        """Set the factor on the residual so that held-out training spots lie in the central interval this often.
+    def calibrate(self, tables: Sequence[SectionTable], held: Held, level: float = 0.9) -> None:
+        """Set the factors on the residual so that held-out training spots lie in the central interval this often.
 
-        The level of each held-out section is taken as known here: how unsure that is, is the offsets' business.
+        One factor from sections whose patient had another section in the fit that held them out, one from sections
+        of patients that had none; a kind that does not occur in training takes the other's. The level of a held-out
+        section is taken as known: how unsure that is, is the offsets' business.
         """
-        device = self.readout.mean.device
-        noise = torch.randn(
-            (samples, sum(map(len, tables)), self.readout.mean.numel()),
-            generator=torch.Generator().manual_seed(0),
-        )
-        mean = torch.from_numpy(
-            np.concatenate([t.y.mean(axis=0) + p for t, p in zip(tables, held.pattern)])
-        ).float()
-        truth = torch.from_numpy(np.concatenate([t.y for t in tables])).float().to(device)
-        scores = torch.from_numpy(np.concatenate(held.scores)).to(device)
-        mean = mean.to(device)
+        patients = [t.patient for t in tables]
+        seen = [len(tables) == 1 or (bool(p) and patients.count(p) > 1) for p in patients]
+        found = {}
+        for kind in (False, True):
+            rows = np.flatnonzero(np.concatenate([np.full(len(t), s == kind) for t, s in zip(tables, seen)]))
+            if len(rows):
+                found[kind] = self._factor(tables, held, rows, level)
+        for kind in (False, True):
+            self.residual.calibration[int(kind)] = found.get(kind, found.get(not kind, 1.0))
+        self.report["calibration"] = {
+            "level": level,
+            "new": float(self.residual.calibration[0]),
+            "seen": float(self.residual.calibration[1]),
+            "from": ["new", "seen"] if len(found) == 2 else ["seen" if True in found else "new"],
+        }
+
+    @torch.no_grad()
+    def _factor(
+        self, tables: Sequence[SectionTable], held: Held, rows: np.ndarray, level: float, samples: int = 39
+    ) -> float:
+        """The factor at which ``level`` of these held-out spots are covered, ties split: a closed interval of counts
+        covers too much, and would ask for too little spread."""
+        device, genes = self.readout.mean.device, self.readout.mean.numel()
+        rng, g = numpy_generator("calibration", len(rows)), generator("calibration", len(rows))
+        rows = np.sort(rng.choice(rows, min(len(rows), CALIBRATION_SPOTS), replace=False))
+        some = torch.linspace(0, genes - 1, min(genes, CALIBRATION_GENES), device=device).long()
+
+        def chosen(parts: Sequence[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts)[rows].astype(np.float32)).to(device)
+
+        mean = chosen([t.y.mean(axis=0) + p for t, p in zip(tables, held.pattern)])
+        truth, scores = chosen([t.y for t in tables])[:, some], chosen(held.scores)
         self.residual.calibration.fill_(1.0)
         steps = 20 if self.diffused and self.residual.factors else 0
-        draws = torch.stack([self.residual(n.to(device), scores, mean, steps) for n in noise])
-        tail = int(round((1 - level) / 2 * (samples + 1))) - 1
-        # Scaling by a positive factor and clamping keep the order, so the samples are sorted once.
-        ordered = draws.sort(dim=0).values
-        bottom, top = ordered[tail], ordered[-1 - tail]
+        draws, dither = [], []
+        for _ in range(samples):
+            noise = torch.randn((len(rows), genes), generator=g).to(device)
+            draws.append(self.residual(noise, scores, mean, steps)[:, some])
+            dither.append(torch.rand((len(rows), len(some)), generator=g).to(device))
+        residual, uniform, mean = torch.stack(draws), torch.stack(dither), mean[:, some]
         low, high = 0.3, 3.0
-        for _ in range(20):
+        for _ in range(12):
             factor = (low * high) ** 0.5
-            a, b = ((mean + factor * bound).clamp_min(0) for bound in (bottom, top))
-            inside = ((truth >= a - 1e-6) & (truth <= b + 1e-6)).float().mean()
-            low, high = (factor, high) if float(inside) < level else (low, factor)
-        self.residual.calibration.fill_(factor)
-        self.report["calibration"] = {"factor": factor, "coverage": float(inside), "level": level}
+            drawn = self.observed(mean + factor * residual, 0.0, uniform)
+            tied = (drawn - truth).abs() < 1e-5
+            first = ((drawn < truth) & ~tied).sum(dim=0) / (samples + 1)
+            width = (tied.sum(dim=0) + 1) / (samples + 1)
+            reach = (first + width).clamp_max((1 + level) / 2) - first.clamp_min((1 - level) / 2)
+            inside = float((reach.clamp_min(0) / width).mean())
+            low, high = (factor, high) if inside < level else (low, factor)
         return factor
 
     # --- prediction ---------------------------------------------------------------------------------------
@@ -167,39 +192,67 @@ class SpatialModel(nn.Module):
         rng = numpy_generator(seed, "offset", table.section, k)
         return self.levels.scale(table.patient).draw(k, self.readout.mean.numel(), rng)
 
+    @property
+    def counts(self) -> bool:
+        """Whether samples are whole counts."""
+        return self.config.counts and not self.transform.library
+
+    def observed(self, value: Tensor, offset: Tensor | float, uniform: Tensor) -> Tensor:
+        """From log values to what would be measured, in the targets' transform.
+
+        The offset scales the counts, and the result is rounded to a whole count up or down at random, by ``uniform``
+        in [0, 1), so that its mean stays: a section of a tenth of the depth holds mostly zeros, not tenths of counts.
+        """
+        unit = self.transform.unit
+        count = torch.expm1(value.clamp_min(0) / unit)
+        if isinstance(offset, Tensor):
+            count = count * torch.exp(offset)
+        if self.counts:
+            count = torch.floor(count + uniform)
+        return torch.log1p(count) * unit
+
     @torch.no_grad()
     def draw(
-        self, noise: Tensor, scores: Tensor, mean: Tensor, offset: Tensor, steps: int, precision: str
+        self,
+        noise: Tensor,
+        scores: Tensor,
+        mean: Tensor,
+        offset: Tensor,
+        steps: int,
+        precision: str = "fp32",
+        *,
+        seen: bool = False,
     ) -> Tensor:
-        """One sample per row, in the targets' transform: noise, mean, offset (B, G), scores (B, P)."""
-        r = self.residual(noise, scores, mean, steps if self.diffused else 0, precision)
-        value = (mean + r).clamp_min(0)
-        unit = self.transform.unit
-        return torch.log1p(torch.expm1(value / unit) * torch.exp(offset)) * unit
+        """One sample per row, in the targets' transform: noise (2, B, G), mean, offset (B, G), scores (B, P)."""
+        r = self.residual(noise[0], scores, mean, steps if self.diffused else 0, precision, seen=seen)
+        return self.observed(mean + r, offset, torch.special.ndtr(noise[1]))
 
     def noise(self, seed: int, table: SectionTable, rows: np.ndarray, replicate: int) -> np.ndarray:
-        """(B, G) noise of some spots for one replicate; a function of seed, section, barcodes and replicate only.
+        """(2, B, G) noise of some spots for one replicate: of the residual, and of the rounding to counts.
 
-        With smooth noise a spot's is √(1−ρ)·own + √ρ·(sum over its neighbours)/√(their number): standard normal
-        for every spot, correlated between close ones, and the same in whatever batch a spot is.
+        A function of seed, section, barcodes and replicate only. With smooth noise a spot's is √(1−ρ)·own +
+        √ρ·(sum over its neighbours)/√(their number): standard normal for every spot, correlated between close ones,
+        and the same in whatever batch a spot is.
         """
         genes = self.readout.mean.numel()
         share = self.residual.correlation.cpu().numpy()
         if not share.any():
             keys = [(table.section, table.barcodes[i], replicate) for i in rows]
-            return ItemNoise(seed, keys, (genes,))(-1).numpy()
+            return np.ascontiguousarray(ItemNoise(seed, keys, (2, genes))(-1).numpy().swapaxes(0, 1))
         index = table.neighbours[rows][:, : table.near]
         needed = np.unique(np.concatenate([index[index >= 0], rows]))
         keys = [(table.section, table.barcodes[i], replicate) for i in needed]
-        z = ItemNoise(seed, keys, (2, genes))(-1).numpy()
+        z = ItemNoise(seed, keys, (3, genes))(-1).numpy()
         place = np.searchsorted(needed, np.where(index >= 0, index, rows[:, None]))
         present = (index >= 0)[..., None]
         smooth = np.zeros((len(rows), genes), dtype=np.float32)
         for column in range(index.shape[1]):
-            smooth += np.where(present[:, column], z[place[:, column], 1], 0.0)
+            smooth += np.where(present[:, column], z[place[:, column], 2], 0.0)
         smooth /= np.sqrt(present.sum(axis=1))
-        own = z[np.searchsorted(needed, rows), 0]
-        return (np.sqrt(1 - share) * own + np.sqrt(share) * smooth).astype(np.float32)
+        own = z[np.searchsorted(needed, rows)]
+        return np.stack([np.sqrt(1 - share) * own[:, 0] + np.sqrt(share) * smooth, own[:, 1]]).astype(
+            np.float32
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a saved model needs beside its tensors."""

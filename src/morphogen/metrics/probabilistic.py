@@ -71,10 +71,16 @@ def energy_score(truth: ArrayLike, samples: ArrayLike, scale: ArrayLike | None =
 
 
 class Coverage(NamedTuple):
-    """Fraction of truths inside the central interval, and how wide that interval is."""
+    """Fraction of truths inside the central interval, and how wide that interval is.
+
+    On counts many truths sit exactly on a bound. ``observed`` takes the closed interval, which then covers more than
+    its level even for perfect samples; ``split`` divides the ties (the mass of the PIT between the two tails), which
+    is the level for calibrated samples of any kind. Without ties the two agree.
+    """
 
     level: float
     observed: float
+    split: float
     width: float  # mean width of the interval, units of the transform
     per_gene: Floats
 
@@ -94,15 +100,32 @@ def coverage(truth: ArrayLike, samples: ArrayLike, level: float = 0.9) -> Covera
     if position < 1 - 1e-9:
         return None
     inside = np.zeros(y.shape[1])
-    width = 0.0
+    width = between = 0.0
     for block in _blocks(y, s):
         x = np.sort(s[block].astype(np.float64), axis=1)
         low, high = _order_statistic(x, position), _order_statistic(x, k + 1 - position)
         # Counts sit on a lattice: compare within rounding of half-precision stores.
-        slack = 1e-3 * np.maximum(1.0, np.abs(y[block])) if s.dtype == np.float16 else 1e-9
+        slack = 1e-3 * np.maximum(1.0, np.abs(y[block])) if s.dtype == np.float16 else _same(y[block])
         inside += ((y[block] >= low - slack) & (y[block] <= high + slack)).sum(axis=0)
         width += float((high - low).sum())
-    return Coverage(level, float(inside.sum() / y.size), width / y.size, inside / len(y))
+        first, last = _rank_interval(y[block], x)
+        overlap = np.minimum(last, (1 + level) / 2) - np.maximum(first, (1 - level) / 2)
+        between += float((np.clip(overlap, 0, None) / (last - first)).sum())
+    return Coverage(level, float(inside.sum() / y.size), between / y.size, width / y.size, inside / len(y))
+
+
+def _rank_interval(y: Floats, x: NDArray) -> tuple[Floats, Floats]:
+    """The part of [0, 1] that the PIT of each truth (N, G) may lie in, given samples (N, K, G): ties and the cell of
+    width 1/(K+1) are left open."""
+    t = y[:, None]
+    close = np.abs(x - t) <= (1e-3 * np.maximum(1.0, np.abs(t)) if x.dtype == np.float16 else _same(t))
+    below = ((x < t) & ~close).sum(axis=1) / (x.shape[1] + 1)
+    return below, below + (close.sum(axis=1) + 1) / (x.shape[1] + 1)
+
+
+def _same(t: Floats) -> Floats:
+    """Values this close are one count, stored in single precision."""
+    return 1e-6 * np.maximum(1.0, np.abs(t))
 
 
 def _order_statistic(ordered: Floats, position: float) -> Floats:
@@ -152,14 +175,10 @@ def pit_histogram(truth: ArrayLike, samples: ArrayLike, bins: int = 10) -> Pit:
     with many equal values give a flat histogram when they are calibrated, and no draw is involved.
     """
     y, s = draws(truth, samples)
-    k = s.shape[1]
     edges = np.linspace(0.0, 1.0, bins + 1)
     mass = np.zeros(bins)
     for block in _blocks(y, s):
-        x, t = s[block].astype(np.float64), y[block, None]
-        close = np.abs(x - t) <= (1e-3 * np.maximum(1.0, np.abs(t)) if s.dtype == np.float16 else 1e-9)
-        below = ((x < t) & ~close).sum(axis=1).ravel() / (k + 1)
-        above = below + (close.sum(axis=1).ravel() + 1) / (k + 1)
+        below, above = (v.ravel() for v in _rank_interval(y[block], s[block]))
         # Share of each [below, above] interval that falls into every bin.
         overlap = np.minimum(above[:, None], edges[1:]) - np.maximum(below[:, None], edges[:-1])
         mass += (np.clip(overlap, 0, None) / (above - below)[:, None]).sum(axis=0)
