@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,8 +50,8 @@ class Outcome:
     tiles, width:
         Number of tiles and of features each.
     seconds, stages:
-        Wall time, and seconds of work per stage (``tile``, ``read``, ``encode``, ``store``); reading overlaps
-        encoding, so they may add up to more than the wall time.
+        Wall time, and its parts: ``tile``, ``read`` (waiting for pixels; most of the decoding happens while the
+        encoder works), ``encode``, ``store``.
     store, message:
         Where results are; why it failed, or what else there is to say.
     """
@@ -248,8 +247,7 @@ def _prefetched(
     """Pixels of each batch of rows of ``order``; those ahead are decoded while the encoder works."""
 
     def read(rows: slice) -> np.ndarray:
-        with clock("read"):
-            return read_boxes(slide, tiles.boxes[order[rows]], tiles.tile_px)
+        return read_boxes(slide, tiles.boxes[order[rows]], tiles.tile_px)
 
     slide.reader.reader  # noqa: B018  opened here, once, before threads ask for it
     ahead = readers + 1
@@ -257,7 +255,8 @@ def _prefetched(
         queue = [pool.submit(read, rows) for _, rows in batches[:ahead]]
         try:
             for n, batch in enumerate(batches):
-                images = queue.pop(0).result()
+                with clock("read"):
+                    images = queue.pop(0).result()
                 if n + ahead < len(batches):
                     queue.append(pool.submit(read, batches[n + ahead][1]))
                 yield batch, images
@@ -275,11 +274,10 @@ def _load_part(path: Path, rows: int) -> np.ndarray | None:
 
 
 class _Clock:
-    """Seconds of work per stage, added up over threads: ``with clock("read"): …``."""
+    """Seconds per stage of the thread that works on a slide: ``with clock("read"): …``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -287,5 +285,4 @@ class _Clock:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
