@@ -133,7 +133,6 @@ def methods_of(
     plain = timed("regression U-Net", regression, "mean")
     expected = timed("diffusion, expected stain (1 evaluation)", diffusion, "mean")
     several = timed(f"diffusion, {SAMPLES} samples (fast)", diffusion, "fast", SAMPLES)
-    reference = timed("diffusion, reference (100 + 100 evaluations)", diffusion, "reference")
     methods: dict[str, Method] = {
         "H&E as it is": lambda pair, he: identity(he),
         "colour deconvolution": lambda pair, he: deconvolution(he),
@@ -142,7 +141,6 @@ def methods_of(
         "diffusion, expected stain (1 evaluation)": lambda pair, he: expected[pair.name].sample,
         f"diffusion, mean of {SAMPLES} samples (fast)": lambda pair, he: several[pair.name].mean,
         "diffusion, one sample (fast)": lambda pair, he: several[pair.name].sample,
-        "diffusion, one sample (reference)": lambda pair, he: reference[pair.name].sample,
     }
     return methods, several, seconds
 

@@ -149,7 +149,7 @@ def apply(
         str | None,
         Parameter(
             name="--solver",
-            help="fast (default): a few stochastic steps. reference: HistDiST's inversion and 100-step translation. "
+            help="fast (default): a few second-order steps. reference: HistDiST's inversion and 100-step translation. "
             "mean: the expected stain in one step.",
         ),
     ] = None,

@@ -190,10 +190,10 @@ class SamplerConfig(Config):
     """How an image is made. `reference` and `fast` are presets of these fields."""
 
     solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"] = Field(
-        "dpmpp_2m_sde",
+        "dpmpp_2m",
         description="mean: one evaluation at pure noise, the expected stain (regression's answer).",
     )
-    steps: int = Field(12, ge=1, description="Translation steps.")
+    steps: int = Field(10, ge=1, description="Translation steps.")
     spacing: Literal["model", "trailing", "leading", "log_snr"] = Field(
         "log_snr", description="Where the steps lie; model = as the model was made for."
     )
@@ -223,7 +223,7 @@ class SamplerConfig(Config):
 
     @classmethod
     def fast(cls) -> SamplerConfig:
-        """A few second-order stochastic steps from position-keyed noise, no inversion."""
+        """A few second-order steps from position-keyed noise, no inversion."""
         return cls()
 
     @classmethod
