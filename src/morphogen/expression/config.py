@@ -229,15 +229,15 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("spatial", "small"): {
         "training": {
-            "steps": 600, "batch_size": 128, "lr": 5e-4, "lr_schedule": "cosine", "ema_decay": 0.98,
-            "weight_decay": 0.1, "validate_every": 60, "best_metric": "loss", "save_every": 300,
+            "steps": 400, "batch_size": 128, "lr": 5e-4, "ema_decay": 0.98, "weight_decay": 0.1,
+            "validate_every": 40, "save_every": 400,
         },
     },
     ("spatial", "paper"): {
         "spatial": {"factors": 64, "scores": 64, "width": 512, "depth": 6},
         "training": {
-            "steps": 30_000, "batch_size": 512, "lr": 3e-4, "lr_schedule": "cosine", "ema_decay": 0.999,
-            "weight_decay": 0.01, "validate_every": 1000, "best_metric": "loss", "save_every": 5000,
+            "steps": 30_000, "batch_size": 512, "lr": 3e-4, "ema_decay": 0.999, "weight_decay": 0.01,
+            "validate_every": 1000, "save_every": 5000,
         },
     },
 }  # fmt: skip
