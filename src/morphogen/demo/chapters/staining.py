@@ -13,7 +13,7 @@ from morphogen.report import Report
 
 TITLE = "Virtual staining, patch and whole slide"
 COMMANDS = """
-morphogen stain train pairs --out er --steps 1500 --mpp 0.5 --crop 128
+morphogen stain train pairs --out er --steps 700 --mpp 0.5 --crop 128
 morphogen stain apply er/model patches --out stained --samples 8
 morphogen stain apply er/model slide.ome.tif --out stained
 morphogen stain evaluate stained pairs --out scores
@@ -46,9 +46,9 @@ def run(work: Workspace, report: Report) -> None:
     from morphogen.slides.colour import dab_density
 
     folder, origin = model_folder(work)
-    side = work.size(512, 256)
+    side = work.size(384, 256)
     tissue = TissueSimulator(UNSEEN + work.seed, patient=1, mpp=MPP).render(2300, 1500, side, side)
-    model, stained = stain_patch(folder, tissue.he, work.size(8, 2), work.device)
+    model, stained = stain_patch(folder, tissue.he, work.size(6, 2), work.device)
     density = {
         name: np.asarray(dab_density(image[None]))[0]
         for name, image in (("predicted", stained.mean), ("real", tissue.ihc))
@@ -90,7 +90,7 @@ def _slide(work: Workspace, report: Report, model: Any) -> None:
     from morphogen.demo.tissue_fields import Outline
     from morphogen.slides import open_slide
 
-    side = work.size(1536, 512)
+    side = work.size(1024, 512)
     simulator = TissueSimulator(
         UNSEEN + work.seed, patient=2, mpp=MPP, outline=Outline(side * MPP, side * MPP)
     )
@@ -121,8 +121,8 @@ def model_folder(work: Workspace) -> tuple[Path, str]:
     if (packaged / "morphogen.json").is_file() and not work.quick:
         with as_file(packaged) as folder:
             return Path(folder), (
-                "The small model comes with the package: trained on a CPU on simulated H&E and ER pairs of other "
-                "patients, by the first command below."
+                "The small model comes with the package: trained for 700 steps on a CPU, on simulated H&E and ER pairs "
+                "of other patients (`assets/README.md` of the demo says how)."
             )
     from morphogen.demo import write_mist
     from morphogen.stain import find_pairs, train_model
