@@ -9,7 +9,9 @@ from morphogen.stain.build import build_model
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import StainOutput
 
-TINY = ModelConfig(widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4)
+TINY = ModelConfig(
+    widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4, detail=4
+)
 
 
 @pytest.fixture

@@ -249,3 +249,18 @@ def test_a_stain_is_learned(make_pairs, tmp_path, regression):
     before, after = float((he - ihc).abs().mean()), float((made - ihc).abs().mean())
     assert after < 0.5 * before
     assert result.run.metrics["validate/colour_error"] < 0.6 * before
+
+
+def test_detail_head_changes_nothing_at_first_and_sees_across_blocks():
+    from morphogen.stain.network import DetailHead
+
+    head = DetailHead(4, 8)
+    out, x, image = (torch.randn(1, 48, 6, 6) for _ in range(3))
+    with torch.no_grad():
+        assert torch.equal(head(out, x, image), out)
+        torch.nn.init.normal_(head.last.weight)
+        before = head(out, x, image)
+        moved = out.clone()
+        moved[0, :, 2, 2] += 1.0
+        changed = (head(moved, x, image) - before).abs().amax(dim=(0, 1)) > 1e-6
+    assert changed[1:4, 1:4].all() and not changed[:, 5].any()

@@ -15,7 +15,7 @@ from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.folder import load_start, pixel_first_stage, text_context
 from morphogen.stain.model import StainTransfer, build_encoder
-from morphogen.stain.network import StainNetwork, add_labels
+from morphogen.stain.network import DetailHead, StainNetwork, add_labels
 
 
 def build_model(
@@ -81,7 +81,12 @@ def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -
     for parameter in latent.unet.conv_out.parameters():
         torch.nn.init.zeros_(parameter)  # the first prediction is mid-grey everywhere, not noise
     add_labels(latent, config.stains)
-    return StainTransfer(StainNetwork(latent), first_stage, config, encoder=encoder, **made)
+    detail = None
+    if config.detail:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "stain detail"))
+            detail = DetailHead(config.pixel_factor, config.detail)
+    return StainTransfer(StainNetwork(latent, detail=detail), first_stage, config, encoder=encoder, **made)
 
 
 def _from_pipeline(

@@ -64,6 +64,11 @@ class ModelConfig(Config):
     pixel_scale: float = Field(
         1.0, gt=0, description="small: factor on pixels in -1…1 before noise is added."
     )
+    detail: int = Field(
+        0,
+        ge=0,
+        description="small: channels of a head at full resolution that sees across the borders of blocks. 0 = none.",
+    )
     widths: tuple[int, ...] = Field(
         (64, 96, 128), min_length=1, description="small: channels per U-Net level."
     )
@@ -172,6 +177,7 @@ class TrainConfig(Config):
             )
         return cls(
             data=DataConfig(crop=128),
+            model=ModelConfig(detail=16),
             objective=ObjectiveConfig(bias_he_ihc=0.15, last_step_share=0.2),
             training=TrainingConfig(
                 steps=steps or 1000,

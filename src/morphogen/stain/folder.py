@@ -17,7 +17,7 @@ from morphogen.nets import KLFirstStage, load_first_stage, load_text_encoder, lo
 from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import PROMPT, StainTransfer, build_encoder
-from morphogen.stain.network import StainNetwork
+from morphogen.stain.network import DetailHead, StainNetwork
 
 KIND = "stain"
 PUBLISHED_ENCODER = "phikon"
@@ -68,11 +68,25 @@ def _load_own(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
     conditioning = model.state("conditioning") if (path / "conditioning.safetensors").is_file() else {}
     null = conditioning.get("null")
     width = conditioning["projection.weight"].shape[1] if "projection.weight" in conditioning else 0
-    network = StainNetwork(latent, null=null, token_width=width, learn_null=config.null_context == "learned")
-    if network.projection is not None:
-        network.projection.load_state_dict(
-            {key: conditioning[f"projection.{key}"] for key in ("weight", "bias")}
-        )
+    network = StainNetwork(
+        latent,
+        null=null,
+        token_width=width,
+        learn_null=config.null_context == "learned",
+        detail=DetailHead(config.pixel_factor, config.detail) if config.detail else None,
+    )
+    for name in ("projection", "detail"):
+        module = getattr(network, name)
+        if module is not None:
+            state = {
+                k.removeprefix(f"{name}."): v for k, v in conditioning.items() if k.startswith(f"{name}.")
+            }
+            try:
+                module.load_state_dict(state)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"the weights of its {name} do not fit ({error})", where=path / "conditioning.safetensors"
+                ) from None
     text = load_text_encoder(path) if (path / "text_encoder").is_dir() else None
     facts = model.facts
     preprocessing = facts.get("preprocessing", {})
@@ -124,8 +138,9 @@ def save(model: StainTransfer, folder: Path | str) -> Path:
         modules["first_stage"] = model.first_stage
     if model.text is not None:
         modules["text_encoder"], modules["tokenizer"] = model.text.model, model.text.tokenizer
-    if model.network.null is not None:
-        modules["conditioning"] = _Conditioning(model.network)
+    rest = _Conditioning(model.network)
+    if rest.state_dict():
+        modules["conditioning"] = rest
     encoder = model._encoder  # not built only to be named
     spec = encoder.spec.to_dict() if encoder is not None else {"name": model.config.encoder}
     return save_model(
@@ -146,9 +161,9 @@ class _Conditioning(nn.Module):
 
     def __init__(self, network: StainNetwork) -> None:
         super().__init__()
-        assert network.null is not None
-        self.register_buffer("null", network.null.detach().clone())
-        self.projection = network.projection
+        if network.null is not None:
+            self.register_buffer("null", network.null.detach().clone())
+        self.projection, self.detail = network.projection, network.detail
 
 
 def _index(modules: dict[str, Any]) -> dict[str, Any]:

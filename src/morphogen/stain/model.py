@@ -261,8 +261,10 @@ class StainTransfer:
             start = invert(
                 denoiser, latent, times, self.schedule, when=sampler.standardise, condition=condition
             ).repeat_interleave(samples, dim=0)
-        elif self.config.regression:
-            start = image.new_zeros(len(image) * samples, *shape)
+        elif self.config.regression or sampler.solver == "mean":
+            start = image.new_zeros(
+                len(image) * samples, *shape
+            )  # the centre of the noise: no seed in the answer
         else:
             start = noise(-1).to(image)
         tokens = self.tokens(images)

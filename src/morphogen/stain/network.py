@@ -30,13 +30,21 @@ class StainNetwork(nn.Module):
         (1, L, D) context of the generation task; a parameter when it is learned.
     token_width:
         Width of the encoder's tokens; a projection is made when the U-Net's context is of another width.
+    detail:
+        Head that corrects the U-Net's output in pixel space.
     """
 
     def __init__(
-        self, latent: LatentUNet, *, null: Tensor | None = None, token_width: int = 0, learn_null: bool = True
+        self,
+        latent: LatentUNet,
+        *,
+        null: Tensor | None = None,
+        token_width: int = 0,
+        learn_null: bool = True,
+        detail: DetailHead | None = None,
     ) -> None:
         super().__init__()
-        self.latent = latent
+        self.latent, self.detail = latent, detail
         width = latent.context_dim
         self.projection = nn.Linear(token_width, width) if width and token_width not in (0, width) else None
         if width and null is None:
@@ -118,7 +126,33 @@ class StainNetwork(nn.Module):
             options["encoder_hidden_states"] = context.expand(batch, -1, -1)
             options["encoder_attention_mask"] = mask
         time = torch.as_tensor(t, device=x.device).expand(batch)
-        return self.latent.unet(joined, time, **options).sample
+        out = self.latent.unet(joined, time, **options).sample
+        return out if self.detail is None else self.detail(out, x, image)
+
+
+class DetailHead(nn.Module):
+    """A correction of the U-Net's output at full resolution, for networks whose channels are blocks of
+    pixels.
+
+    Output, noisy stain and H&E are laid out as pixels again; two small convolutions see across the borders
+    of blocks, which the U-Net's output does not, and add what they find. Zero at first.
+    """
+
+    def __init__(self, factor: int, width: int) -> None:
+        super().__init__()
+        self.factor, self.width = factor, width
+        self.first = nn.Conv2d(9, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, out: Tensor, x: Tensor, image: Tensor) -> Tensor:
+        """All (B, 3·factor², h, w); returns the corrected ``out``."""
+        pixels = torch.cat(
+            [nn.functional.pixel_shuffle(each, self.factor) for each in (out, x, image)], dim=1
+        )
+        correction = self.last(nn.functional.silu(self.first(pixels)))
+        return out + nn.functional.pixel_unshuffle(correction, self.factor)
 
 
 def add_labels(latent: LatentUNet, stains: Sequence[str]) -> None:
