@@ -161,21 +161,30 @@ def test_an_interrupted_slide_goes_on_to_the_same_bytes(synthetic, tmp_path, sma
     assert [p.name for p in (tmp_path / "cut").iterdir()] == ["synthetic.zarr"]
 
 
-def test_kept_parts_of_other_tiles_or_damaged_are_not_used(synthetic, tmp_path, small_chunks):
-    config = EncodeConfig(batch_size=16)
+def test_damaged_parts_are_made_again(synthetic, tmp_path, small_chunks):
+    config, tiles = EncodeConfig(batch_size=16), TileConfig(tile_px=32, tile_mpp=1.0, overlap=16)
     slide = open_slide(synthetic, out=tmp_path)
-    tile_slide(slide, TileConfig(tile_px=32, tile_mpp=1.0, overlap=16))
     with pytest.raises(KeyboardInterrupt):
-        encode_slide(slide, tiny(stop_after=200), config)
+        encode_slide(slide, tiny(stop_after=200), config, tiles)
     parts = tmp_path / f"synthetic.{KEY}.parts"
     (parts / "00000.npy").write_bytes((parts / "00000.npy").read_bytes()[:200])  # cut short
-    again = tiny(stop_after=250)
+    np.save(parts / "00001.npy", np.zeros((3, 12), np.float32))  # of another number of tiles
+    again = tiny()
+    outcome = encode_slide(slide, again, config)
+    assert again.module.seen == outcome.tiles - 64  # only the third chunk could be kept
+    wanted = tiny()(read_boxes(slide, read_tiles(slide).boxes, 32)).numpy()
+    assert np.allclose(read_table(slide, KEY).X, wanted, atol=1e-6)
+
+
+def test_parts_of_other_tiles_are_not_used(synthetic, tmp_path, small_chunks):
+    config = EncodeConfig(batch_size=16)
+    slide = open_slide(synthetic, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        encode_slide(slide, again, config)
-    count = tile_slide(slide, TileConfig(tile_px=32, tile_mpp=1.0), overwrite=True)[0]
+        encode_slide(slide, tiny(stop_after=200), config, TileConfig(tile_px=32, tile_mpp=1.0, overlap=16))
+    count = len(tile_slide(slide, TileConfig(tile_px=32, tile_mpp=1.0), overwrite=True)[0])
     last = tiny()
     outcome = encode_slide(slide, last, config)
-    assert last.module.seen == outcome.tiles == len(count)  # other tiles: started from nothing
+    assert last.module.seen == outcome.tiles == count  # started from nothing
     wanted = tiny()(read_boxes(slide, read_tiles(slide).boxes, 32)).numpy()
     assert np.allclose(read_table(slide, KEY).X, wanted, atol=1e-6)
 

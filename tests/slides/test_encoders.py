@@ -274,6 +274,9 @@ def test_timm_models_by_name_folder_and_state_dict(tmp_path, images):
         tmp_path / "t", "vit_tiny_patch16_224", 32, img_size=32, embed_dim=24, depth=1, num_heads=2
     )
     _check(get_encoder("timm:vit_tiny_patch16_224", folder, device="cpu"), images, 24)
+    reg = _timm_folder(tmp_path / "r", "vit_small_patch14_reg4_dinov2", **TINY)
+    tokens = get_encoder("timm:vit_small_patch14_reg4_dinov2", reg, device="cpu", tokens=True)
+    _check(tokens, images, 32, tokens=1 + 4)  # class token and patches, without the four registers
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=3)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "resnet.pt")
