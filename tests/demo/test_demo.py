@@ -51,3 +51,13 @@ def test_shown_code_is_the_code_that_runs():
 
     assert shown(example) == "b = a + 1  # shown"
     assert "shown" in sys.modules[shown.__module__].__dict__
+
+
+def test_the_stain_model_it_comes_with_loads():
+    from importlib.resources import as_file, files
+
+    from morphogen.stain import StainTransfer
+
+    with as_file(files("morphogen.demo") / "assets" / "stain-er") as folder:
+        model = StainTransfer.from_pretrained(folder, device="cpu")
+    assert model.stains == ("IHC",)
