@@ -49,6 +49,7 @@ def test_presets_fill_in_what_is_not_given():
     assert (paper.network.width, paper.network.depth, paper.network.objective) == (384, 12, "epsilon")
     assert paper.target.log == "log2p1" and not paper.target.standardise and paper.network.learned_variance
     assert ExpressionConfig(recipe="hisdiff", size="paper").network.heads == 12
+    assert ExpressionConfig(recipe="stem", training={"steps": 3}).training.warmup_steps == 3
     small = ExpressionConfig(recipe="stem", network={"depth": 2})
     assert small.network.depth == 2 and small.network.objective == "v"
     with pytest.raises(ConfigError, match="Did you mean 'depth'"):

@@ -182,7 +182,14 @@ class ExpressionConfig(Config):
         if not isinstance(values, dict):
             return values
         preset = PRESETS.get((values.get("recipe", "spatial"), values.get("size", "small")))
-        return _under(preset, values) if preset else values
+        if not preset:
+            return values
+        filled, given = _under(preset, values), values.get("training")
+        if isinstance(given, dict) and "warmup_steps" not in given and isinstance(given.get("steps"), int):
+            # A shorter run than the preset's keeps a warm-up that fits into it.
+            warmup = min(filled["training"].get("warmup_steps", 0), given["steps"])
+            filled["training"] = {**filled["training"], "warmup_steps": warmup}
+        return filled
 
 
 def _under(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
