@@ -5,7 +5,7 @@ resumable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,14 @@ from morphogen.slides import Slide, open_slide
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.slides.tissue import tissue_of
 from morphogen.stain.config import ApplyConfig
+from morphogen.stain.glass import Glass
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.predict import run_facts
 from morphogen.stain.windows import Band, WindowPlan, plan_windows, scale_between, stain_bands
 
 log = logging.getLogger("morphogen.stain")
 
+JPEG_GRID = 16  # source pixels after which the block structure of a JPEG repeats, in colour too
 UNCERTAINTY_STEP = 0.002  # DAB optical density per grey level of the uncertainty pyramid (255 = 0.51)
 
 
@@ -52,19 +54,19 @@ def stain_slide(
     config: ApplyConfig | None = None,
     *,
     precision: str = "fp32",
-    mask: Callable[[int, int, int], bool] | None = None,
+    tissue: Sequence[Any] | None = None,
 ) -> StainedSlide:
     """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples.
 
     Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at
-    their own. Glass stays white. A run that was killed goes on with the band it was at, to the same bytes;
+    their own. Glass stays white: the stain fades along the contour of the tissue (:mod:`.glass`). A run that was killed goes on with the band it was at, to the same bytes;
     a finished one is recognised and left as it is. Memory is bounded by a batch and a band of windows.
 
     Parameters
     ----------
-    mask:
-        ``mask(x, y, side)`` says whether a window is stained; default: where it meets tissue
-        (``windows.tissue_only``).
+    tissue:
+        Polygons in level-0 pixels that are stained. Default: the tissue in the slide's store, else what is
+        found in it; with ``windows.tissue_only=False`` the whole slide is stained and nothing fades.
 
     Raises
     ------
@@ -90,12 +92,14 @@ def stain_slide(
         "overlap": plan.window - plan.columns[1] if len(plan.columns) > 1 else 0,
         "read_mpp": mpp * plan.ratio,
     }
+    glass = _glass(slide, config, tissue)
+    facts["tissue"] = None if glass is None else glass.identity
     job = _Job(out, stem, facts, plan, config)
     if job.complete():
         log.info("%s is there already.", job.image)
         return job.result()
-    chosen = mask or _tissue_mask(slide, config)
-    wanted = {(x, y) for y in plan.rows for x in plan.columns if chosen(x, y, plan.side)}
+    places = [(x, y) for y in plan.rows for x in plan.columns]
+    wanted = {(x, y) for x, y in places if glass is None or glass.wants(x, y, plan.side)}
     if not wanted:
         log.warning("%s: no tissue was found; the stained slide is white.", slide.path)
     with job.writers(slide) as (writer, second):
@@ -114,7 +118,7 @@ def stain_slide(
                 precision=precision,
                 advance=bar.advance,
             ):
-                job.write(band, writer, second, config)
+                job.write(band if glass is None else glass.over(band), writer, second, config)
     return job.finish(total)
 
 
@@ -124,14 +128,11 @@ def _reader(slide: Slide, plan: WindowPlan) -> Callable[[int, int, int, int], np
     return lambda x, y, side, model_side: slide.read_box(x, y, side, side, model_side, model_side)
 
 
-def _tissue_mask(slide: Slide, config: ApplyConfig) -> Callable[[int, int, int], bool]:
-    if not config.windows.tissue_only:
-        return lambda x, y, side: True
-    from shapely import STRtree, box
-
-    tissue = tissue_of(slide)
-    tree = STRtree(list(tissue.geometry))
-    return lambda x, y, side: bool(len(tree.query(box(x, y, x + side, y + side), predicate="intersects")))
+def _glass(slide: Slide, config: ApplyConfig, tissue: Sequence[Any] | None) -> Glass | None:
+    if tissue is None and not config.windows.tissue_only:
+        return None
+    polygons = list(tissue_of(slide).geometry) if tissue is None else list(tissue)
+    return Glass(polygons, slide.width, slide.height, slide.require_mpp())
 
 
 class _Job:
@@ -148,7 +149,9 @@ class _Job:
         self.mark = content_hash(facts)
         self.quality = config.quality
         columns, rows = plan.borders()
-        self.meter = SeamMeter(plan.width, plan.height, columns, rows) if columns or rows else None
+        self.meter = (
+            SeamMeter(plan.width, plan.height, columns, rows, period=JPEG_GRID) if columns or rows else None
+        )
         self._band = 0
         self._start: dict[str, np.ndarray] | None = None
 
@@ -246,8 +249,12 @@ class _Job:
 
     def finish(self, windows: int) -> StainedSlide:
         score = self.meter.score() if self.meter is not None else None
-        seams = {"vertical": score.vertical, "horizontal": score.horizontal} if score is not None else None
-        write_json(self.report, self.facts | {"mark": self.mark, "windows": windows, "seam_score": seams})
+        plain = self.meter.plain() if self.meter is not None else None
+        scores = {
+            name: None if each is None else {"vertical": each.vertical, "horizontal": each.horizontal}
+            for name, each in (("seam_score", score), ("seam_score_all_positions", plain))
+        }
+        write_json(self.report, self.facts | {"mark": self.mark, "windows": windows} | scores)
         self.state.unlink(missing_ok=True)
         return StainedSlide(self.image, self.uncertainty, windows, score, self.facts)
 

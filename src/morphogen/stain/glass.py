@@ -1,0 +1,108 @@
+"""Glass stays white: where a slide is stained, and how the stain fades into the glass around it.
+
+A stain network paints glass in its own off-white, so that a window beside one that was left out would end in
+a step. The stain therefore fades along the contour of the tissue, not along borders of windows: it is whole
+up to ``MARGIN_UM`` outside of the contour, gone ``FADE_UM`` further out, and every window that shows any of
+it is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.files import content_hash
+from morphogen.stain.windows import Band
+
+MARGIN_UM, FADE_UM = 16.0, 32.0
+_STEP_UM = 4.0  # resolution of the map: that of the overview on which tissue is found
+_LONGEST = 8192  # cells of the map along the longer side, at most (64 MiB)
+
+
+class Glass:
+    """Weights of the stain over a slide, 1 on tissue and 0 on glass.
+
+    Parameters
+    ----------
+    polygons:
+        Tissue contours in level-0 pixels (shapely), holes included. Holes that the margin fills are stained.
+    width, height:
+        Size of the slide in level-0 pixels.
+    mpp:
+        µm per level-0 pixel.
+    """
+
+    def __init__(self, polygons: Sequence[Any], width: int, height: int, mpp: float) -> None:
+        import cv2
+
+        self.width, self.height = width, height
+        self.step = max(1.0, _STEP_UM / mpp, max(width, height) / _LONGEST)  # level-0 pixels per cell
+        shape = math.ceil(height / self.step), math.ceil(width / self.step)
+        inside = np.zeros(shape, np.uint8)
+        for polygon in _parts(polygons):
+            rings = [polygon.exterior, *polygon.interiors]
+            # Cell i spans [i, i + 1) · step; contours are drawn between cell centres.
+            corners = [
+                np.rint(np.asarray(ring.coords)[:, :2] / self.step - 0.5).astype(np.int32) for ring in rings
+            ]
+            own = np.zeros(shape, np.uint8)
+            cv2.fillPoly(own, corners, 1)
+            inside |= own
+        distance = (
+            cv2.distanceTransform(1 - inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            if inside.any()
+            else np.full(shape, np.inf, np.float32)
+        )
+        away = np.clip((distance * self.step * mpp - MARGIN_UM) / FADE_UM, 0, 1)
+        self.map = np.rint(255 * (1 - away * away * (3 - 2 * away))).astype(np.uint8)
+        # Between cells the weight is interpolated: it reaches one cell further than the map.
+        self._reached = cv2.dilate((self.map > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+    @property
+    def identity(self) -> str:
+        """Hash of the map: the same tissue, the same slide size."""
+        return content_hash(self.map)
+
+    def wants(self, x: int, y: int, side: int) -> bool:
+        """Whether the square of ``side`` level-0 pixels at (x, y) shows any stain."""
+        rows, columns = (
+            slice(max(0, int(at / self.step)), max(0, math.ceil((at + side) / self.step))) for at in (y, x)
+        )
+        return bool(self._reached[rows, columns].any())
+
+    def weights(self, top: int, bottom: int) -> np.ndarray:
+        """(bottom − top, width) float32 weights of rows of the slide, bilinear between cells."""
+        rows = _between(np.arange(top, bottom), self.step, self.map.shape[0])
+        columns = _between(np.arange(self.width), self.step, self.map.shape[1])
+        first = rows[0][0]
+        part = self.map[first : rows[1][-1] + 1].astype(np.float32) / 255
+        across = part[:, columns[0]] * (1 - columns[2]) + part[:, columns[1]] * columns[2]
+        low, high = across[rows[0] - first], across[rows[1] - first]
+        return low + (high - low) * rows[2][:, None]
+
+    def over(self, band: Band) -> Band:
+        """The band with its glass white and certain."""
+        weight = self.weights(band.top, band.top + len(band.sample))
+
+        def faded(pixels: np.ndarray) -> np.ndarray:
+            mixed = 255 + (pixels.astype(np.float32) - 255) * weight[..., None]
+            return np.rint(mixed).astype(np.uint8)
+
+        samples = None if band.samples is None else np.stack([faded(each) for each in band.samples])
+        return Band(band.top, faded(band.sample), faded(band.mean), band.uncertainty * weight, samples)
+
+
+def _between(positions: np.ndarray, step: float, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower cell, upper cell and the weight of the upper one, for pixels seen at their centres."""
+    at = np.clip((positions + 0.5) / step - 0.5, 0, cells - 1)
+    low = np.floor(at).astype(np.int64)
+    return low, np.minimum(low + 1, cells - 1), (at - low).astype(np.float32)
+
+
+def _parts(polygons: Sequence[Any]) -> list[Any]:
+    """Polygons alone, of polygons and multipolygons."""
+    parts = [part for each in polygons for part in getattr(each, "geoms", [each])]
+    return [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
