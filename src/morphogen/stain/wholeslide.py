@@ -59,8 +59,9 @@ def stain_slide(
     """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples.
 
     Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at
-    their own. Glass stays white: the stain fades along the contour of the tissue (:mod:`.glass`). A run that was killed goes on with the band it was at, to the same bytes;
-    a finished one is recognised and left as it is. Memory is bounded by a batch and a band of windows.
+    their own. Glass stays white; the stain fades along the contour of the tissue (:mod:`.glass`). A run that
+    was killed goes on with the band it was at, to the same bytes; a finished one is recognised and left as it
+    is. Memory is bounded by a batch and a band of windows.
 
     Parameters
     ----------
