@@ -34,6 +34,7 @@ from morphogen.stain.data import Pair, aligned, find_pairs, read_image
 from morphogen.stain.evaluate import Evaluation, evaluate_methods, read_pair, write_results
 from morphogen.stain.figures import density_of, panel
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.pages import write_page
 from morphogen.stain.predict import Stained, save_png, stain_image
 from morphogen.stain.registration import estimate_shift
 from morphogen.stain.train import train_model
@@ -177,6 +178,7 @@ def measure(
             for p in (also, third)
         ]
         save_png(out / "panels" / f"{pair.name}.png", np.concatenate([row, *wide]))
+    write_page(out, evaluations)
     return evaluations
 
 

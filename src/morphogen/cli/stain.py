@@ -262,6 +262,7 @@ def evaluate(
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import as_pairs, evaluate_folder
+    from morphogen.stain.pages import write_page
 
     resolved = load_config(
         EvaluateConfig,
@@ -291,7 +292,7 @@ def evaluate(
         skip_bad=skip_bad,
         where=data,
     )
-    page = _page(out, evaluations)
+    page = write_page(out, evaluations)
     for line in _lines(evaluations):
         say(line)
     say(f"Results: {out / 'metrics.json'}, {out / 'summary.csv'}, {out / 'images.csv'}, {page}")
@@ -318,33 +319,3 @@ def _lines(evaluations: list[Evaluation]) -> list[str]:
             cells.append(f"{'–' if value is None else format(value, '.3f'):>12}")
         lines.append("".join(cells))
     return lines
-
-
-def _page(out: Path, evaluations: list[Evaluation]) -> Path:
-    from morphogen.core.files import read_json
-    from morphogen.report import Report
-    from morphogen.stain.evaluate import report_rows
-
-    results = read_json(out / "metrics.json")
-    images, unit = results["images"], results["unit"]
-    report = Report("Virtual staining", f"{images} image pairs; intervals over {unit}s")
-    report.chapter("Scores", "DAB first: structural similarity hardly follows staining.")
-    for title, rows, best in report_rows(evaluations):
-        report.section(title).table(rows, best=best)
-    chance = results.get("mra_chance")
-    if chance:
-        report.note(
-            f"MRA: top-1 and top-3 retrieval of the true partner among {images} real images with the encoder "
-            f"`{results['config']['encoder']}`; chance is {chance:.3f}."
-        )
-    panels = sorted((out / "panels").glob("*.png"))
-    if panels:
-        report.chapter(
-            "Pictures",
-            "From left to right: H&E, predicted stain, real stain, DAB of the predicted, DAB of the real, and, with "
-            "several samples, where the samples disagree (bright).",
-        )
-        for panel in panels:
-            report.figure(panel, panel.stem)
-    report.provenance({key: value for key, value in results.items() if key != "methods"})
-    return report.save(out / "report.html")
