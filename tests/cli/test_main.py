@@ -118,3 +118,21 @@ def test_unknown_command_is_exit_2():
         [sys.executable, "-m", "morphogen.cli.main", "slidee"], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("morphogen: ") and done.stderr.count("\n") == 1
+
+
+def test_settings_without_a_section_are_taken_too(monkeypatch, capsys):
+    seen = []
+
+    def verb(*, out: str, settings: common.Settings = ()):
+        seen.append((out, common.load_config(Run, None, settings)))
+
+    assert _run(monkeypatch, verb, ["verb", "--name", "y", "--out", "o", "--training.steps=3"]) == 0
+    assert seen == [("o", Run(training=Training(steps=3), name="y"))]
+    assert _run(monkeypatch, verb, ["verb", "--out", "o", "--nam", "y"]) == 2
+    assert "Unknown option: --nam." in capsys.readouterr().err and len(seen) == 1
+
+    def plain(*, out: str):
+        seen.append(out)
+
+    assert _run(monkeypatch, plain, ["verb", "--out", "o", "--name", "y"]) == 2
+    assert "Unknown option: --name." in capsys.readouterr().err and len(seen) == 1

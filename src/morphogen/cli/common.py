@@ -35,6 +35,7 @@ Seed = Annotated[int, Parameter(name="--seed", help="Seed of every random draw."
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]
 
 _SETTING = re.compile(r"--(?P<key>[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)+)(=(?P<value>.*))?$", re.DOTALL)
+_FLAT = re.compile(r"--[A-Za-z][\w-]*$")
 _NUMBER = re.compile(r"-\.?\d")
 _state = {"show_settings": False}
 
@@ -54,12 +55,32 @@ def fold_settings(arguments: Sequence[str]) -> list[str]:
         if not match:
             out.append(token)
             continue
-        value = match["value"]
-        if value is None:
-            takes_next = bool(rest) and (not rest[0].startswith("-") or bool(_NUMBER.match(rest[0])))
-            value = rest.pop(0) if takes_next else "true"
-        out.append(f"--set={match['key']}={value}")
+        out.append(_folded(match["key"], match["value"], rest))
     return out
+
+
+def fold_option(arguments: Sequence[str], option: str) -> list[str] | None:
+    """The same for one ``--key VALUE`` without a dot that the verb does not name; ``None`` when it is not there."""
+    name = option.partition("=")[0]
+    if not _FLAT.match(name):
+        return None
+    out = list(arguments)
+    for at, token in enumerate(out):
+        if token == "--":
+            return None
+        if token == name or token.startswith(f"{name}="):
+            rest = out[at + 1 :]
+            value = token.partition("=")[2] if "=" in token else None
+            return [*out[:at], _folded(name[2:].replace("-", "_"), value, rest), *rest]
+    return None
+
+
+def _folded(key: str, value: str | None, rest: list[str]) -> str:
+    """``--set=key=value``; a value that was not joined by ``=`` is taken from ``rest``, else it is a flag."""
+    if value is None:
+        takes_next = bool(rest) and (not rest[0].startswith("-") or bool(_NUMBER.match(rest[0])))
+        value = rest.pop(0) if takes_next else "true"
+    return f"--set={key}={value}"
 
 
 def load_config(cls: type[C], config: Path | None = None, settings: Iterable[str] = (), **chosen: Any) -> C:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from morphogen._version import __version__
-from morphogen.cli.common import fold_settings
-from morphogen.core.errors import MorphogenError
+from morphogen.cli.common import fold_option, fold_settings
+from morphogen.core.errors import ConfigError, MorphogenError
 
 # One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
 ROOMS = {
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = fold_settings([token for token in tokens if token != "--debug"])
     _quiet_libraries(debug)
     try:
-        status = build_app()(tokens, exit_on_error=False, print_error=False)
+        status = _run(tokens)
     except MorphogenError as error:
         _fail(str(error), error, debug)
     except KeyboardInterrupt:
@@ -70,6 +70,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(" ".join(str(error).split()), error, debug)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _run(tokens: list[str]) -> object:
+    """Run the verb. A ``--key`` it does not name is a setting of its configuration, where that has such a key."""
+    from cyclopts import UnknownOptionError
+
+    unknown: dict[str, UnknownOptionError] = {}
+    while True:
+        try:
+            return build_app()(tokens, exit_on_error=False, print_error=False)
+        except UnknownOptionError as error:
+            option = error.token.keyword or error.token.value
+            takes_settings = any("--set" in argument.names for argument in error.argument_collection)
+            folded = fold_option(tokens, option) if takes_settings else None
+            if folded is None:
+                raise
+            unknown[option.partition("=")[0].lstrip("-").replace("-", "_")] = error
+            tokens = folded
+        except ConfigError as error:
+            for key, original in unknown.items():
+                if f"unknown setting '{key}'" in str(error):
+                    raise original from None
+            raise
 
 
 def _fail(message: str, error: BaseException, debug: bool) -> None:
