@@ -124,7 +124,9 @@ class Residual(nn.Module):
         self.register_buffer("correlation", torch.zeros(genes))  # of each factor's noise between close spots
         self.register_buffer("calibration", torch.ones(2))  # of sections of new patients, of seen ones
         self.register_buffer("condition_scale", torch.ones(scores))
-        self.network = ResidualNetwork(self.factors, scores, width, depth, dropout)
+        self.network: nn.Module = (
+            ResidualNetwork(self.factors, scores, width, depth, dropout) if self.factors else nn.Identity()
+        )
         self.schedule = Schedule.cosine()
 
     @torch.no_grad()
