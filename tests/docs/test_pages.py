@@ -7,8 +7,10 @@ options and their types exist.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,23 @@ PAGES = {
 }
 
 
+def stain_example() -> list[str]:
+    return ["stain_slide.py", "runs/er/model", "slide.svs", "example"]
+
+
+def expression_example() -> list[str]:
+    import anndata
+
+    return ["gene_map.py", "genes/model", "slide.svs", anndata.read_h5ad("SIM3.h5ad").var_names[0]]
+
+
+# The script of examples/ that goes on from where a page ends, and what it leaves.
+EXAMPLES = {
+    "stain": (stain_example, "example/slide_IHC.ome.tif"),
+    "expression": (expression_example, "figures/show_mean.png"),
+}
+
+
 def status_of(line: str) -> int:
     tokens = shlex.split(line)
     smaller = shlex.split(SMALLER.get(" ".join(tokens[1:3]), ""))
@@ -113,6 +132,19 @@ def test_commands_of_a_page(name, tmp_path, monkeypatch, capfd):
         assert status == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
     for path in made:
         assert (tmp_path / path).exists(), path
+    if name in EXAMPLES:
+        example, left = EXAMPLES[name]
+        script, *rest = example()
+        monkeypatch.setattr(sys, "argv", [script, *rest])
+        monkeypatch.setenv("MPLBACKEND", "agg")
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+        assert (tmp_path / left).is_file()
+
+
+def test_every_example_is_run():
+    named = {script.__name__.removesuffix("_example") for script, _ in EXAMPLES.values()}
+    assert named <= set(PAGES)
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"stain_slide.py", "gene_map.py"}
 
 
 def test_a_wrong_option_does_not_parse():
