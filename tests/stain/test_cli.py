@@ -64,6 +64,18 @@ def test_train_apply_evaluate(trained, tmp_path, capsys):
     )
 
 
+def test_the_packaged_model_is_trained_further(trained, tmp_path):
+    from morphogen.stain import StainTransfer
+
+    code = run(
+        "stain", "train", trained / "data", "--out", tmp_path, "--start", "demo", "--steps", "1",
+        "--data.crop", "64", "--training.batch_size", "1", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    model = StainTransfer.from_pretrained(tmp_path / "model")
+    assert model.config.widths == (64, 96, 128) and model.facts["before"]["steps"] == 1500
+
+
 def test_apply_to_a_slide(trained, tmp_path, capsys):
     slide = tmp_path / "s.ome.tif"
     with PyramidWriter(slide, 200, 150, mpp=0.5, tile=64) as writer:

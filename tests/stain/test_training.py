@@ -194,6 +194,32 @@ def test_paper_size_starts_from_stable_diffusion(shared, tmp_path, make_pairs):
     torch.testing.assert_close(first, second)
 
 
+def test_a_trained_model_learns_further_stains(make_pairs, tmp_path):
+    settings = TINY.replace(stains=("ER", "PR"))
+    first = build_model(settings, crop=32)
+    with torch.no_grad():
+        first.network.latent.unet.class_embedding.weight.normal_()
+    old = first.network.latent.unet.class_embedding.weight.detach().clone()
+    first.save_pretrained(tmp_path / "first")
+
+    grown = build_model(TINY.replace(stains=("Ki67", "ER")), start=tmp_path / "first", crop=32)
+    new = grown.network.latent.unet.class_embedding.weight
+    assert grown.stains == ("Ki67", "ER") and grown.network.latent.unet.config.num_class_embeds == 3
+    torch.testing.assert_close(new[0], old[0])  # H&E generation
+    torch.testing.assert_close(new[1], old[1:].mean(0))  # a stain not known before
+    torch.testing.assert_close(new[2], old[1])  # ER keeps its label
+
+    root = make_pairs(1, stain="Ki67")  # whose name joins those the model knows
+    run = TrainConfig(
+        data=DataConfig(crop=32), model=TINY, training=LOOP.replace(steps=1), start=str(tmp_path / "first")
+    )
+    trained = train_model(find_pairs(root), run, tmp_path / "run", device="cpu")
+    assert trained.model.stains == ("ER", "PR", "Ki67")
+    from morphogen.stain import StainTransfer
+
+    assert StainTransfer.from_pretrained(trained.folder).stains == ("ER", "PR", "Ki67")
+
+
 def test_contradictory_models_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="size 'paper' starts from weights.*--start"):
         build_model(ModelConfig(size="paper"))

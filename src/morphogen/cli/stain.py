@@ -61,7 +61,11 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        Parameter(name="--start", help="Stable Diffusion 1.5, HistDiST or stain model folder to start from."),
+        Parameter(
+            name="--start",
+            help="Folder to start from: Stable Diffusion 1.5, HistDiST or a stain model; or demo, the small model "
+            "of simulated tissue that comes with the package.",
+        ),
     ] = None,
     encoder: Encoder = None,
     weights: Weights = None,
@@ -91,6 +95,10 @@ def train(
 
     # The recipe of a size fills every section, so it is not laid over a configuration file.
     recipe = _flat(TrainConfig.recipe(size or "small", steps).to_dict()) if config is None else []
+    if start == "demo" and not Path(start).exists():
+        from morphogen.demo.workspace import stain_model
+
+        start = str(stain_model())
     resolved = load_config(
         TrainConfig,
         config,

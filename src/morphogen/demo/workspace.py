@@ -65,6 +65,23 @@ def real_slide(work: Workspace) -> Path:
     return target
 
 
+def stain_model() -> Path:
+    """Folder of the small stain model that comes with the package: H&E → ER, simulated tissue alone.
+
+    Raises :class:`~morphogen.core.errors.InputError` when it was left out of this installation.
+    """
+    from morphogen.core.errors import InputError
+
+    folder = Path(str(files("morphogen.demo") / "assets" / "stain-er"))
+    if not (folder / "morphogen.json").is_file():
+        raise InputError(
+            "this installation is without the model of the demonstration",
+            where=folder,
+            fix="Train one on simulated tissue (demo/assets/README.md says how) and name its folder",
+        )
+    return folder
+
+
 def shown(function: Callable[..., Any]) -> str:
     """The body of a function as it runs, without its signature and docstring: what the report prints as Python."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))

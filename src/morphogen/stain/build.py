@@ -15,7 +15,7 @@ from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.folder import load_start, pixel_first_stage, text_context
 from morphogen.stain.model import StainTransfer, build_encoder
-from morphogen.stain.network import DetailHead, StainNetwork, add_labels
+from morphogen.stain.network import DetailHead, StainNetwork, add_labels, change_labels
 
 
 def build_model(
@@ -32,7 +32,8 @@ def build_model(
 
     ``small`` is a pixel-space network with fresh weights. ``paper`` needs ``start``: a Stable Diffusion 1.5
     folder (its U-Net's first convolution grows from 4 to 8 channels, the new ones zero), or the published
-    HistDiST folder. A stain model of ours as ``start`` is trained on, whatever its size.
+    HistDiST folder. A stain model of ours as ``start`` is trained on, whatever its size; it may
+    get other stains.
     """
     if config.size == "paper" and start is None:
         raise ConfigError(
@@ -123,9 +124,9 @@ def _from_pipeline(
 
 
 def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTransfer:
-    """An earlier stain model, to be trained further; what the network is cannot change."""
+    """An earlier stain model, to be trained further: what the network is cannot change, its stains can."""
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
-    same = ("stains", "encoder", "texture_grid", "prediction", "regression")
+    same = ("encoder", "texture_grid", "prediction", "regression")
     defaults = ModelConfig()
     for name in same:
         wanted, has = getattr(config, name), getattr(model.config, name)
@@ -133,6 +134,9 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             raise ConfigError(
                 f"the model to start from has {name} {has}, not {wanted}", where=f"model.{name}"
             )
+    if config.stains not in (model.stains, defaults.stains):
+        change_labels(model.network.latent, model.stains, config.stains)
+        model.config = model.config.replace(stains=config.stains)
     model.crop = made["crop"]
     model.mpp = made["mpp"] or model.mpp
     model.facts = {"before": model.facts, **(made["facts"] or {})}

@@ -166,3 +166,20 @@ def add_labels(latent: LatentUNet, stains: Sequence[str]) -> None:
     nn.init.zeros_(embedding.weight)
     unet.class_embedding = embedding.to(unet.dtype)
     unet.register_to_config(num_class_embeds=len(stains) + 1)
+
+
+def change_labels(latent: LatentUNet, before: Sequence[str], after: Sequence[str]) -> None:
+    """Target stains ``after`` in place of ``before`` (in place).
+
+    A stain that was known keeps its label; a new one starts as the mean of those known, so that it begins as
+    a translation and not as noise.
+    """
+    old = latent.unet.class_embedding
+    add_labels(latent, after)
+    if old is None:
+        return
+    known = dict(zip(before, old.weight.detach()[HE + 1 :], strict=True))
+    mean = old.weight.detach()[HE + 1 :].mean(0)
+    rows = [old.weight.detach()[HE], *(known.get(stain, mean) for stain in after)]
+    with torch.no_grad():
+        latent.unet.class_embedding.weight.copy_(torch.stack(rows))

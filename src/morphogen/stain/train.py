@@ -23,8 +23,9 @@ from morphogen.slides.colour import dab_density
 from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
 from morphogen.stain.checks import shared_side, usable_pairs, with_shifts
-from morphogen.stain.config import SamplerConfig, TrainConfig
+from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
 from morphogen.stain.data import Found, Pair, PairDataset, stains_of
+from morphogen.stain.folder import load_start
 from morphogen.stain.model import StainTransfer, check_stains
 from morphogen.stain.network import HE
 from morphogen.stain.registration import register_pairs
@@ -270,7 +271,12 @@ def prepared(found: Found, config: TrainConfig, where: object = None) -> tuple[l
 
 
 def with_stains(config: TrainConfig, pairs: Sequence[Pair]) -> TrainConfig:
-    """The stains of the pairs as the model's, when the configuration names none of its own."""
-    if config.model.stains != ("IHC",) or config.start is not None:
+    """The stains of the pairs as the model's, when the configuration names none of its own; behind those of
+    the model that the training starts from."""
+    if config.model.stains != ModelConfig().stains:
         return config
-    return config.replace(model=config.model.replace(stains=stains_of(pairs)))
+    stains = stains_of(pairs)
+    if config.start is not None and (own := load_start(config.start)[0]) is not None:
+        known = own.settings(ModelConfig).stains
+        stains = known + tuple(stain for stain in stains if stain not in known)
+    return config.replace(model=config.model.replace(stains=stains))
