@@ -286,6 +286,20 @@ def real_models(name: str, train: Found, out: Path, steps: int, precision: str) 
     return models, total
 
 
+def picture(out: Path) -> None:
+    """One simulated and one real panel (top row: H&E, a sample, the real stain, their DAB, uncertainty)."""
+    from PIL import Image
+
+    rows = []
+    for file in ("simulated/scores/panels/P07_00000.png", "real/scores/panels/restained.png"):
+        row = read_image(out / file)[:256]
+        rows.append(Image.fromarray(row).resize((1200, round(row.shape[0] * 1200 / row.shape[1]))))
+    sheet = Image.new("RGB", (1200, sum(row.height for row in rows) + 12), "white")
+    sheet.paste(rows[0], (0, 0))
+    sheet.paste(rows[1], (0, rows[0].height + 12))
+    sheet.save(PICTURES / "stain.jpg", quality=88)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairs"))
@@ -322,6 +336,8 @@ def main() -> None:
         print(f"\n{name}\n\n{table}")
         if arguments.write:
             PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), name, table), encoding="utf-8")
+    if arguments.write and len(names) == 2:
+        picture(out)
 
 
 if __name__ == "__main__":
