@@ -123,9 +123,9 @@ def quality(quick: bool) -> list[Row]:
     from morphogen.metrics.expression import macro, pearson
     from morphogen.metrics.probabilistic import energy_score, variance_ratio
 
-    genes, steps, spots, k = (24, 60, 16, 4) if quick else (48, 1500, 64, 20)
-    train = [section(f"T{i}", f"P{i}", 12 if quick else 24, genes + 6) for i in range(2)]
-    test = section("T9", "P9", 12 if quick else 24, genes + 6)
+    genes, steps, side, every, k = (24, 60, 12, 9, 4) if quick else (48, 1500, 24, 4, 20)
+    train = [section(f"T{i}", f"P{i}", side, genes + 6) for i in range(2)]
+    test = section("T9", "P9", side, genes + 6)
     config = ExpressionConfig(
         recipe="stem",
         panel={"size": genes, "highly_variable": genes + 5},
@@ -135,28 +135,42 @@ def quality(quick: bool) -> list[Row]:
     )
     with tempfile.TemporaryDirectory() as folder:
         model = train_model(train, config, Path(folder), device="cpu")
-    part = test[:spots].copy()
+    part = test[::every].copy()  # from all over the section
     truth = tabulate(part, model.panel, model.transform).y
-    found = {}
-    for solver in ("fast", "reference"):
-        result = model(part, samples=k, solver=solver, steps=FAST, keep_samples="obsm", device="cpu")
-        s = np.asarray(result.obsm["pred_samples"], np.float64)
-        # Spread of all samples over spots and draws: what shrinks when a solver takes too few steps.
-        variance = s.reshape(-1, s.shape[2]).var(axis=0)
-        found[solver] = {
-            "variance": variance,
-            "energy": float(energy_score(truth, s).mean()),
-            "pcc": macro(pearson(truth, s.mean(axis=1))).value,
-            "ratio": float(np.nanmean(variance_ratio(truth, s))),
-        }
+    # The mean of K samples is itself drawn: several seeds say how much of a difference is that.
+    seeds = {"fast": 2 if quick else 8, "reference": 1 if quick else 2}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for solver, n in seeds.items():
+        runs: dict[str, list[Any]] = {"variance": [], "energy": [], "pcc": [], "ratio": []}
+        for seed in range(n):
+            result = model(
+                part, samples=k, solver=solver, steps=FAST, keep_samples="obsm", device="cpu", seed=seed
+            )
+            s = np.asarray(result.obsm["pred_samples"], np.float64)
+            # Spread of all samples over spots and draws: what shrinks when a solver takes too few steps.
+            runs["variance"].append(s.reshape(-1, s.shape[2]).var(axis=0))
+            runs["energy"].append(float(energy_score(truth, s).mean()))
+            runs["pcc"].append(macro(pearson(truth, s.mean(axis=1))).value)
+            runs["ratio"].append(float(np.nanmean(variance_ratio(truth, s))))
+        found[solver] = {key: np.array(values) for key, values in runs.items()}
     a, b = found["fast"], found["reference"]
-    on = f"network 2×64 trained here {steps} steps, {spots} spots × {k} samples, {genes} genes, held-out patient"
+    on = (
+        f"network 2×64 trained here {steps} steps, {part.n_obs} spots × {k} samples, {genes} genes, held-out patient, "
+        f"{seeds['fast']} seeds against {seeds['reference']}"
+    )
+    variance = a["variance"] / b["variance"].mean(axis=0)
+    energy = a["energy"] / b["energy"].mean()
+    pcc = a["pcc"] - b["pcc"].mean()
+
+    def row(name: str, each: np.ndarray, goal: str, unit: str, more: str = "") -> Row:
+        return Row(name, float(each.mean()), unit, float(each.min()), float(each.max()), goal, on + more)
+
     return [
-        Row("Fast at 20 / reference at 1000: variance of samples", float((a["variance"] / b["variance"]).mean()),
-            goal="0.9 to 1.1", detail=f"{on}; sample/truth variance {a['ratio']:.3f} and {b['ratio']:.3f}"),
-        Row("Fast at 20 / reference at 1000: energy score", a["energy"] / b["energy"], goal="0.98 to 1.02", detail=on),
-        Row("Fast at 20 − reference at 1000: macro PCC", a["pcc"] - b["pcc"], unit="", goal=">= -0.005",
-            detail=f"{on}; {a['pcc']:.4f} and {b['pcc']:.4f}"),
+        row("Fast at 20 / reference at 1000: variance of samples", variance.mean(axis=1), "0.9 to 1.1", "x",
+            f"; sample/truth variance {a['ratio'].mean():.3f} and {b['ratio'].mean():.3f}"),
+        row("Fast at 20 / reference at 1000: energy score", energy, "0.98 to 1.02", "x"),
+        row("Fast at 20 − reference at 1000: macro PCC", pcc, ">= -0.005", "",
+            f"; {a['pcc'].mean():.4f} and {b['pcc'].mean():.4f}, whose seeds differ by {np.ptp(b['pcc']):.4f}"),
     ]  # fmt: skip
 
 
