@@ -1,18 +1,16 @@
 """Virtual staining: fast against HistDiST's 100 + 100 steps on one network, windows in batches, what the
-loop costs beside the network, whole slides in bounded memory."""
+loop costs beside the network. Whole slides: ``bench_stain_slide``."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.harness import Row, child_peak_memory, compare, rate, seconds
+from bench.harness import Row, compare, rate, seconds
 from morphogen.core.devices import resolve_device
 from morphogen.demo.tissue_writers import write_mist
 from morphogen.metrics.pairs import molecular_retrieval
@@ -42,7 +40,6 @@ def run(quick: bool) -> list[Row]:
         rows = fast_against_reference(model, crops, quick)
         rows += batches(model, quick)
         rows += overhead(model, quick)
-        rows.append(slide_memory(model, Path(folder), quick))
     return rows
 
 
@@ -141,7 +138,7 @@ def batches(model: StainTransfer, quick: bool) -> list[Row]:
 
 
 def overhead(model: StainTransfer, quick: bool) -> list[Row]:
-    """Time of a step of the sampler over that of the bare U-Net on the same batch."""
+    """Time of a step of the sampler over that of the bare network (U-Net and head) on the same batch."""
     batch, steps = (2, 4) if quick else (8, 10)
     crop, device = 256, model.device
     config = ApplyConfig(sampler=SamplerConfig.fast().replace(steps=steps))
@@ -164,11 +161,8 @@ def overhead(model: StainTransfer, quick: bool) -> list[Row]:
 
     @torch.no_grad()
     def bare() -> Any:
-        joined = torch.cat([x, condition["image"]], dim=1)
         for _ in range(steps - 1):
-            model.network.latent.unet(
-                joined, time, encoder_hidden_states=condition["context"], class_labels=condition["label"]
-            )
+            model.network(x, time, **condition)
 
     sampled(steps), bare()
     ratios = []
@@ -178,7 +172,7 @@ def overhead(model: StainTransfer, quick: bool) -> list[Row]:
         ratios.append((long - short) / network)
     return [
         Row(
-            "stain: a step of the sampler over a bare U-Net forward",
+            "stain: a step of the sampler over a bare forward of the network",
             float(np.median(ratios)),
             low=min(ratios),
             high=max(ratios),
@@ -186,49 +180,3 @@ def overhead(model: StainTransfer, quick: bool) -> list[Row]:
             detail=f"{batch} windows of {crop} px",
         )
     ]
-
-
-def slide_memory(model: StainTransfer, folder: Path, quick: bool) -> Row:
-    """Peak memory of staining a square slide in a process of its own, one evaluation per window."""
-    side = 2_000 if quick else 20_000
-    saved = model.save_pretrained(folder / "model")
-    code = textwrap.dedent(
-        f"""
-        import sys, time, torch
-        sys.path[:0] = {sys.path!r}
-        torch.set_num_threads({torch.get_num_threads()})
-        from bench.bench_stain import write_large_slide
-        from morphogen.stain import StainTransfer, stain_slide
-        from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
-        slide = write_large_slide({str(folder)!r}, {side})
-        model = StainTransfer.from_pretrained({str(saved)!r})
-        windows = WindowConfig(window=512, overlap=64, tissue_only=False)
-        config = ApplyConfig(sampler=SamplerConfig.mean(), windows=windows)
-        start = time.perf_counter()
-        out = stain_slide(model, slide, {str(folder / "slide")!r}, config)
-        print(out.windows, "windows,", round(time.perf_counter() - start), "s, seam score",
-        round(out.seams.worst, 3))
-        """
-    )
-    peak, printed = child_peak_memory(code, timeout=7200)
-    return Row(
-        f"stain: peak memory of a {side:,} × {side:,} px slide",
-        peak / 1024,
-        "GiB",
-        goal="≤ 3",
-        detail=printed.splitlines()[-1] if printed else "",
-    )
-
-
-def write_large_slide(folder: str, side: int) -> Path:
-    """A pyramidal slide of ``side`` px that repeats one simulated tile."""
-    from morphogen.demo.simulator import TissueSimulator
-    from morphogen.slides.pyramid import PyramidWriter
-
-    path = Path(folder) / f"large_{side}.ome.tif"
-    tile = TissueSimulator(0, mpp=0.5).render(0, 0, 1000, 1000, ihc=False).he
-    row = np.tile(tile, (1, -(-side // 1000), 1))[:, :side]
-    with PyramidWriter(path, side, side, mpp=0.5) as writer:
-        for top in range(0, side, 1000):
-            writer.write(row[: min(1000, side - top)], top)
-    return path
