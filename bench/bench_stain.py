@@ -13,22 +13,20 @@ import torch
 from bench.harness import Row, compare, rate, seconds
 from morphogen.core.devices import resolve_device
 from morphogen.demo.tissue_writers import write_mist
+from morphogen.demo.workspace import stain_model
 from morphogen.metrics.pairs import molecular_retrieval
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides import get_encoder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import (
     ApplyConfig,
-    ModelConfig,
     SamplerConfig,
-    TrainConfig,
 )
 from morphogen.stain.data import find_pairs
 from morphogen.stain.evaluate import read_pair
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.predict import stain_image
 from morphogen.stain.scores import features_of
-from morphogen.stain.train import train_model
 from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows, posterior_field, stain_windows
 
 CROP = 128
@@ -36,22 +34,17 @@ CROP = 128
 
 def run(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        model, crops = trained(Path(folder), quick)
+        model, crops = packaged(Path(folder), quick)
         rows = fast_against_reference(model, crops, quick)
         rows += batches(model, quick)
         rows += overhead(model, quick)
     return rows
 
 
-def trained(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
-    """A small model trained on simulated tissue, and crops of other patients."""
-    root = write_mist(folder / "data", 6 if quick else 48, 4 if quick else 24, size=256, patients=3, mpp=0.5)
-    config = TrainConfig.recipe("small", 10 if quick else 800)
-    config = config.replace(
-        data=config.data.replace(crop=CROP, mpp=0.5),
-        model=ModelConfig(widths=(16, 24, 32), groups=8) if quick else config.model,
-    )
-    model = train_model(find_pairs(root), config, folder / "run").model
+def packaged(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
+    """The small model of the package and crops of simulated patients that it was not trained on."""
+    root = write_mist(folder / "data", 6, 4 if quick else 24, size=256, patients=6, val_patients=4, mpp=0.5)
+    model = StainTransfer.from_pretrained(stain_model(), device="auto")
     crops: dict[str, list[np.ndarray]] = {"he": [], "ihc": []}
     for pair in find_pairs(root, "val").pairs:
         for kind, image in zip(("he", "ihc"), read_pair(pair), strict=True):
@@ -61,7 +54,7 @@ def trained(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.T
 
 
 def fast_against_reference(model: StainTransfer, crops: dict[str, torch.Tensor], quick: bool) -> list[Row]:
-    """Time, and what the speed costs in DAB correlation and in retrieval; one sample each, the same crops."""
+    """Time, and what the speed costs in DAB correlation and in retrieval; the same crops."""
     reference = SamplerConfig.reference()
     if quick:
         reference = reference.replace(steps=10, inversion_steps=10)
@@ -77,20 +70,34 @@ def fast_against_reference(model: StainTransfer, crops: dict[str, torch.Tensor],
     )
     encoder = get_encoder("texture")
     real = crops["ihc"].numpy()
-    scores: dict[str, tuple[float, ...]] = {}
+    # One sample says little: its own noise moves these figures by more than the solver does.
+    seeds = {"fast": 2 if quick else 6, "reference": 1 if quick else 2}
+    scores: dict[str, np.ndarray] = {}
     for name, sampler in samplers.items():
-        made = torch.cat([model(part, sampler, seed=1).images.cpu() for part in crops["he"].split(8)]).numpy()
-        retrieval = molecular_retrieval(features_of(list(made), encoder), features_of(list(real), encoder))
-        scores[name] = tile_correlation_pooled(made, real), retrieval.top1, retrieval.top3
+        found = []
+        for seed in range(seeds[name]):
+            parts = [
+                model(part, sampler, seed=seed).images.flatten(0, 1).cpu() for part in crops["he"].split(8)
+            ]
+            made = torch.cat(parts).numpy()
+            retrieval = molecular_retrieval(
+                features_of(list(made), encoder), features_of(list(real), encoder)
+            )
+            found.append((tile_correlation_pooled(made, real), retrieval.top1, retrieval.top3))
+        scores[name] = np.array(found)
     rows = [time]
     for index, what in enumerate(("DAB correlation per tile", "MRA top-1", "MRA top-3")):
-        fast, slow = scores["fast"][index], scores["reference"][index]
+        fast, slow = scores["fast"][:, index], scores["reference"][:, index]
+        each = fast / slow.mean() if slow.mean() else np.full(len(fast), np.nan)
         rows.append(
             Row(
                 f"stain: {what}, fast over reference",
-                fast / slow if slow else float("nan"),
+                float(each.mean()),
+                low=float(each.min()),
+                high=float(each.max()),
                 goal="≥ 0.99",
-                detail=f"{fast:.3f} against {slow:.3f} on {len(real)} crops of unseen patients",
+                detail=f"{fast.mean():.3f} against {slow.mean():.3f} on {len(real)} crops of unseen patients, "
+                f"{len(fast)} seeds against {len(slow)}, whose figures differ by {np.ptp(slow):.3f}",
             )
         )
     return rows
