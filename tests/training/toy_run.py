@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from morphogen.core.errors import InputError, MorphogenError
-from morphogen.training import Draws, TrainingConfig, fit
+from morphogen.training import Draws, TrainingConfig, fit, leave
 
 
 class Points(torch.utils.data.Dataset):
@@ -114,3 +114,4 @@ def main(jobs: list[dict]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text()))
+    leave()

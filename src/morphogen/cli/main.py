@@ -69,7 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not isinstance(error, CycloptsError):
             raise
         _fail(" ".join(str(error).split()), error, debug)
-    sys.exit(status if isinstance(status, int) else 0)
+    code = status if isinstance(status, int) else 0
+    if "morphogen.training" in sys.modules:
+        from morphogen.training import leave
+
+        leave(code)  # one process of several
+    sys.exit(code)
 
 
 def _run(tokens: list[str]) -> object:

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,22 @@ def start_accelerator(
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def leave(code: int = 0) -> None:
+    """End this process with ``code`` when it is one of several of a launcher; in a process of its own, do nothing.
+
+    Exit handlers run and output is flushed, but Python's own teardown is left out: threads of torch.distributed
+    that still live then may abort the process ("terminate called without an active exception"), and the
+    launcher would count a finished run as failed. The command does this by itself; a script of yours that runs
+    under torchrun can call it as its last line.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    atexit._run_exitfuncs()  # trackers finish, the group is left
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def check_trackers(config: TrainingConfig) -> None:

@@ -40,8 +40,8 @@ def run(work: Workspace, report: Report) -> None:
     coloured = _coloured(picture, slide, table)
     report.images(
         [picture, coloured],
-        ["the slide", "tiles coloured by the first three principal components of their embedding"],
-        "Drag the slider: tiles of one colour look alike to the encoder.",
+        ["the slide", "tiles coloured by embedding"],
+        "Drag the slider: colours are principal components, tiles of one colour look alike.",
         compare=True,
     )
     groups = _look_alike(slide, table)
