@@ -76,9 +76,7 @@ def fast_against_reference(model: StainTransfer, crops: dict[str, torch.Tensor],
     for name, sampler in samplers.items():
         found = []
         for seed in range(seeds[name]):
-            parts = [
-                model(part, sampler, seed=seed).images.flatten(0, 1).cpu() for part in crops["he"].split(8)
-            ]
+            parts = [model(part, sampler, seed=seed).images.cpu() for part in crops["he"].split(8)]
             made = torch.cat(parts).numpy()
             retrieval = molecular_retrieval(
                 features_of(list(made), encoder), features_of(list(real), encoder)
