@@ -32,7 +32,16 @@ SMALLER = {
     "stain apply": "--windows.batch 16",
 }
 # Words of commands that are parsed alone.
-ABSENT = ("--weights", "--start", "HISTDIST_FOLDER", "uni2", "cuda")
+ABSENT = (
+    "--weights",
+    "--start",
+    "HISTDIST_FOLDER",
+    "uni2",
+    "cuda",
+    "stem.pt",
+    "large_image",
+    "import histdist",
+)
 
 
 def commands(page: Path) -> list[str]:
@@ -73,6 +82,7 @@ def expression(place: Path) -> None:
 PAGES = {
     "slides": (slides, ["trident"]),
     "stain": (stain, ["stained", "scores/report.html"]),
+    "checkpoints": (lambda place: None, []),  # of published files alone
     "expression": (expression, ["SIM3.h5ad", "map.geojson", "scores/report.html"]),
 }
 
