@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from morphogen.core.files import read_json
 from morphogen.demo.workspace import Workspace, shown, stain_model
 from morphogen.report import Report
 
@@ -119,18 +120,21 @@ def _seams_by_chance(model: Any, image: np.ndarray) -> float:
     """Seam score of an image (H, W, 3) at the borders of windows that had no part in it."""
     from morphogen.metrics.seams import seam_score
     from morphogen.stain.config import ApplyConfig
+    from morphogen.stain.wholeslide import JPEG_GRID
     from morphogen.stain.windows import plan_windows
 
     columns, rows = plan_windows(model, ApplyConfig(), image.shape[1], image.shape[0]).borders()
-    return seam_score(image, columns, rows, (image < 250).any(axis=2), period=16).worst
+    return seam_score(image, columns, rows, (image < 250).any(axis=2), period=JPEG_GRID).worst
 
 
 def model_folder(work: Workspace) -> tuple[Path, str]:
     """The stain model that comes with the package, or one trained now, and a sentence on where it is from."""
     if not work.quick:
-        return stain_model(), (
-            "The small model comes with the package: trained for 1500 steps on a CPU, on simulated H&E and ER pairs "
-            "of other patients (`assets/README.md` of the demo says how)."
+        folder = stain_model()
+        steps = read_json(folder / "morphogen.json")["training"]["steps"]
+        return folder, (
+            f"The small model comes with the package: trained for {steps} steps on a CPU, on simulated H&E and ER "
+            "pairs of other patients (`assets/README.md` of the demo says how)."
         )
     from morphogen.demo import write_mist
     from morphogen.stain import find_pairs, train_model
