@@ -64,7 +64,7 @@ def test_train_apply_evaluate(trained, tmp_path, capsys):
     )
 
 
-def test_the_packaged_model_is_trained_further(trained, tmp_path):
+def test_the_packaged_model_is_trained_further(trained, tmp_path, caplog):
     from morphogen.stain import StainTransfer
 
     code = run(
@@ -74,6 +74,7 @@ def test_the_packaged_model_is_trained_further(trained, tmp_path):
     assert code == 0
     model = StainTransfer.from_pretrained(tmp_path / "model")
     assert model.config.widths == (64, 96, 128) and model.facts["before"]["steps"] == 1500
+    assert model.mpp == 0.5 and "the model keeps the 0.5 of the one it starts from" in caplog.text
 
 
 def test_apply_to_a_slide(trained, tmp_path, capsys):
@@ -96,6 +97,7 @@ def test_apply_to_a_slide(trained, tmp_path, capsys):
             ["train", "DATA", "--out", "o", "--model.width", "3"],
             "unknown setting 'model.width'. Did you mean 'widths'?",
         ),
+        (["train", "DATA", "--out", "o", "--start", "dem"], "no such folder. Did you mean 'demo'?"),
         (["train", "DATA", "--out", "o", "--split", "test"], "there is no testA with testB"),
         (
             ["train", "DATA", "--out", "o", "--data.crop", "512", "--device", "cpu"],

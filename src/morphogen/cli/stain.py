@@ -18,6 +18,7 @@ from morphogen.cli.common import (
     load_config,
     say,
 )
+from morphogen.core.errors import CheckpointError, nearest
 
 if TYPE_CHECKING:
     from morphogen.stain.evaluate import Evaluation
@@ -95,10 +96,7 @@ def train(
 
     # The recipe of a size fills every section, so it is not laid over a configuration file.
     recipe = _flat(TrainConfig.recipe(size or "small", steps).to_dict()) if config is None else []
-    if start == "demo" and not Path(start).exists():
-        from morphogen.demo.workspace import stain_model
-
-        start = str(stain_model())
+    start = _started(start)
     resolved = load_config(
         TrainConfig,
         config,
@@ -133,6 +131,21 @@ def train(
         f"Model: {result.folder}",
     )
     return 0
+
+
+def _started(start: str | None) -> str | None:
+    """``demo`` as the packaged model's folder; what looks like a slip of it is said, not sought on a hub."""
+    if start is None or Path(start).exists():
+        return start
+    if start == "demo":
+        from morphogen.demo.workspace import stain_model
+
+        return str(stain_model())
+    if hint := nearest(start, ["demo"]):
+        raise CheckpointError(
+            f"no such folder.{hint}", where=f"--start {start}", fix="Give a model folder or a hub id"
+        )
+    return start
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:

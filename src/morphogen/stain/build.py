@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from morphogen.stain.config import ModelConfig
 from morphogen.stain.folder import load_start, pixel_first_stage, text_context
 from morphogen.stain.model import StainTransfer, build_encoder
 from morphogen.stain.network import DetailHead, StainNetwork, add_labels, change_labels
+
+log = logging.getLogger("morphogen.stain")
 
 
 def build_model(
@@ -138,6 +141,12 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
         change_labels(model.network.latent, model.stains, config.stains)
         model.config = model.config.replace(stains=config.stains)
     model.crop = made["crop"]
+    if made["mpp"] is None and model.mpp is not None:
+        log.warning(
+            "the images' µm per pixel is not known: the model keeps the %g of the one it starts from. "
+            "Give --mpp (data.mpp) if they have another",
+            model.mpp,
+        )
     model.mpp = made["mpp"] or model.mpp
     model.facts = {"before": model.facts, **(made["facts"] or {})}
     return model
