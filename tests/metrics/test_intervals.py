@@ -64,3 +64,33 @@ def test_blocks_and_weighted_statistic():
     assert statistic(weights)[3] == pytest.approx(macro(pearson(y[doubled], p[doubled])).value)
     found = iv.block_bootstrap(value, statistic, blocks, generator=RNG(1))
     assert found.low < value < found.high and found.unit == "block of one section"
+
+
+def test_pooled_correlation_resamples_whole_units():
+    """The value is Pearson over all values; units that agree with each other leave no interval, mixed ones do."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 1.0, (6, 50))
+    y = x + rng.normal(0, 0.5, (6, 50))
+    y[4:] = rng.normal(3.0, 1.0, (2, 50))  # two patients where the method fails
+    sums = np.stack([iv.moments(a, b) for a, b in zip(x, y, strict=True)])
+
+    def interval(sums, units, **options):
+        generator = np.random.default_rng(1)
+        return iv.pooled_correlation(
+            sums, units, unit="patient", generator=generator, resamples=2000, **options
+        )
+
+    found = interval(sums, list("abcdef"))
+    assert found.value == pytest.approx(np.corrcoef(x.ravel(), y.ravel())[0, 1])
+    assert found.low < found.value < found.high and found.units == 6
+    by_hand = np.random.default_rng(1).integers(0, 6, size=(2000, 6))
+    drawn = [np.corrcoef(x[rows].ravel(), y[rows].ravel())[0, 1] for rows in by_hand]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    same = interval(np.repeat(sums[:1], 6, axis=0), list("abcdef"))
+    assert same.low == pytest.approx(same.high)
+    alone = interval(sums, ["a"] * 6)
+    assert alone.units == 1 and np.isnan(alone.low) and alone.value == pytest.approx(found.value)
+    nothing = interval(sums, list("abcdef"), against=sums)
+    assert nothing.value == nothing.low == nothing.high == 0
+    flat = np.stack([iv.moments(np.ones(5), b[:5]) for b in y])
+    assert np.isnan(interval(flat, list("abcdef")).value)

@@ -13,8 +13,9 @@ from morphogen.core.files import Manifest
 from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair, find_pairs
-from morphogen.stain.evaluate import as_pairs, evaluate_folder, evaluate_methods, report_rows
+from morphogen.stain.evaluate import as_pairs, evaluate_folder, evaluate_methods, paired_differences
 from morphogen.stain.figures import dab_picture, density_of
+from morphogen.stain.pages import report_rows
 from morphogen.stain.scores import retrieval_view, score_pair
 
 from .conftest import he_like
@@ -74,6 +75,29 @@ def test_result_files(data, tmp_path):
     assert Image.open(next((out / "panels").glob("*.png"))).size == (5 * 64 + 4 * 8, 64)
     titles = [title for title, _, _ in report_rows(evaluations)]
     assert titles[0] == "DAB optical density" and len(titles) == 3
+
+
+def test_differences_are_paired(data, tmp_path):
+    """The same images twice differ by nothing, whatever their own intervals; the truth beats the H&E everywhere."""
+    found = find_pairs(data, "val")
+    predicted, truth = (folder_of(data, tmp_path, side) for side in "AB")
+    out = tmp_path / "out"
+    evaluations = evaluate_folder(predicted, found, out, QUICK, others={"truth": truth})
+    to = json.loads((out / "metrics.json").read_text())["differences"]["to"]
+    assert list(to) == ["truth", "H&E as it is", "colour deconvolution"]
+    for interval in to["H&E as it is"].values():
+        assert interval["value"] == interval["low"] == interval["high"] == 0
+    for key in ("dab_tile_correlation", "dab_tile_correlation_pooled"):
+        assert to["truth"][key]["high"] < 0 and to["truth"][key]["unit"] == "patient"
+    assert to["truth"]["dab_tile_mae"]["low"] > 0
+    turned = paired_differences(evaluations, QUICK, of="truth")["predicted"]
+    assert turned["dab_tile_mae"].value == pytest.approx(-to["truth"]["dab_tile_mae"]["value"])
+    own = {e.method: e.scores.intervals for e in evaluations}
+    gap = (
+        own["predicted"]["dab_tile_correlation_pooled"].value
+        - own["truth"]["dab_tile_correlation_pooled"].value
+    )
+    assert to["truth"]["dab_tile_correlation_pooled"]["value"] == pytest.approx(gap)
 
 
 def test_two_folders_of_one_name_are_not_mixed_up(data, tmp_path):

@@ -68,6 +68,66 @@ def bootstrap(
     return Interval(value, float(low), float(high), len(names), unit)
 
 
+def moments(x: ArrayLike, y: ArrayLike) -> Floats:
+    """What a correlation over several units needs of one: n, Σx, Σy, Σx², Σy², Σxy, shape (6,)."""
+    a, b = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
+    if a.shape != b.shape:
+        raise InputError(f"arrays differ in size: {a.size} and {b.size}", where="moments")
+    return np.array([a.size, a.sum(), b.sum(), a @ a, b @ b, a @ b])
+
+
+def pooled_correlation(
+    sums: ArrayLike,
+    units: Sequence[Hashable],
+    *,
+    unit: str,
+    generator: np.random.Generator,
+    against: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> Interval:
+    """Pearson correlation over the values of all units, with its percentile bootstrap interval over units.
+
+    sums: (N, 6) :func:`moments`, one row per slide or image; units: (N,) names of what is independent.
+    ``against``: the moments of another method on the same items; the interval is then that of the difference, both
+    correlations being taken of the same resample. Resamples where a correlation is undefined are left out.
+    """
+    names = {name: k for k, name in enumerate(dict.fromkeys(units))}
+    index = np.array([names[name] for name in units])
+
+    def by_unit(values: ArrayLike) -> Floats:
+        out = np.zeros((len(names), 6))
+        np.add.at(out, index, np.asarray(values, np.float64))
+        return out
+
+    tables = [by_unit(sums)] + ([] if against is None else [by_unit(against)])
+
+    def statistic(weights: Floats) -> Floats:
+        found = [_pearson(weights @ table) for table in tables]
+        return found[0] if len(found) == 1 else found[0] - found[1]
+
+    value = float(statistic(np.ones((1, len(names))))[0])
+    if len(names) < 2:
+        return Interval(value, float("nan"), float("nan"), len(names), unit)
+    picks = generator.integers(0, len(names), size=(resamples, len(names)))
+    drawn = statistic(np.stack([np.bincount(row, minlength=len(names)) for row in picks]).astype(np.float64))
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Interval(value, float("nan"), float("nan"), len(names), unit)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(names), unit)
+
+
+def _pearson(sums: Floats) -> Floats:
+    """(R, 6) moments → (R,) correlations; NaN where a side is constant."""
+    n, x, y, xx, yy, xy = sums.T
+    spread = (xx - x * x / n) * (yy - y * y / n)
+    defined = spread > 1e-18 * n * n
+    out = np.full(len(sums), np.nan)
+    out[defined] = (xy - x * y / n)[defined] / np.sqrt(spread[defined])
+    return out
+
+
 def spatial_blocks(coords: ArrayLike, side: float) -> NDArray[np.int64]:
     """Number of the square block of ``side`` (units of coords) that each point (N, 2) lies in, 0 … B−1."""
     xy = np.asarray(coords, dtype=np.float64)

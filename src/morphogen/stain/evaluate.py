@@ -27,6 +27,7 @@ from morphogen.core.files import (
 )
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
+from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
@@ -37,9 +38,12 @@ from morphogen.stain.data import Found, Pair, aligned, list_images, read_image
 from morphogen.stain.figures import save_panels
 from morphogen.stain.predict import read_uncertainty
 from morphogen.stain.scores import (
+    COMPARED,
+    POOLED,
     PROTOCOL,
     ImageScores,
     SetScores,
+    differences,
     features_of,
     perceptual,
     score_pair,
@@ -223,7 +227,7 @@ def summary_rows(evaluations: Iterable[Evaluation]) -> list[dict[str, Any]]:
     for evaluation in evaluations:
         row: dict[str, Any] = {"method": evaluation.method}
         scores = evaluation.scores
-        for key in ("dab_tile_correlation", "dab_tile_mae"):
+        for key in COMPARED:
             _interval(row, key, scores)
         row |= {key: value for key, value in scores.figures.items() if key.startswith("dab")}
         row |= {key: value for key, value in scores.figures.items() if not key.startswith("dab")}
@@ -286,10 +290,31 @@ def write_results(
                 }
                 for e in evaluations
             },
+            "differences": {
+                "of": evaluations[0].method,
+                "to": {
+                    other: {key: interval._asdict() for key, interval in found.items()}
+                    for other, found in paired_differences(evaluations, config).items()
+                },
+            },
         },
     )
     Manifest.write(out, kind="stain evaluation", protocol=PROTOCOL, methods=[e.method for e in evaluations])
     return out
+
+
+def paired_differences(
+    evaluations: Sequence[Evaluation], config: EvaluateConfig | None = None, of: str | None = None
+) -> dict[str, dict[str, Interval]]:
+    """By every other method, the DAB scores of one (``of``, else the first) minus its own, paired by image."""
+    config = config or EvaluateConfig()
+    first = next((e for e in evaluations if e.method == of), evaluations[0])
+    unit = first.scores.intervals[POOLED].unit
+    return {
+        other.method: differences(first.images, other.images, config, unit=unit)
+        for other in evaluations
+        if other.method != first.method
+    }
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -312,59 +337,3 @@ def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> 
     pairs = [Pair(name, hes[name], path) for name, path in reals.items() if name in hes]
     alone = [str(path) for name, path in reals.items() if name not in hes]
     return Found([replace(pair, stain="IHC") for pair in pairs], alone)
-
-
-def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
-    """Tables for reading: ``(title, rows, best)``; cells are numbers or intervals; DAB comes first."""
-    tables: list[tuple[str, dict[str, tuple[str, str | None]]]] = [
-        (
-            "DAB optical density",
-            {
-                "dab_tile_correlation": ("r per tile, within images", "max"),
-                "dab_tile_correlation_pooled": ("r per tile, all tiles", "max"),
-                "dab_tile_mae": ("error per tile", "min"),
-                "dab_mean_pearson": ("r of image means", "max"),
-                "dab_positive_mae": ("error of positive fraction", "min"),
-                "dab_h_score_mae": ("error of H-score", "min"),
-            },
-        ),
-        (
-            "Retrieval, perception, features",
-            {
-                "mra_top1": ("MRA top-1", "max"),
-                "mra_top3": ("MRA top-3", "max"),
-                "phv": ("PHV", "min"),
-                "frechet": ("Fréchet distance", "min"),
-                "kid": ("KID", "min"),
-                "precision": ("precision", "max"),
-                "recall": ("recall", "max"),
-                "density": ("density", None),
-                "coverage": ("coverage", "max"),
-                "lpips": ("LPIPS", "min"),
-            },
-        ),
-        (
-            "Pixels and sharpness (1 is as sharp as the real stain)",
-            {
-                "ssim": ("SSIM", "max"),
-                "psnr": ("PSNR", "max"),
-                "sharpness": ("gradient ratio", None),
-                "detail": ("Laplacian energy ratio", None),
-                "uncertainty_error_correlation": ("r of uncertainty and error", None),
-                "uncertainty_error_tile_correlation": ("the same per tile", None),
-            },
-        ),
-    ]
-    made = []
-    for title, columns in tables:
-        rows = []
-        for evaluation in evaluations:
-            values = {**evaluation.scores.figures, **evaluation.scores.intervals}
-            cells = {head: values[key] for key, (head, _) in columns.items() if key in values}
-            if cells:
-                rows.append({"method": evaluation.method, **cells})
-        if rows:
-            present = {key for row in rows for key in row}
-            best = {head: way for head, way in columns.values() if way is not None and head in present}
-            made.append((title, rows, best))
-    return made

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from morphogen.core.files import read_json
 from morphogen.report import Report
-from morphogen.stain.evaluate import Evaluation, report_rows
+from morphogen.stain.config import EvaluateConfig
+from morphogen.stain.evaluate import Evaluation, paired_differences
 
 
 def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
@@ -19,6 +21,20 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
     report.chapter("Scores", "DAB first: structural similarity hardly follows staining.")
     for title, rows, best in report_rows(evaluations):
         report.section(title).table(rows, best=best)
+    if len(evaluations) > 1:
+        heads = {"dab_tile_correlation": "r per tile, within images", "dab_tile_correlation_pooled": "r, all tiles",
+                 "dab_tile_mae": "error per tile"}  # fmt: skip
+        config = EvaluateConfig.model_validate(results["config"])
+        report.section(f"{evaluations[0].method} against the others").table(
+            [
+                {"minus": name, **{heads[key]: interval for key, interval in found.items()}}
+                for name, found in paired_differences(evaluations, config).items()
+            ]
+        )
+        report.note(
+            f"Paired differences with their 95 % intervals over {unit}s: where an interval holds 0, no difference is "
+            "shown. More is better for r, less for the error."
+        )
     chance = results.get("mra_chance")
     if chance:
         report.note(
@@ -36,3 +52,59 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
             report.figure(panel, panel.stem)
     report.provenance({key: value for key, value in results.items() if key != "methods"})
     return report.save(folder / "report.html")
+
+
+def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Tables for reading: ``(title, rows, best)``; cells are numbers or intervals; DAB comes first."""
+    tables: list[tuple[str, dict[str, tuple[str, str | None]]]] = [
+        (
+            "DAB optical density",
+            {
+                "dab_tile_correlation": ("r per tile, within images", "max"),
+                "dab_tile_correlation_pooled": ("r per tile, all tiles", "max"),
+                "dab_tile_mae": ("error per tile", "min"),
+                "dab_mean_pearson": ("r of image means", "max"),
+                "dab_positive_mae": ("error of positive fraction", "min"),
+                "dab_h_score_mae": ("error of H-score", "min"),
+            },
+        ),
+        (
+            "Retrieval, perception, features",
+            {
+                "mra_top1": ("MRA top-1", "max"),
+                "mra_top3": ("MRA top-3", "max"),
+                "phv": ("PHV", "min"),
+                "frechet": ("Fréchet distance", "min"),
+                "kid": ("KID", "min"),
+                "precision": ("precision", "max"),
+                "recall": ("recall", "max"),
+                "density": ("density", None),
+                "coverage": ("coverage", "max"),
+                "lpips": ("LPIPS", "min"),
+            },
+        ),
+        (
+            "Pixels and sharpness (1 is as sharp as the real stain)",
+            {
+                "ssim": ("SSIM", "max"),
+                "psnr": ("PSNR", "max"),
+                "sharpness": ("gradient ratio", None),
+                "detail": ("Laplacian energy ratio", None),
+                "uncertainty_error_correlation": ("r of uncertainty and error", None),
+                "uncertainty_error_tile_correlation": ("the same per tile", None),
+            },
+        ),
+    ]
+    made = []
+    for title, columns in tables:
+        rows = []
+        for evaluation in evaluations:
+            values = {**evaluation.scores.figures, **evaluation.scores.intervals}
+            cells = {head: values[key] for key, (head, _) in columns.items() if key in values}
+            if cells:
+                rows.append({"method": evaluation.method, **cells})
+        if rows:
+            present = {key for row in rows for key in row}
+            best = {head: way for head, way in columns.values() if way is not None and head in present}
+            made.append((title, rows, best))
+    return made

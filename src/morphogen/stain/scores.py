@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.images import frechet_distance, kernel_distance, manifold
-from morphogen.metrics.intervals import Interval, bootstrap
+from morphogen.metrics.intervals import Interval, bootstrap, moments, pooled_correlation
 from morphogen.metrics.pairs import molecular_retrieval, perceptual_hash_value, psnr, ssim
 from morphogen.metrics.stain import (
     correlation,
@@ -113,6 +113,39 @@ INTERVALS = (
 )
 
 
+POOLED = "dab_tile_correlation_pooled"
+COMPARED = ("dab_tile_correlation", POOLED, "dab_tile_mae")
+
+
+def _moments(images: Sequence[ImageScores]) -> np.ndarray:
+    return np.stack([moments(*image.tiles) for image in images])
+
+
+def differences(
+    images: Sequence[ImageScores],
+    others: Sequence[ImageScores],
+    config: EvaluateConfig,
+    *,
+    unit: str = "image",
+) -> dict[str, Interval]:
+    """``images`` minus ``others``, two methods on the same pairs: paired differences of the DAB scores with their
+    intervals. Pairs where either score is undefined are left out of the means over images.
+    """
+    found = {}
+    for key in COMPARED:
+        rng = numpy_generator(config.seed, "stain difference", key)
+        options: dict[str, Any] = {"unit": unit, "generator": rng, "resamples": config.resamples}
+        if key == POOLED:
+            units = [image.unit for image in images]
+            found[key] = pooled_correlation(_moments(images), units, against=_moments(others), **options)
+            continue
+        pairs = [(a.values[key] - b.values[key], a.unit) for a, b in zip(images, others, strict=True)]
+        known = [(value, name) for value, name in pairs if np.isfinite(value)]
+        if known:
+            found[key] = bootstrap([value for value, _ in known], [name for _, name in known], **options)
+    return found
+
+
 def score_set(
     images: Sequence[ImageScores],
     config: EvaluateConfig,
@@ -123,8 +156,6 @@ def score_set(
     """Scores over a set of pairs; ``features`` (N, D) of the predicted and of the real images."""
     agreement = dab_agreement([i.summaries[0] for i in images], [i.summaries[1] for i in images])
     figures: dict[str, float] = {f"dab_{key}": value for key, value in vars(agreement).items() if key != "n"}
-    pooled = [np.concatenate([image.tiles[side].ravel() for image in images]) for side in (0, 1)]
-    figures["dab_tile_correlation_pooled"] = correlation(*pooled)
     intervals: dict[str, Interval] = {}
     undefined: dict[str, int] = {}
     for key in INTERVALS:
@@ -143,6 +174,13 @@ def score_set(
                 generator=rng,
                 resamples=config.resamples,
             )
+    intervals[POOLED] = pooled_correlation(
+        _moments(images),
+        [i.unit for i in images],
+        unit=unit,
+        generator=numpy_generator(config.seed, "stain bootstrap", POOLED),
+        resamples=config.resamples,
+    )
     notes: dict[str, Any] = {"images": len(images)}
     if features is not None:
         figures |= feature_scores(*features, config)
