@@ -201,7 +201,7 @@ class SamplerConfig(Config):
     )
     steps: int = Field(10, ge=1, description="Translation steps.")
     spacing: Literal["model", "trailing", "leading", "log_snr"] = Field(
-        "log_snr", description="Where the steps lie; model = as the model was made for."
+        "trailing", description="Where the steps lie; model = as the model was made for."
     )
     inversion_steps: int = Field(
         0,

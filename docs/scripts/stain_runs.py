@@ -1,0 +1,287 @@
+"""Trainings and scores behind the tables of docs/stain.md: data, models, methods side by side."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.files import read_json, write_json
+from morphogen.metrics.stain import correlation, tile_means
+from morphogen.stain.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.config import (
+    ApplyConfig,
+    EvaluateConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from morphogen.stain.data import Found, Pair, aligned, find_pairs, read_image
+from morphogen.stain.evaluate import Evaluation, evaluate_methods, read_pair, write_results
+from morphogen.stain.figures import density_of, panel
+from morphogen.stain.model import StainTransfer
+from morphogen.stain.pages import write_page
+from morphogen.stain.predict import Stained, save_png, stain_image
+from morphogen.stain.registration import estimate_shift
+from morphogen.stain.train import train_model
+
+KINDS = ("diffusion", "regression")
+SAMPLES = 24
+SIMULATED = "IHC"  # label of the simulated stain
+TILE = 64  # px, on real pairs
+
+REAL = [  # name, H&E, IHC, stain
+    ("bci-00345", "bci/valA/00345_test_0.png", "bci/valB/00345_test_0.png", "HER2"),
+    ("bci-00820", "bci/valA/00820_test_2+.png", "bci/valB/00820_test_2+.png", "HER2"),
+    ("bci-00901", "bci/valA/00901_test_1+.png", "bci/valB/00901_test_1+.png", "HER2"),
+    ("mist", "mist_er/he.jpg", "mist_er/er.jpg", "ER"),
+    ("restained", "restained_ki67/HE.png", "restained_ki67/IHC.png", "Ki67"),
+]
+
+
+def real_pairs(data: Path, out: Path, *, inner: bool = False) -> Path:
+    """Left two thirds of every image for training, right third for the test; the table of pairs.
+
+    A shift is estimated from the left part alone, so that nothing of the test is used. ``inner``: the same again
+    within the left two thirds, for choices; the right third of the image is then not looked at.
+    """
+    rows = []
+    for name, he_file, ihc_file, stain in REAL:
+        he, ihc = read_image(data / he_file), read_image(data / ihc_file)
+        if inner:
+            cut = he.shape[1] * 2 // 3
+            he, ihc = he[:, :cut], ihc[:, :cut]
+        cut = he.shape[1] * 2 // 3
+        shift = estimate_shift(he[:, :cut], ihc[:, :cut])
+        he, ihc = aligned(he, ihc, (shift.dy, shift.dx))
+        print(
+            f"{name}: {he.shape[1]} × {he.shape[0]} px, shift {(shift.dy, shift.dx) if shift.sure else 'none clear'}"
+        )
+        cut = he.shape[1] * 2 // 3
+        for split, columns in (("train", slice(0, cut)), ("test", slice(cut, None))):
+            for kind, image in (("he", he), ("ihc", ihc)):
+                save_png(out / kind / split / f"{name}.png", np.ascontiguousarray(image[:, columns]))
+            row = {"name": name, "he": f"he/{split}/{name}.png", "ihc": f"ihc/{split}/{name}.png"}
+            rows.append(row | {"stain": stain, "patient": name, "split": split})
+    with open(out / "pairs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return out / "pairs.csv"
+
+
+def settings(
+    steps: int, regression: bool, mpp: float | None, stains: tuple[str, ...], start: Path | None = None
+) -> TrainConfig:
+    """The small model as documented; the regression differs in its objective alone."""
+    config = TrainConfig.recipe("small", steps)
+    return config.replace(
+        data=config.data.replace(mpp=mpp),
+        model=config.model.replace(stains=stains, regression=regression),
+        start=None if start is None else str(start),
+    )
+
+
+def trained(pairs: Any, out: Path, config: TrainConfig, precision: str) -> tuple[StainTransfer, float]:
+    """The model of a finished run, or of one made now, and the seconds its training took."""
+    if not (out / "seconds.json").is_file():
+        start = time.perf_counter()
+        train_model(pairs, config, out, device="cpu", precision=precision)
+        write_json(out / "seconds.json", time.perf_counter() - start)
+    return StainTransfer.from_pretrained(out / "model"), float(read_json(out / "seconds.json"))
+
+
+Models = dict[str, StainTransfer]  # by stain
+
+
+def stained(
+    models: Models, pairs: Sequence[Pair], solver: str, samples: int, precision: str
+) -> dict[str, Stained]:
+    """Every pair's H&E through one solver."""
+    made = {}
+    for pair in pairs:
+        config = ApplyConfig(sampler=SamplerConfig.named(solver), samples=samples, stain=pair.stain)
+        made[pair.name] = stain_image(
+            models[pair.stain], read_pair(pair)[0], config, name=pair.name, precision=precision
+        )
+    return made
+
+
+Method = Callable[[Pair, np.ndarray], np.ndarray]
+
+
+def methods_of(
+    train: Sequence[Pair],
+    test: Sequence[Pair],
+    diffusion: Models,
+    regression: Models,
+    precision: str,
+) -> tuple[dict[str, Method], dict[str, Stained], dict[str, float]]:
+    """All methods by name, the K samples, and seconds per megapixel of each solver."""
+    maps = {
+        stain: ColourMap().fit(read_pair(pair) for pair in train if pair.stain == stain)
+        for stain in {pair.stain for pair in train}
+    }
+    seconds: dict[str, float] = {}
+    pixels = sum(read_pair(pair)[0].shape[0] * read_pair(pair)[0].shape[1] for pair in test) / 1e6
+
+    def timed(name: str, models: Models, solver: str, samples: int = 1) -> dict[str, Stained]:
+        start = time.perf_counter()
+        made = stained(models, test, solver, samples, precision)
+        seconds[name] = (time.perf_counter() - start) / pixels
+        return made
+
+    plain = timed("regression U-Net", regression, "mean")
+    expected = timed("diffusion, expected stain (1 evaluation)", diffusion, "mean")
+    several = timed(f"diffusion, {SAMPLES} samples (fast)", diffusion, "fast", SAMPLES)
+    methods: dict[str, Method] = {  # the first is the one the others are compared with
+        f"diffusion, mean of {SAMPLES} samples (fast)": lambda pair, he: several[pair.name].mean,
+        "diffusion, one sample (fast)": lambda pair, he: several[pair.name].sample,
+        "diffusion, expected stain (1 evaluation)": lambda pair, he: expected[pair.name].sample,
+        "regression U-Net": lambda pair, he: plain[pair.name].sample,
+        "colour map fitted per stain": lambda pair, he: maps[pair.stain](he),
+        "colour deconvolution": lambda pair, he: deconvolution(he),
+        "H&E as it is": lambda pair, he: identity(he),
+    }
+    return methods, several, seconds
+
+
+def measure(
+    name: str,
+    train: Sequence[Pair],
+    test: Sequence[Pair],
+    diffusion: Any,
+    regression: Any,
+    out: Path,
+    precision: str,
+) -> list[Evaluation]:
+    """Score all methods on the test pairs; files into ``out``."""
+    (model, time_a), (plain, time_b) = diffusion, regression
+    methods, several, seconds = methods_of(train, test, model, plain, precision)
+    mean_name = f"diffusion, mean of {SAMPLES} samples (fast)"
+    doubts = {mean_name: lambda pair: several[pair.name].uncertainty}
+    config = EvaluateConfig(tile=TILE if name == "real" else 32)
+    evaluations = evaluate_methods(test, methods, config, uncertainty=doubts)
+    facts = {
+        "seconds of training": {"diffusion": time_a, "regression": time_b},
+        "seconds per megapixel": seconds,
+    }
+    write_results(out, evaluations, test, config, facts)
+    for pair in test:
+        he, real = read_pair(pair)
+        stains = several[pair.name]
+        row = panel(he, stains.sample, real, stains.uncertainty)
+        also = panel(he, stains.mean, real)
+        third = panel(he, methods["regression U-Net"](pair, he), real)
+        wide = [
+            np.pad(p, ((0, 0), (0, row.shape[1] - p.shape[1]), (0, 0)), constant_values=255)
+            for p in (also, third)
+        ]
+        save_png(out / "panels" / f"{pair.name}.png", np.concatenate([row, *wide]))
+    write_page(out, evaluations)
+    return evaluations
+
+
+def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, Stained]) -> dict[str, float]:
+    """Simulated tissue: predicted DAB and uncertainty against the truth, per tile of 32 px."""
+    found: dict[str, list[np.ndarray]] = {
+        key: [] for key in ("predicted", "truth", "expected", "doubt", "error")
+    }
+    for pair in test:
+        with np.load(root / "truth" / "val" / f"{pair.name}.npz", allow_pickle=False) as file:
+            truth, expected = (file[key].astype(np.float32) for key in ("dab_od", "dab_od_mean"))
+        stains = several[pair.name]
+        density = density_of(stains.mean)
+        for key, plane in (
+            ("predicted", density),
+            ("truth", truth),
+            ("expected", expected),
+            ("doubt", stains.uncertainty),
+            ("error", np.abs(density - truth)),
+        ):
+            found[key].append(tile_means(plane, 32).ravel())
+    flat = {key: np.concatenate(values) for key, values in found.items()}
+    figures = {
+        "predicted DAB with the drawn DAB": correlation(flat["predicted"], flat["truth"]),
+        "predicted DAB with its expectation": correlation(flat["predicted"], flat["expected"]),
+        "best possible (expectation with drawn)": correlation(flat["expected"], flat["truth"]),
+        "uncertainty with the true error": correlation(flat["doubt"], flat["error"]),
+    }
+    write_json(out / "truth.json", figures)
+    return figures
+
+
+def real_models(
+    name: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, joint: bool = False
+) -> tuple[Models, float]:
+    """Trained further from the model that knows simulated tissue (``start``), one per stain or one for all; all
+    seconds.
+    """
+    stains = sorted({pair.stain for pair in train.pairs})
+    if joint:
+        config = settings(steps, name == "regression", None, (SIMULATED, *stains), start)
+        model, seconds = trained(train, out / "all", config, precision)
+        return dict.fromkeys(stains, model), seconds
+    models, total = {}, 0.0
+    for stain in stains:
+        pairs = replace(train, pairs=[pair for pair in train.pairs if pair.stain == stain])
+        config = settings(steps, name == "regression", None, (stain,), start)
+        models[stain], seconds = trained(pairs, out / stain, config, precision)
+        total += seconds
+    return models, total
+
+
+CHOICES = [
+    (75, False),
+    (150, False),
+    (300, False),
+    (700, False),
+    (400, True),
+]  # steps, one model for all stains
+FEWER = 8  # samples for the choice
+
+
+def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> list[dict[str, Any]]:
+    """Scores of the second training's lengths on the last third of the left part; a row each."""
+    table = real_pairs(data, out / "data", inner=True)
+    train, test = find_pairs(table, "train"), find_pairs(table, "test")
+    rows = []
+    for steps, joint in CHOICES:
+        what = f"one model, {steps} steps" if joint else f"one per stain, {steps} steps each"
+        folder = out / kind / what.replace(" ", "-").replace(",", "")
+        if not (folder / "scores.json").is_file():
+            models, seconds = real_models(kind, train, start, folder, steps, precision, joint=joint)
+            made = {"regression U-Net": stained(models, test.pairs, "mean", 1, precision)}
+            if kind == "diffusion":
+                several = stained(models, test.pairs, "fast", FEWER, precision)
+                made = {
+                    "expected stain (1 evaluation)": made["regression U-Net"],
+                    f"mean of {FEWER} samples": {
+                        name: replace(each, sample=each.mean) for name, each in several.items()
+                    },
+                    "one sample": several,
+                }
+            methods = {name: _of(images) for name, images in made.items()}
+            found = [
+                {"method": e.method, "training": what, "seconds": seconds, **_figures(e)}
+                for e in evaluate_methods(test.pairs, methods, EvaluateConfig(tile=TILE))
+            ]
+            write_json(folder / "scores.json", found)
+        rows += read_json(folder / "scores.json")
+        for row in rows[-3 if kind == "diffusion" else -1 :]:
+            print(row)
+    return rows
+
+
+def _of(images: dict[str, Stained]) -> Method:
+    return lambda pair, he: images[pair.name].sample
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float]:
+    intervals = evaluation.scores.intervals
+    keys = ("dab_tile_correlation", "dab_tile_correlation_pooled", "dab_tile_mae", "ssim")
+    return {key: intervals[key].value for key in keys}
