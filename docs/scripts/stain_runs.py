@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.files import read_json, write_json
+from morphogen.demo.tissue_writers import write_mist
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import (
@@ -31,7 +32,9 @@ from morphogen.stain.train import train_model
 
 KINDS = ("diffusion", "regression")
 SAMPLES = 24
-SIMULATED = "IHC"  # label of the simulated stain
+SIMULATED = {"er": "IHC", "her2": "simulated HER2"}  # stains of the simulator, and their labels
+PAIRS = 256  # simulated, for training
+TISSUE: dict[str, Any] = {"size": 256, "patients": 24, "val_patients": 4, "mpp": 0.5}
 TILE = 64  # px, on real pairs
 
 REAL = [  # name, H&E, IHC, stain
@@ -215,33 +218,38 @@ def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, 
     return figures
 
 
+def with_simulated(train: Found, root: Path) -> Found:
+    """Real pairs and, as stains of their own, simulated ones of a nuclear (ER) and a membrane stain (HER2)."""
+    pairs = list(train.pairs)
+    for target, label in SIMULATED.items():
+        folder = write_mist(root / target, PAIRS, 16, target=target, **TISSUE)
+        pairs += [replace(pair, stain=label) for pair in find_pairs(folder, "train").pairs]
+    return replace(train, pairs=pairs)
+
+
 def real_models(
-    name: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, joint: bool = False
+    kind: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, together: bool
 ) -> tuple[Models, float]:
-    """Trained further from the model that knows simulated tissue (``start``), one per stain or one for all; all
-    seconds.
+    """Trained further from the model that knows simulated tissue (``start``): one model per real stain, or one for
+    all of them and for two simulated ones, every stain drawn as often. By stain, and the seconds of all.
     """
     stains = sorted({pair.stain for pair in train.pairs})
-    if joint:
-        config = settings(steps, name == "regression", None, (SIMULATED, *stains), start)
-        model, seconds = trained(train, out / "all", config, precision)
+    if together:
+        pairs = with_simulated(train, out.parent.parent / "simulated-stains")
+        config = settings(steps, kind == "regression", None, (*SIMULATED.values(), *stains), start)
+        config = config.replace(data=config.data.replace(balance_stains=True))
+        model, seconds = trained(pairs, out / "all", config, precision)
         return dict.fromkeys(stains, model), seconds
     models, total = {}, 0.0
     for stain in stains:
         pairs = replace(train, pairs=[pair for pair in train.pairs if pair.stain == stain])
-        config = settings(steps, name == "regression", None, (stain,), start)
+        config = settings(steps, kind == "regression", None, (stain,), start)
         models[stain], seconds = trained(pairs, out / stain, config, precision)
         total += seconds
     return models, total
 
 
-CHOICES = [
-    (75, False),
-    (150, False),
-    (300, False),
-    (700, False),
-    (400, True),
-]  # steps, one model for all stains
+CHOICES = [(150, False), (1000, True), (2000, True)]  # steps, one model for all stains
 FEWER = 8  # samples for the choice
 
 
@@ -250,11 +258,11 @@ def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> li
     table = real_pairs(data, out / "data", inner=True)
     train, test = find_pairs(table, "train"), find_pairs(table, "test")
     rows = []
-    for steps, joint in CHOICES:
-        what = f"one model, {steps} steps" if joint else f"one per stain, {steps} steps each"
+    for steps, together in CHOICES:
+        what = f"{'all stains together' if together else 'each stain alone'}, {steps} steps"
         folder = out / kind / what.replace(" ", "-").replace(",", "")
         if not (folder / "scores.json").is_file():
-            models, seconds = real_models(kind, train, start, folder, steps, precision, joint=joint)
+            models, seconds = real_models(kind, train, start, folder, steps, precision, together=together)
             made = {"regression U-Net": stained(models, test.pairs, "mean", 1, precision)}
             if kind == "diffusion":
                 several = stained(models, test.pairs, "fast", FEWER, precision)

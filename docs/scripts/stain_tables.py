@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from stain_runs import (
     KINDS,
+    PAIRS,
     SAMPLES,
     SIMULATED,
+    TISSUE,
     Models,
     choices,
     measure,
@@ -36,7 +38,6 @@ from morphogen.stain.data import find_pairs, read_image
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
 PICTURES = PAGE.parent / "images"
-TRAINING = 256  # simulated pairs
 
 COLUMNS = [
     ("dab_tile_correlation", "r per tile, within images"),
@@ -139,14 +140,13 @@ def choice_table(rows: list[dict[str, Any]]) -> str:
 
 def simulated_models(out: Path, steps: int, precision: str) -> tuple[Path, list[tuple[Models, float]]]:
     """The pairs' folder, and the diffusion and the regression that know simulated tissue."""
-    root = write_mist(
-        out / "simulated" / "data", TRAINING, 16, size=256, patients=24, val_patients=4, mpp=0.5
-    )
+    root = write_mist(out / "simulated" / "data", PAIRS, 16, **TISSUE)
+    stain = SIMULATED["er"]
     train, models = find_pairs(root, "train"), []
     for name in KINDS:
-        config = settings(steps, name == "regression", 0.5, (SIMULATED,))
+        config = settings(steps, name == "regression", 0.5, (stain,))
         model, seconds = trained(train, out / "simulated" / name, config, precision)
-        models.append(({SIMULATED: model}, seconds))
+        models.append(({stain: model}, seconds))
     return root, models
 
 
@@ -155,8 +155,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairs"))
     parser.add_argument("--out", type=Path, default=Path("runs/stain-tables"))
     parser.add_argument("--steps", type=int, default=3000, help="on simulated tissue")
-    parser.add_argument("--real-steps", type=int, nargs=2, default=(150, 150), metavar=KINDS,
-                        help="per stain, on real pairs")  # fmt: skip
+    parser.add_argument(
+        "--real-steps", type=int, default=1000, help="on real pairs, simulated ones beside them"
+    )
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=["real", "simulated"])
@@ -184,12 +185,12 @@ def main() -> None:
     if arguments.only != "simulated":
         table = real_pairs(arguments.data, out / "real" / "data")
         train, test = find_pairs(table, "train"), find_pairs(table, "test")
-        models = [
-            real_models(
-                kind, train, out / "simulated" / kind / "model", out / "real" / kind, steps, precision
+        models = []
+        for kind in KINDS:
+            start, folder = out / "simulated" / kind / "model", out / "real" / kind
+            models.append(
+                real_models(kind, train, start, folder, arguments.real_steps, precision, together=True)
             )
-            for kind, steps in zip(KINDS, arguments.real_steps, strict=True)
-        ]
         measure("real", train.pairs, test.pairs, *models, out / "real" / "scores", precision)
         publish("real", markdown(out / "real" / "scores"), arguments.write)
     if arguments.write and not arguments.only:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,21 @@ def test_all_eight_orientations_come(make_pairs):
     assert len(turned) == 8
     drawn = {dataset.draw(0, generator(k))["he"].numpy().tobytes() for k in range(100)}
     assert drawn == turned
+
+
+def test_balanced_stains_are_drawn_as_often(make_pairs):
+    """Five pairs of one stain, two of another: five items each, none of a pair lost; images are kept once."""
+    pairs = find_pairs(make_pairs(7)).pairs
+    pairs = [replace(pair, stain="ER" if k < 5 else "HER2") for k, pair in enumerate(pairs)]
+    plain = PairDataset(pairs, ["HER2", "ER"], crop=32)
+    dataset = PairDataset(pairs, ["HER2", "ER"], crop=32, balance=True)
+    assert len(plain) == 7 and len(dataset) == 10
+    items = [dataset[k] for k in range(10)]
+    assert [int(item["label"]) for item in items] == [1] * 5 + [0] * 5
+    middles = [item["he"].numpy().tobytes() for item in items]
+    assert len(set(middles)) == 7 and sorted(map(middles.count, set(middles))) == [1] * 5 + [2, 3]
+    assert set(middles) == {plain[k]["he"].numpy().tobytes() for k in range(7)}
+    assert len(dataset._kept) == 7
 
 
 def test_images_beyond_the_memory_limit_are_read_again(make_pairs):

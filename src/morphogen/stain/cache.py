@@ -36,7 +36,7 @@ def cache_crops(
         model.config.to_dict() | {"encoder_weights": None},
         model.encoder.identity() if model.encoder is not None else "none",
         [[pair.name, pair.stain, list(pair.shift)] for pair in dataset.pairs],
-        [dataset.crop, dataset.orient, crops, seed],
+        [dataset.crop, dataset.orient, crops, seed, len(dataset)],
     )
     manifest = Manifest.read(folder)
     if manifest is not None and manifest.get("mark") == mark:

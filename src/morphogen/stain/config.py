@@ -20,6 +20,11 @@ class DataConfig(Config):
     mpp: float | None = Field(
         None, gt=0, description="µm per pixel of the training images; slides are read at it. null = unknown."
     )
+    balance_stains: bool = Field(
+        False,
+        description="Draw every stain as often, however many pairs it has. With a few pairs of a new stain beside "
+        "many of a known one, what is known is kept.",
+    )
     skip_bad: bool = Field(False, description="Leave bad pairs out (counted and listed) instead of stopping.")
     register_pairs: bool = Field(
         False,

@@ -248,6 +248,15 @@ def orient(image: Tensor, index: int) -> Tensor:
     return torch.rot90(image, index & 3, (0, 1))
 
 
+def balanced(labels: Sequence[int]) -> list[int]:
+    """Positions of ``labels`` so that each label comes as often as the most frequent one; the rarer in turns."""
+    groups: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        groups.setdefault(label, []).append(position)
+    most = max(map(len, groups.values()), default=0)
+    return [group[k % len(group)] for group in groups.values() for k in range(most)]
+
+
 class PairDataset(Dataset):
     """Random crops of pairs, the same place and orientation for both images of a pair.
 
@@ -264,6 +273,8 @@ class PairDataset(Dataset):
         See :class:`~morphogen.stain.config.DataConfig`.
     memory_gib:
         Decoded images kept, the last used first to stay.
+    balance:
+        Every stain has as many items: pairs of rarer stains come several times, each time to be cut elsewhere.
     """
 
     def __init__(
@@ -274,6 +285,7 @@ class PairDataset(Dataset):
         crop: int = 256,
         orient: bool = True,
         memory_gib: float = 2.0,
+        balance: bool = False,
     ) -> None:
         self.pairs, self.crop, self.orient = list(pairs), crop, orient
         unknown = sorted({pair.stain for pair in pairs} - set(stains))
@@ -282,12 +294,13 @@ class PairDataset(Dataset):
                 f"pairs of stain '{unknown[0]}', but the model knows {', '.join(stains)}.{nearest(unknown[0], stains)}"
             )
         self.labels = [list(stains).index(pair.stain) for pair in pairs]
+        self._items = balanced(self.labels) if balance else list(range(len(self.pairs)))
         self._budget = int(memory_gib * 2**30)
         self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self._items)
 
     def images(self, index: int) -> tuple[Tensor, Tensor]:
         """Both whole images ``(H, W, 3)`` uint8 of a pair, aligned."""
@@ -305,7 +318,7 @@ class PairDataset(Dataset):
         return both
 
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        he, ihc = self.images(index)
+        he, ihc = self.images(self._items[index])
         top, left = (
             int(torch.randint(0, size - self.crop + 1, (), generator=generator)) for size in he.shape[:2]
         )
@@ -313,7 +326,7 @@ class PairDataset(Dataset):
         return self._item(index, he, ihc, top, left, turn)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        he, ihc = self.images(index)
+        he, ihc = self.images(self._items[index])
         top, left = ((size - self.crop) // 2 for size in he.shape[:2])
         return self._item(index, he, ihc, top, left, 0)
 
@@ -322,7 +335,7 @@ class PairDataset(Dataset):
         return {
             "he": orient(he[place], turn).contiguous(),
             "ihc": orient(ihc[place], turn).contiguous(),
-            "label": torch.tensor(self.labels[index]),
+            "label": torch.tensor(self.labels[self._items[index]]),
             "index": torch.tensor(index),
         }
 

@@ -232,6 +232,7 @@ def train_model(
         crop=config.data.crop,
         orient=config.data.orient,
         memory_gib=config.data.memory_gib,
+        balance=config.data.balance_stains,
     )
     if config.data.cache_crops:
         folder = cache_crops(
