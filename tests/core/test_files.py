@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from morphogen.core import files
 from morphogen.core.errors import InputError, OutputError
@@ -29,6 +30,16 @@ def test_the_suffix_is_kept_for_libraries_that_choose_by_it(tmp_path):
         assert temporary.suffix == ".tif" and temporary.parent == tmp_path
         temporary.write_bytes(b"1")
     assert (tmp_path / "x.ome.tif").read_bytes() == b"1"
+
+
+def test_weights_can_be_read_by_all_whom_the_umask_lets(tmp_path):
+    """safetensors alone leaves mode 600, which nobody else of a lab can read."""
+    with atomic_path(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        save_file({"x": torch.zeros(2)}, temporary / "a.safetensors")
+    plain = tmp_path / "plain.txt"
+    plain.write_text("")
+    assert (tmp_path / "model" / "a.safetensors").stat().st_mode == plain.stat().st_mode
 
 
 def test_a_folder_replaces_a_folder(tmp_path):

@@ -13,13 +13,17 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from morphogen.core.errors import InputError, OutputError
 
 _CHUNK = 1 << 20
+
+
+_UMASK = os.umask(0o022)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -62,6 +66,11 @@ def _swap_folder(temporary: Path, final: Path) -> None:
 def _sync(path: Path) -> None:
     paths = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     for each in paths:
+        # safetensors makes files that only their owner may read; a lab shares its folders.
+        mode = each.stat().st_mode
+        if (wanted := mode | (0o666 & ~_UMASK)) != mode:
+            with suppress(OSError):  # some network shares have no modes
+                os.chmod(each, wanted)
         with open(each, "rb") as file:
             os.fsync(file.fileno())
 
