@@ -43,7 +43,7 @@ def run(quick: bool) -> list[Row]:
 
 def packaged(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.Tensor]]:
     """The small model of the package and crops of simulated patients that it was not trained on."""
-    root = write_mist(folder / "data", 6, 4 if quick else 24, size=256, patients=6, val_patients=4, mpp=0.5)
+    root = write_mist(folder / "data", 6, 4 if quick else 24, size=256, patients=24, val_patients=4, mpp=0.5)
     model = StainTransfer.from_pretrained(stain_model(), device="auto")
     crops: dict[str, list[np.ndarray]] = {"he": [], "ihc": []}
     for pair in find_pairs(root, "val").pairs:

@@ -32,6 +32,7 @@ from morphogen.stain.train import train_model
 
 KINDS = ("diffusion", "regression")
 SAMPLES = 24
+KIND_OF = {"ER": "er", "Ki67": "er", "HER2": "her2"}  # what the simulator has of the like
 SIMULATED = {"er": "IHC", "her2": "simulated HER2"}  # stains of the simulator, and their labels
 PAIRS = 256  # simulated, for training
 TISSUE: dict[str, Any] = {"size": 256, "patients": 24, "val_patients": 4, "mpp": 0.5}
@@ -218,38 +219,35 @@ def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, 
     return figures
 
 
-def with_simulated(train: Found, root: Path) -> Found:
-    """Real pairs and, as stains of their own, simulated ones of a nuclear (ER) and a membrane stain (HER2)."""
-    pairs = list(train.pairs)
-    for target, label in SIMULATED.items():
-        folder = write_mist(root / target, PAIRS, 16, target=target, **TISSUE)
-        pairs += [replace(pair, stain=label) for pair in find_pairs(folder, "train").pairs]
-    return replace(train, pairs=pairs)
+def beside_simulated(pairs: list[Pair], stain: str, root: Path) -> tuple[list[Pair], tuple[str, ...]]:
+    """Real pairs of a stain and simulated ones of its kind (nuclear or membrane), and the labels of both."""
+    target = KIND_OF[stain]
+    folder = write_mist(root / target, PAIRS, 16, target=target, **TISSUE)
+    label = SIMULATED[target]
+    simulated = [replace(pair, stain=label) for pair in find_pairs(folder, "train").pairs]
+    return [*pairs, *simulated], (label, stain)
 
 
 def real_models(
-    kind: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, together: bool
+    kind: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, beside: bool
 ) -> tuple[Models, float]:
-    """Trained further from the model that knows simulated tissue (``start``): one model per real stain, or one for
-    all of them and for two simulated ones, every stain drawn as often. By stain, and the seconds of all.
+    """One model per real stain, trained further from the one that knows simulated tissue (``start``). ``beside``:
+    with simulated pairs as every other sample. By stain, and the seconds of all.
     """
-    stains = sorted({pair.stain for pair in train.pairs})
-    if together:
-        pairs = with_simulated(train, out.parent.parent / "simulated-stains")
-        config = settings(steps, kind == "regression", None, (*SIMULATED.values(), *stains), start)
-        config = config.replace(data=config.data.replace(balance_stains=True))
-        model, seconds = trained(pairs, out / "all", config, precision)
-        return dict.fromkeys(stains, model), seconds
     models, total = {}, 0.0
-    for stain in stains:
-        pairs = replace(train, pairs=[pair for pair in train.pairs if pair.stain == stain])
-        config = settings(steps, kind == "regression", None, (stain,), start)
-        models[stain], seconds = trained(pairs, out / stain, config, precision)
+    for stain in sorted({pair.stain for pair in train.pairs}):
+        pairs, stains = [pair for pair in train.pairs if pair.stain == stain], (stain,)
+        if beside:
+            pairs, stains = beside_simulated(pairs, stain, out.parent.parent / "simulated-stains")
+        config = settings(steps, kind == "regression", None, stains, start)
+        config = config.replace(data=config.data.replace(balance_stains=beside))
+        found = replace(train, pairs=pairs)
+        models[stain], seconds = trained(found, out / stain, config, precision)
         total += seconds
     return models, total
 
 
-CHOICES = [(150, False), (1000, True), (2000, True)]  # steps, one model for all stains
+CHOICES = [(150, False), (300, True), (600, True)]  # steps, with simulated pairs as every other sample
 FEWER = 8  # samples for the choice
 
 
@@ -258,11 +256,11 @@ def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> li
     table = real_pairs(data, out / "data", inner=True)
     train, test = find_pairs(table, "train"), find_pairs(table, "test")
     rows = []
-    for steps, together in CHOICES:
-        what = f"{'all stains together' if together else 'each stain alone'}, {steps} steps"
+    for steps, beside in CHOICES:
+        what = f"{steps} steps, " + ("simulated pairs beside" if beside else "real pairs alone")
         folder = out / kind / what.replace(" ", "-").replace(",", "")
         if not (folder / "scores.json").is_file():
-            models, seconds = real_models(kind, train, start, folder, steps, precision, together=together)
+            models, seconds = real_models(kind, train, start, folder, steps, precision, beside=beside)
             made = {"regression U-Net": stained(models, test.pairs, "mean", 1, precision)}
             if kind == "diffusion":
                 several = stained(models, test.pairs, "fast", FEWER, precision)

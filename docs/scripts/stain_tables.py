@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/stain-tables"))
     parser.add_argument("--steps", type=int, default=3000, help="on simulated tissue")
     parser.add_argument(
-        "--real-steps", type=int, default=1000, help="on real pairs, simulated ones beside them"
+        "--real-steps", type=int, default=600, help="per stain, simulated pairs as every other sample"
     )
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=2)
@@ -189,7 +189,7 @@ def main() -> None:
         for kind in KINDS:
             start, folder = out / "simulated" / kind / "model", out / "real" / kind
             models.append(
-                real_models(kind, train, start, folder, arguments.real_steps, precision, together=True)
+                real_models(kind, train, start, folder, arguments.real_steps, precision, beside=True)
             )
         measure("real", train.pairs, test.pairs, *models, out / "real" / "scores", precision)
         publish("real", markdown(out / "real" / "scores"), arguments.write)
