@@ -236,7 +236,8 @@ def real_models(
     """
     models, total = {}, 0.0
     for stain in sorted({pair.stain for pair in train.pairs}):
-        pairs, stains = [pair for pair in train.pairs if pair.stain == stain], (stain,)
+        pairs = [pair for pair in train.pairs if pair.stain == stain]
+        stains: tuple[str, ...] = (stain,)
         if beside:
             pairs, stains = beside_simulated(pairs, stain, out.parent.parent / "simulated-stains")
         config = settings(steps, kind == "regression", None, stains, start)

@@ -183,7 +183,7 @@ class TrainConfig(Config):
         return cls(
             data=DataConfig(crop=128),
             model=ModelConfig(detail=16),
-            objective=ObjectiveConfig(bias_he_ihc=0.15, last_step_share=0.2),
+            objective=ObjectiveConfig(bias_he_ihc=0.05, last_step_share=0.4),
             training=TrainingConfig(
                 steps=steps or 1000,
                 batch_size=8,
