@@ -73,7 +73,7 @@ def test_the_packaged_model_is_trained_further(trained, tmp_path, caplog):
     )  # fmt: skip
     assert code == 0
     model = StainTransfer.from_pretrained(tmp_path / "model")
-    assert model.config.widths == (64, 96, 128) and model.facts["before"]["steps"] == 1500
+    assert model.config.widths == (64, 96, 128) and model.facts["before"]["steps"] == 3000
     assert model.mpp == 0.5 and "the model keeps the 0.5 of the one it starts from" in caplog.text
 
 

@@ -13,7 +13,7 @@ from morphogen.report import Report
 
 TITLE = "Virtual staining, patch and whole slide"
 COMMANDS = """
-morphogen stain train pairs --out er --steps 1500 --mpp 0.5 --crop 128
+morphogen stain train pairs --out er --steps 3000 --mpp 0.5 --crop 128
 morphogen stain apply er/model patches --out stained --samples 8
 morphogen stain apply er/model slide.ome.tif --out stained
 morphogen stain evaluate stained pairs --out scores
@@ -146,8 +146,8 @@ def model_folder(work: Workspace) -> tuple[Path, str]:
         overrides={
             "data.crop": 128,
             "data.mpp": MPP,
-            "objective.bias_he_ihc": 0.15,
-            "objective.last_step_share": 0.2,
+            "objective.bias_he_ihc": 0.05,
+            "objective.last_step_share": 0.4,
             "training.steps": steps,
             "training.batch_size": work.size(8, 2),
             "training.lr": 8e-4,
