@@ -162,8 +162,8 @@ def measure(
     regression: Any,
     out: Path,
     precision: str,
-) -> list[Evaluation]:
-    """Score all methods on the test pairs; files into ``out``."""
+) -> dict[str, Stained]:
+    """Score all methods on the test pairs; files into ``out``. The K samples."""
     (model, time_a), (plain, time_b) = diffusion, regression
     methods, several, seconds = methods_of(train, test, model, plain, precision)
     mean_name = f"diffusion, mean of {SAMPLES} samples (fast)"
@@ -187,7 +187,7 @@ def measure(
         ]
         save_png(out / "panels" / f"{pair.name}.png", np.concatenate([row, *wide]))
     write_page(out, evaluations)
-    return evaluations
+    return several
 
 
 def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, Stained]) -> dict[str, float]:

@@ -19,7 +19,6 @@ import torch
 from stain_runs import (
     KINDS,
     PAIRS,
-    SAMPLES,
     SIMULATED,
     TISSUE,
     Models,
@@ -28,7 +27,6 @@ from stain_runs import (
     real_models,
     real_pairs,
     settings,
-    stained,
     trained,
     truth_table,
 )
@@ -178,8 +176,7 @@ def main() -> None:
     if arguments.only != "real":
         train, test = find_pairs(root, "train"), find_pairs(root, "val")
         scores = out / "simulated" / "scores"
-        measure("simulated", train.pairs, test.pairs, *models, scores, precision)
-        several = stained(models[0][0], test.pairs, "fast", SAMPLES, precision)
+        several = measure("simulated", train.pairs, test.pairs, *models, scores, precision)
         truth_table(root, test.pairs, scores, several)
         publish("simulated", markdown(scores), arguments.write)
     if arguments.only != "simulated":
