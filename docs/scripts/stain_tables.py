@@ -113,8 +113,9 @@ def picture(out: Path) -> None:
     from PIL import Image
 
     rows = []
-    for file in ("simulated/scores/panels/P07_00000.png", "real/scores/panels/restained.png"):
-        row = read_image(out / file)[:256]
+    first = min((out / "simulated" / "scores" / "panels").glob("*.png"))
+    for file in (first, out / "real" / "scores" / "panels" / "restained.png"):
+        row = read_image(file)[:256]
         rows.append(Image.fromarray(row).resize((1200, round(row.shape[0] * 1200 / row.shape[1]))))
     sheet = Image.new("RGB", (1200, sum(row.height for row in rows) + 12), "white")
     sheet.paste(rows[0], (0, 0))
