@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/stain-tables"))
     parser.add_argument("--steps", type=int, default=3000, help="on simulated tissue")
     parser.add_argument(
-        "--real-steps", type=int, default=600, help="per stain, simulated pairs as every other sample"
+        "--real-steps", type=int, default=300, help="per stain, simulated pairs as every other sample"
     )
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=2)
