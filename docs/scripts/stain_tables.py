@@ -3,9 +3,9 @@
 ``python docs/scripts/stain_tables.py --data ../shared/data/pairs --out runs/stain-tables`` trains the small
 model and a plain regression of the same size on simulated tissue (scored on other patients) and goes on from
 both, one model per stain, on real pairs (left two thirds of every image, scored on the right third). Every
-solver is scored beside what needs no learning. Runs that are there already are taken as they are. ``--choose``
-compares lengths of that second training on the left parts alone, whose own right third is then held out.
-``--write`` puts the tables into the page.
+solver is scored beside what needs no learning. Runs and scores that are there already are taken as they are.
+``--choose`` compares lengths of that second training on the left parts alone, whose own right third is then
+held out. ``--write`` puts the tables into the page.
 """
 
 from __future__ import annotations
@@ -177,8 +177,9 @@ def main() -> None:
     if arguments.only != "real":
         train, test = find_pairs(root, "train"), find_pairs(root, "val")
         scores = out / "simulated" / "scores"
-        several = measure("simulated", train.pairs, test.pairs, *models, scores, precision)
-        truth_table(root, test.pairs, scores, several)
+        if not (scores / "truth.json").is_file():
+            several = measure("simulated", train.pairs, test.pairs, *models, scores, precision)
+            truth_table(root, test.pairs, scores, several)
         publish("simulated", markdown(scores), arguments.write)
     if arguments.only != "simulated":
         table = real_pairs(arguments.data, out / "real" / "data")
