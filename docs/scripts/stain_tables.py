@@ -11,6 +11,7 @@ held out. ``--write`` puts the tables into the page.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,13 @@ def written(text: str, name: str, table: str) -> str:
 
 
 def picture(out: Path) -> None:
-    """One simulated and one real panel (top row: H&E, a sample, the real stain, their DAB, uncertainty)."""
+    """The simulated panel with most stain, and a real one: H&E, a sample, the real stain, their DAB, uncertainty."""
     from PIL import Image
 
     rows = []
-    first = min((out / "simulated" / "scores" / "panels").glob("*.png"))
+    with open(out / "simulated" / "scores" / "images.csv", newline="") as file:
+        most = max(csv.DictReader(file), key=lambda row: float(row["dab_mean_real"]))
+    first = out / "simulated" / "scores" / "panels" / f"{most['image']}.png"
     for file in (first, out / "real" / "scores" / "panels" / "restained.png"):
         row = read_image(file)[:256]
         rows.append(Image.fromarray(row).resize((1200, round(row.shape[0] * 1200 / row.shape[1]))))
