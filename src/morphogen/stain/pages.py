@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from morphogen.core.files import read_json
+from morphogen.metrics.intervals import Interval
 from morphogen.report import Report
-from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.evaluate import Evaluation, paired_differences
+from morphogen.stain.evaluate import Evaluation
+
+COMPARED_AS = {
+    "dab_tile_correlation": "r per tile, within images",
+    "dab_tile_correlation_pooled": "r, all tiles",
+    "dab_tile_mae": "error per tile",
+}
 
 
 def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
@@ -21,14 +27,15 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
     report.chapter("Scores", "DAB first: structural similarity hardly follows staining.")
     for title, rows, best in report_rows(evaluations):
         report.section(title).table(rows, best=best)
-    if len(evaluations) > 1:
-        heads = {"dab_tile_correlation": "r per tile, within images", "dab_tile_correlation_pooled": "r, all tiles",
-                 "dab_tile_mae": "error per tile"}  # fmt: skip
-        config = EvaluateConfig.model_validate(results["config"])
-        report.section(f"{evaluations[0].method} against the others").table(
+    compared = results["differences"]
+    if compared["to"]:
+        report.section(f"{compared['of']} against the others").table(
             [
-                {"minus": name, **{heads[key]: interval for key, interval in found.items()}}
-                for name, found in paired_differences(evaluations, config).items()
+                {
+                    "minus": name,
+                    **{head: _interval(found[key]) for key, head in COMPARED_AS.items() if key in found},
+                }
+                for name, found in compared["to"].items()
             ]
         )
         report.note(
@@ -50,8 +57,14 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
         )
         for panel in panels:
             report.figure(panel, panel.stem)
-    report.provenance({key: value for key, value in results.items() if key != "methods"})
+    report.provenance({key: value for key, value in results.items() if key not in ("methods", "differences")})
     return report.save(folder / "report.html")
+
+
+def _interval(values: dict[str, Any]) -> Interval:
+    """As it was before JSON, which has no NaN."""
+    low, high = (float("nan") if values[key] is None else values[key] for key in ("low", "high"))
+    return Interval(values["value"], low, high, values["units"], values["unit"])
 
 
 def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
