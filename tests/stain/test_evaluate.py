@@ -13,9 +13,15 @@ from morphogen.core.files import Manifest
 from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair, find_pairs
-from morphogen.stain.evaluate import as_pairs, evaluate_folder, evaluate_methods, paired_differences
+from morphogen.stain.evaluate import (
+    as_pairs,
+    evaluate_folder,
+    evaluate_methods,
+    paired_differences,
+    write_results,
+)
 from morphogen.stain.figures import dab_picture, density_of
-from morphogen.stain.pages import report_rows
+from morphogen.stain.pages import report_rows, write_page
 from morphogen.stain.scores import retrieval_view, score_pair
 
 from .conftest import he_like
@@ -156,6 +162,16 @@ def test_undefined_scores_are_counted(tmp_path):
     (found,) = evaluate_methods(pairs, {"same": lambda pair, he: he}, QUICK)
     assert found.scores.undefined["dab_tile_correlation"] == 1
     assert found.scores.intervals["dab_tile_correlation"].units == 1
+
+
+def test_a_page_is_written_where_a_difference_is_undefined(tmp_path):
+    flat = np.full((64, 64, 3), 255, np.uint8)
+    for k in range(2):
+        Image.fromarray(flat).save(tmp_path / f"{k}.png")
+    pairs = [Pair(str(k), tmp_path / f"{k}.png", tmp_path / f"{k}.png") for k in range(2)]
+    found = evaluate_methods(pairs, {"same": lambda pair, he: he, "again": lambda pair, he: he}, QUICK)
+    write_results(tmp_path / "out", found, pairs, QUICK)
+    assert "again" in write_page(tmp_path / "out", found).read_text(encoding="utf-8")
 
 
 def test_a_registered_pair_is_scored_where_both_images_show_the_same(tmp_path):

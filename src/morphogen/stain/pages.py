@@ -63,8 +63,10 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
 
 def _interval(values: dict[str, Any]) -> Interval:
     """As it was before JSON, which has no NaN."""
-    low, high = (float("nan") if values[key] is None else values[key] for key in ("low", "high"))
-    return Interval(values["value"], low, high, values["units"], values["unit"])
+    value, low, high = (
+        float("nan") if values[key] is None else values[key] for key in ("value", "low", "high")
+    )
+    return Interval(value, low, high, values["units"], values["unit"])
 
 
 def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
