@@ -23,7 +23,7 @@ from morphogen.stain.config import (
     SamplerConfig,
 )
 from morphogen.stain.data import find_pairs
-from morphogen.stain.evaluate import read_pair
+from morphogen.stain.geometry import read_aligned
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.predict import stain_image
 from morphogen.stain.scores import features_of
@@ -47,7 +47,7 @@ def packaged(folder: Path, quick: bool) -> tuple[StainTransfer, dict[str, torch.
     model = StainTransfer.from_pretrained(stain_model(), device="auto")
     crops: dict[str, list[np.ndarray]] = {"he": [], "ihc": []}
     for pair in find_pairs(root, "val").pairs:
-        for kind, image in zip(("he", "ihc"), read_pair(pair), strict=True):
+        for kind, image in zip(("he", "ihc"), read_aligned(pair), strict=True):
             corners = [(0, 0), (CROP, CROP)]
             crops[kind] += [image[y : y + CROP, x : x + CROP] for y, x in corners]
     return model, {kind: torch.from_numpy(np.stack(images)) for kind, images in crops.items()}

@@ -21,13 +21,14 @@ from morphogen.stain.config import (
     SamplerConfig,
     TrainConfig,
 )
-from morphogen.stain.data import Found, Pair, aligned, find_pairs, read_image
-from morphogen.stain.evaluate import Evaluation, evaluate_methods, read_pair, write_results
+from morphogen.stain.data import Found, Pair, find_pairs, read_image
+from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
 from morphogen.stain.figures import density_of, panel
+from morphogen.stain.geometry import align, read_aligned
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.motion import estimate_motion
 from morphogen.stain.pages import write_page
 from morphogen.stain.predict import Stained, save_png, stain_image
-from morphogen.stain.registration import estimate_shift
 from morphogen.stain.train import train_model
 
 KINDS = ("diffusion", "regression")
@@ -50,27 +51,35 @@ REAL = [  # name, H&E, IHC, stain
 def real_pairs(data: Path, out: Path, *, inner: bool = False) -> Path:
     """Left two thirds of every image for training, right third for the test; the table of pairs.
 
-    A shift is estimated from the left part alone, so that nothing of the test is used. ``inner``: the same again
-    within the left two thirds, for choices; the right third of the image is then not looked at.
+    The images are registered (rigid) from their left parts alone; pairs that do not match stay as they are.
+    ``inner``: the same again within the left two thirds, for choices; the right third of the image is then not
+    looked at.
     """
-    rows = []
+    rows, motions = [], {}
     for name, he_file, ihc_file, stain in REAL:
         he, ihc = read_image(data / he_file), read_image(data / ihc_file)
         if inner:
             cut = he.shape[1] * 2 // 3
             he, ihc = he[:, :cut], ihc[:, :cut]
         cut = he.shape[1] * 2 // 3
-        shift = estimate_shift(he[:, :cut], ihc[:, :cut])
-        he, ihc = aligned(he, ihc, (shift.dy, shift.dx))
-        print(
-            f"{name}: {he.shape[1]} × {he.shape[0]} px, shift {(shift.dy, shift.dx) if shift.sure else 'none clear'}"
-        )
+        found = estimate_motion(he[:, :cut], ihc[:, :cut])
+        if found.sure:
+            affine = tuple(found.matrix.ravel())
+            he, ihc = align(Pair(name, data / he_file, data / ihc_file, affine=affine), he, ihc)
         cut = he.shape[1] * 2 // 3
+        motions[name] = {
+            "sure": found.sure,
+            "score": found.score,
+            "turn": found.turn,
+            "map": found.matrix.tolist(),
+        }
+        print(f"{name}: {he.shape[1]} × {he.shape[0]} px, {motions[name]}")
         for split, columns in (("train", slice(0, cut)), ("test", slice(cut, None))):
             for kind, image in (("he", he), ("ihc", ihc)):
                 save_png(out / kind / split / f"{name}.png", np.ascontiguousarray(image[:, columns]))
             row = {"name": name, "he": f"he/{split}/{name}.png", "ihc": f"ihc/{split}/{name}.png"}
             rows.append(row | {"stain": stain, "patient": name, "split": split})
+    write_json(out / "registration.json", motions)
     with open(out / "pairs.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -110,7 +119,7 @@ def stained(
     for pair in pairs:
         config = ApplyConfig(sampler=SamplerConfig.named(solver), samples=samples, stain=pair.stain)
         made[pair.name] = stain_image(
-            models[pair.stain], read_pair(pair)[0], config, name=pair.name, precision=precision
+            models[pair.stain], read_aligned(pair)[0], config, name=pair.name, precision=precision
         )
     return made
 
@@ -127,11 +136,11 @@ def methods_of(
 ) -> tuple[dict[str, Method], dict[str, Stained], dict[str, float]]:
     """All methods by name, the K samples, and seconds per megapixel of each solver."""
     maps = {
-        stain: ColourMap().fit(read_pair(pair) for pair in train if pair.stain == stain)
+        stain: ColourMap().fit(read_aligned(pair) for pair in train if pair.stain == stain)
         for stain in {pair.stain for pair in train}
     }
     seconds: dict[str, float] = {}
-    pixels = sum(read_pair(pair)[0].shape[0] * read_pair(pair)[0].shape[1] for pair in test) / 1e6
+    pixels = sum(read_aligned(pair)[0].shape[0] * read_aligned(pair)[0].shape[1] for pair in test) / 1e6
 
     def timed(name: str, models: Models, solver: str, samples: int = 1) -> dict[str, Stained]:
         start = time.perf_counter()
@@ -176,7 +185,7 @@ def measure(
     }
     write_results(out, evaluations, test, config, facts)
     for pair in test:
-        he, real = read_pair(pair)
+        he, real = read_aligned(pair)
         stains = several[pair.name]
         row = panel(he, stains.sample, real, stains.uncertainty)
         also = panel(he, stains.mean, real)

@@ -12,7 +12,8 @@ from PIL import Image
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import generator
 from morphogen.stain.checks import check_pairs, usable_pairs
-from morphogen.stain.data import PairDataset, aligned, find_pairs, orient, pair_folders, read_image, stains_of
+from morphogen.stain.crops import PairDataset, orient
+from morphogen.stain.data import Pair, find_pairs, pair_folders, read_image, stains_of
 
 
 def test_mist_and_bci_folders(make_pairs, tmp_path):
@@ -138,7 +139,6 @@ def test_swapped_pair_is_warned_about(make_pairs, caplog):
 
 
 def test_real_pairs_are_told_apart_by_their_stains(shared):
-    from morphogen.stain.data import Pair
 
     pairs = [*find_pairs(shared / "data/pairs/bci", "val").pairs]
     for folder, he, ihc in (("mist_er", "he.jpg", "er.jpg"), ("restained_ki67", "HE.png", "IHC.png")):
@@ -199,11 +199,3 @@ def test_images_beyond_the_memory_limit_are_read_again(make_pairs):
     for k in (0, 1, 2, 0):
         dataset.images(k)
     assert len(dataset._kept) == 2 and dataset._bytes == 64 * 64 * 3 * 2 * 2
-
-
-def test_alignment_cuts_to_what_both_images_share():
-    scene = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    he, ihc = scene[5:35, 5:45], scene[2:32, 11:51]  # IHC pixel = H&E pixel + (3, -6)
-    a, b = aligned(he, ihc, (3, -6))
-    np.testing.assert_array_equal(a, b)
-    assert a.shape == (27, 34, 3)

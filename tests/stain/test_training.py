@@ -8,7 +8,8 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
 from morphogen.stain.config import DataConfig, ModelConfig, ObjectiveConfig, SamplerConfig, TrainConfig
-from morphogen.stain.data import PairDataset, find_pairs
+from morphogen.stain.crops import PairDataset
+from morphogen.stain.data import find_pairs
 from morphogen.stain.network import StainNetwork
 from morphogen.stain.train import StainTask, train_model
 from morphogen.training import Draws, TrainingConfig

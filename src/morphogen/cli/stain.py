@@ -23,13 +23,13 @@ from morphogen.core.errors import CheckpointError, nearest
 if TYPE_CHECKING:
     from morphogen.stain.evaluate import Evaluation
 
-app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): train, apply, evaluate.")
+app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): register, train, apply, evaluate.")
 
 Data = Annotated[
     Path,
     Parameter(
         help="Pairs: a folder with TrainValAB/trainA (H&E) and trainB (IHC), a folder of such folders by stain, "
-        "or a CSV with the columns he,ihc[,stain,patient,split]; its files may be whole slides."
+        "or a CSV with the columns he,ihc[,stain,patient,split,affine]; its files may be whole slides."
     ),
 ]
 Out = Annotated[Path, Parameter(name="--out", help="Folder of the results.")]
@@ -44,6 +44,37 @@ SkipBad = Annotated[
 Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
 Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
 Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
+
+
+@app.command
+def register(
+    data: Data,
+    /,
+    *,
+    out: Annotated[Path, Parameter(name="--out", help="CSV file to write: the pairs with their maps.")],
+    motion: Annotated[
+        Literal["shift", "rigid", "affine"],
+        Parameter(
+            name="--motion",
+            help="shift: whole pixels (re-stained sections). rigid: turn and shift (serial sections). affine: with "
+            "stretch and shear up to 15 %.",
+        ),
+    ] = "rigid",
+    max_shift: Annotated[int, Parameter(name="--max-shift", help="Largest --motion shift in pixels.")] = 32,
+    skip_bad: SkipBad = False,
+) -> int:
+    """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written."""
+    from morphogen.stain.registered import register_table
+
+    table = register_table(data, out, motion, max_shift=max_shift, skip_bad=skip_bad)
+    say(f"{table.pairs - len(table.unsure)} of {table.pairs} pairs registered: {table.path}")
+    if table.unsure:
+        more = f" and {len(table.unsure) - 5} more" if len(table.unsure) > 5 else ""
+        say(
+            f"Without a clear match, left as they were: {', '.join(table.unsure[:5])}{more}. "
+            "Do they show the same tissue?"
+        )
+    return 0
 
 
 @app.command
@@ -76,8 +107,11 @@ def train(
     ] = None,
     mpp: Annotated[float | None, Parameter(name="--mpp", help="µm per pixel of the training images.")] = None,
     register: Annotated[
-        bool | None,
-        Parameter(name="--register", negative=(), help="Estimate and remove a shift within pairs."),
+        Literal["none", "shift", "rigid", "affine"] | None,
+        Parameter(
+            name="--register",
+            help="Register the images of every pair: shift (re-stained sections), rigid or affine (serial sections).",
+        ),
     ] = None,
     skip_bad: SkipBad = False,
     seed: Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw.")] = None,

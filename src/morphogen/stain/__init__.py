@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from morphogen.stain.build import build_model
-    from morphogen.stain.data import Pair, PairDataset, find_pairs, pair_folders
+    from morphogen.stain.crops import PairDataset
+    from morphogen.stain.data import Pair, find_pairs, pair_folders
     from morphogen.stain.evaluate import evaluate_folder
     from morphogen.stain.model import StainOutput, StainTransfer
     from morphogen.stain.predict import Stained, stain_folder, stain_image
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Pair": "data",
-    "PairDataset": "data",
+    "PairDataset": "crops",
     "StainOutput": "model",
     "StainTransfer": "model",
     "Stained": "predict",

@@ -15,7 +15,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
 from morphogen.core.progress import progress
 from morphogen.core.seeds import generator
-from morphogen.stain.data import PairDataset
+from morphogen.stain.crops import PairDataset
 from morphogen.stain.model import StainTransfer
 
 SHARD = 64  # crops per file
@@ -35,7 +35,7 @@ def cache_crops(
     mark = content_hash(
         model.config.to_dict() | {"encoder_weights": None},
         model.encoder.identity() if model.encoder is not None else "none",
-        [[pair.name, pair.stain, list(pair.shift)] for pair in dataset.pairs],
+        [pair.identity() for pair in dataset.pairs],
         [dataset.crop, dataset.orient, crops, seed, len(dataset)],
     )
     manifest = Manifest.read(folder)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Found, Pair, mode_problem
+from morphogen.stain.geometry import shared_box
 
 log = logging.getLogger("morphogen.stain")
 
@@ -135,9 +135,14 @@ def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, 
     assert a.size is not None and b.size is not None
     if a.size != b.size:
         return "of two sizes", f"{pair.name}: {a.size[0]} × {a.size[1]} and {b.size[0]} × {b.size[1]} px"
-    least = min(a.size[0] - abs(pair.shift[1]), a.size[1] - abs(pair.shift[0]))
-    if least < crop:
-        return f"smaller than the crop of {crop} px", f"{pair.name}: {a.size[0]} × {a.size[1]} px"
+    rows, columns = shared_box(pair, (a.size[1], a.size[0]))
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    if min(width, height) < max(crop, 1):
+        moved = pair.affine is not None or any(pair.shift)
+        return (
+            f"smaller than the crop of {crop} px" if crop > 1 else "that share nothing",
+            f"{pair.name}: {width} × {height} px" + (" in both images" if moved else ""),
+        )
     return None
 
 
@@ -162,20 +167,3 @@ def usable_pairs(
     if report.bad:
         log.warning("%d pairs are left out: %s.", report.skipped, report.summary())
     return report.good, report
-
-
-def shared_side(pair: Pair) -> int:
-    """Shorter side in pixels of what both images of a pair show."""
-    from PIL import Image
-
-    with Image.open(pair.he) as image:
-        width, height = image.size
-    return min(width - abs(pair.shift[1]), height - abs(pair.shift[0]))
-
-
-def with_shifts(pairs: Sequence[Pair], shifts: Iterable[tuple[int, int]]) -> list[Pair]:
-    """The pairs with these shifts added to theirs."""
-    return [
-        replace(pair, shift=(pair.shift[0] + dy, pair.shift[1] + dx))
-        for pair, (dy, dx) in zip(pairs, shifts, strict=True)
-    ]

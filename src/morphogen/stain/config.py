@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from morphogen.core.config import Config
 from morphogen.training.config import TrainingConfig
@@ -26,11 +26,21 @@ class DataConfig(Config):
         "many of a known one, what is known is kept.",
     )
     skip_bad: bool = Field(False, description="Leave bad pairs out (counted and listed) instead of stopping.")
-    register_pairs: bool = Field(
-        False,
-        description="Estimate the shift between the two images of a pair and cut both to what they share.",
+    register_pairs: Literal["none", "shift", "rigid", "affine"] = Field(
+        "none",
+        description="Register the two images of every pair and cut both to what they share: a shift in whole pixels "
+        "(re-stained sections), a turn and a shift (serial sections), or with stretch and shear.",
     )
-    max_shift: int = Field(32, ge=1, description="Largest shift in pixels that registration may find.")
+
+    @field_validator("register_pairs", mode="before")
+    @classmethod
+    def _was_a_switch(cls, value: Any) -> Any:
+        """Models saved before there were several ways say yes or no."""
+        return {True: "shift", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+    max_shift: int = Field(
+        32, ge=1, description="Largest shift in pixels that register_pairs: shift may find."
+    )
     memory_gib: float = Field(
         2.0, ge=0, description="Decoded images kept in memory, GiB; the rest is read again."
     )

@@ -1,11 +1,12 @@
-"""H&E / IHC pairs: where they are, and random crops of them.
+"""H&E / IHC pairs: where they are.
 
 Three layouts are read:
 
 * MIST and BCI folders: ``<root>/[TrainValAB/]{train,val,test}{A,B}`` with A = H&E, B = IHC, one file name
 per pair;
 * two folders, one of H&E and one of IHC, likewise;
-* a CSV with the columns ``he, ihc`` and, optionally, ``stain, patient, split``; paths relative to the CSV.
+* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine``; paths
+  relative to the CSV.
 
 A root that holds ``<stain>/TrainValAB`` folders (MIST as published: ER, HER2, Ki67, PR) gives one stain per
 folder.
@@ -14,15 +15,12 @@ folder.
 from __future__ import annotations
 
 import csv
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError, nearest
 
@@ -34,7 +32,8 @@ SPLITS = ("train", "val", "test")
 class Pair:
     """One H&E image and the IHC image of the same tissue.
 
-    ``name`` is the file name without suffix; ``shift`` (dy, dx) moves an H&E pixel onto its IHC pixel.
+    ``name`` is the file name without suffix. ``affine`` (a b tx c d ty) and then ``shift`` (dy, dx) take a pixel of
+    the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.geometry`).
     """
 
     name: str
@@ -43,6 +42,11 @@ class Pair:
     stain: str = "IHC"
     patient: str | None = None
     shift: tuple[int, int] = (0, 0)
+    affine: tuple[float, ...] | None = None
+
+    def identity(self) -> list[Any]:
+        """What a cache or a run that goes on must find unchanged."""
+        return [self.name, self.stain, list(self.shift), *([list(self.affine)] if self.affine else [])]
 
     @property
     def unit(self) -> str:
@@ -153,7 +157,7 @@ def _from_table(path: Path, split: str) -> Found:
         if not rows:
             raise InputError(f"no row has the split '{split}', only {', '.join(sorted(splits))}", where=path)
     pairs, names = [], set()
-    for row in rows:
+    for number, row in enumerate(rows, start=2):
         he, ihc = (path.parent / row[key] for key in ("he", "ihc"))
         name = row.get("name") or he.stem
         if name in names:
@@ -161,8 +165,18 @@ def _from_table(path: Path, split: str) -> Found:
                 f"the name '{name}' comes twice", where=path, fix="Add a column 'name' with unique names"
             )
         names.add(name)
-        shift = int(row.get("shift_y") or 0), int(row.get("shift_x") or 0)
-        pairs.append(Pair(name, he, ihc, row.get("stain") or "IHC", row.get("patient") or None, shift))
+        try:
+            shift = int(row.get("shift_y") or 0), int(row.get("shift_x") or 0)
+        except ValueError:
+            raise InputError(
+                "a shift is a whole number of pixels",
+                where=f"{path}, line {number}",
+                fix="Mend shift_x, shift_y, or use the column affine",
+            ) from None
+        affine = read_affine(row.get("affine"), f"{path}, line {number}")
+        pairs.append(
+            Pair(name, he, ihc, row.get("stain") or "IHC", row.get("patient") or None, shift, affine)
+        )
     here = [pair for pair in pairs if pair.he.is_file() and pair.ihc.is_file()]
     alone = [str(p) for pair in pairs for p in (pair.he, pair.ihc) if not p.is_file()]
     return Found(here, [f"{name} (missing)" for name in alone])
@@ -186,6 +200,19 @@ def read_table(path: Path) -> list[dict[str, str]]:
         columns = ", ".join(rows[0]) if rows else "no rows"
         raise InputError(f"a pair table needs the columns he and ihc, this one has {columns}", where=path)
     return rows
+
+
+def read_affine(text: str | None, where: object) -> tuple[float, ...] | None:
+    """The six numbers ``a b tx c d ty`` of a table's cell, ``None`` when it is empty."""
+    if not text:
+        return None
+    try:
+        numbers = tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 6 or not np.isfinite(numbers).all():
+        raise InputError(f"'{text}' are not six numbers a b tx c d ty", where=where)
+    return numbers
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -227,117 +254,6 @@ def mode_problem(image: object) -> str | None:
         return "the image has 16 or more bits per channel and no colour"
     names = {"L": "grey", "1": "black and white", "P": "palette", "LA": "grey with alpha", "CMYK": "CMYK"}
     return f"the image is {names.get(mode, mode)}, not RGB"
-
-
-def aligned(he: np.ndarray, ihc: np.ndarray, shift: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both images cut to what they share when IHC pixel ``p + shift`` shows what H&E pixel ``p`` shows."""
-    height, width = he.shape[:2]
-    dy, dx = shift
-    rows = slice(max(0, -dy), height - max(0, dy))
-    columns = slice(max(0, -dx), width - max(0, dx))
-    there = slice(rows.start + dy, rows.stop + dy), slice(columns.start + dx, columns.stop + dx)
-    return he[rows, columns], ihc[there]
-
-
-def orient(image: Tensor, index: int) -> Tensor:
-    """One of the 8 orientations of ``(H, W, C)``: ``index & 3`` quarter turns after a mirror when ``index &
-    4``.
-    """
-    if index & 4:
-        image = image.flip(1)
-    return torch.rot90(image, index & 3, (0, 1))
-
-
-def balanced(labels: Sequence[int]) -> list[int]:
-    """Positions of ``labels`` so that each label comes as often as the most frequent one; the rarer in turns."""
-    groups: dict[int, list[int]] = {}
-    for position, label in enumerate(labels):
-        groups.setdefault(label, []).append(position)
-    most = max(map(len, groups.values()), default=0)
-    return [group[k % len(group)] for group in groups.values() for k in range(most)]
-
-
-class PairDataset(Dataset):
-    """Random crops of pairs, the same place and orientation for both images of a pair.
-
-    ``draw(i, generator)`` cuts pair ``i`` where the generator says; ``[i]`` cuts its middle, unturned. An
-    item is ``{"he": (crop, crop, 3) uint8, "ihc": likewise, "label": int64 stain index, "index": int64}``.
-
-    Parameters
-    ----------
-    pairs:
-        Checked pairs (:func:`morphogen.stain.checks.check_pairs`).
-    stains:
-        Label order.
-    crop, orient:
-        See :class:`~morphogen.stain.config.DataConfig`.
-    memory_gib:
-        Decoded images kept, the last used first to stay.
-    balance:
-        Every stain has as many items: pairs of rarer stains come several times, each time to be cut elsewhere.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        stains: Sequence[str],
-        *,
-        crop: int = 256,
-        orient: bool = True,
-        memory_gib: float = 2.0,
-        balance: bool = False,
-    ) -> None:
-        self.pairs, self.crop, self.orient = list(pairs), crop, orient
-        unknown = sorted({pair.stain for pair in pairs} - set(stains))
-        if unknown:
-            raise InputError(
-                f"pairs of stain '{unknown[0]}', but the model knows {', '.join(stains)}.{nearest(unknown[0], stains)}"
-            )
-        self.labels = [list(stains).index(pair.stain) for pair in pairs]
-        self._items = balanced(self.labels) if balance else list(range(len(self.pairs)))
-        self._budget = int(memory_gib * 2**30)
-        self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def images(self, index: int) -> tuple[Tensor, Tensor]:
-        """Both whole images ``(H, W, 3)`` uint8 of a pair, aligned."""
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        pair = self.pairs[index]
-        a, b = aligned(read_image(pair.he), read_image(pair.ihc), pair.shift)
-        both = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
-        self._bytes += both[0].numel() * 2
-        self._kept[index] = both
-        while self._bytes > self._budget and self._kept:
-            _, old = self._kept.popitem(last=False)
-            self._bytes -= old[0].numel() * 2
-        return both
-
-    def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        he, ihc = self.images(self._items[index])
-        top, left = (
-            int(torch.randint(0, size - self.crop + 1, (), generator=generator)) for size in he.shape[:2]
-        )
-        turn = int(torch.randint(0, 8, (), generator=generator)) if self.orient else 0
-        return self._item(index, he, ihc, top, left, turn)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        he, ihc = self.images(self._items[index])
-        top, left = ((size - self.crop) // 2 for size in he.shape[:2])
-        return self._item(index, he, ihc, top, left, 0)
-
-    def _item(self, index: int, he: Tensor, ihc: Tensor, top: int, left: int, turn: int) -> dict[str, Tensor]:
-        place = slice(top, top + self.crop), slice(left, left + self.crop)
-        return {
-            "he": orient(he[place], turn).contiguous(),
-            "ihc": orient(ihc[place], turn).contiguous(),
-            "label": torch.tensor(self.labels[self._items[index]]),
-            "index": torch.tensor(index),
-        }
 
 
 def stains_of(pairs: Iterable[Pair]) -> tuple[str, ...]:

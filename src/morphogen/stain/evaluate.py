@@ -34,8 +34,9 @@ from morphogen.slides.colour import estimate_stains
 from morphogen.stain.baselines import Baseline, deconvolution, identity
 from morphogen.stain.checks import usable_pairs
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, aligned, list_images, read_image
+from morphogen.stain.data import Found, Pair, list_images, read_image
 from morphogen.stain.figures import save_panels
+from morphogen.stain.geometry import cut, read_aligned
 from morphogen.stain.predict import read_uncertainty
 from morphogen.stain.scores import (
     COMPARED,
@@ -154,7 +155,7 @@ def evaluate_methods(
     views: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     real_views: list[np.ndarray] = []
     for pair in progress(pairs, what="scoring images"):
-        he, real = read_pair(pair)
+        he, real = read_aligned(pair)
         real_views.append(features_of([real], encoder)[0])
         for name, make in methods.items():
             image = _fitting(make(pair, he), real, pair, name)
@@ -167,7 +168,7 @@ def evaluate_methods(
                 unit=pair.unit,
                 stain=pair.stain,
                 stains=stains,
-                uncertainty=aligned(doubt, doubt, pair.shift)[0] if doubt is not None else None,
+                uncertainty=_cut(doubt, real, pair) if doubt is not None else None,
             )
             if resnet is not None:
                 scores.values["phv"] = perceptual(image, real, resnet, config)
@@ -187,15 +188,14 @@ def evaluate_methods(
     ]
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """H&E and real stain (H, W, 3) uint8, cut to what they share."""
-    return aligned(read_image(pair.he), read_image(pair.ihc), pair.shift)
+def _cut(image: np.ndarray, real: np.ndarray, pair: Pair) -> np.ndarray:
+    """A picture on the pixels of the whole H&E, cut like a registered pair; one that is cut already as it is."""
+    return image if image.shape[:2] == real.shape[:2] else cut(pair, image)
 
 
 def _fitting(image: np.ndarray, real: np.ndarray, pair: Pair, method: str) -> np.ndarray:
     """The predicted image, cut like a registered pair."""
-    if image.shape != real.shape and any(pair.shift):
-        image = aligned(image, image, pair.shift)[0]
+    image = _cut(image, real, pair)
     if image.shape != real.shape:
         raise InputError(
             f"the image of '{method}' is {image.shape[1]} × {image.shape[0]} px, the real one "

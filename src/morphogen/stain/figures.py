@@ -9,7 +9,8 @@ import numpy as np
 
 from morphogen.core.files import writable_folder
 from morphogen.slides.colour import dab_density
-from morphogen.stain.data import Pair, aligned, read_image
+from morphogen.stain.data import Pair
+from morphogen.stain.geometry import cut, read_aligned
 from morphogen.stain.predict import save_png
 
 STRONGEST = 1.0  # DAB optical density drawn darkest
@@ -62,12 +63,12 @@ def save_panels(
     """``<name>.png`` for each pair; returns the files."""
     folder, files = writable_folder(folder), []
     for pair in pairs:
-        he, real = aligned(read_image(pair.he), read_image(pair.ihc), pair.shift)
+        he, real = read_aligned(pair)
         image, doubt = predicted(pair, he), uncertainty(pair)
         if image.shape != real.shape:
-            image = aligned(image, image, pair.shift)[0]
+            image = cut(pair, image)
         if doubt is not None and doubt.shape != real.shape[:2]:
-            doubt = aligned(doubt, doubt, pair.shift)[0]
+            doubt = cut(pair, doubt)
         path = folder / f"{pair.name}.png"
         save_png(path, panel(he, image, real, doubt))
         files.append(path)

@@ -1,17 +1,21 @@
-"""Registration of pairs: the shift between two images of the same tissue in two stains."""
+"""Registration of pairs: a shift in whole pixels, found here, or a turn, a shift and a stretch (:mod:`.motion`)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import InputError, nearest
 from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Pair, read_image
+from morphogen.stain.geometry import align, pair_map, shared_box
+from morphogen.stain.motion import estimate_motion
+
+MOTIONS = ("shift", "rigid", "affine")
 
 log = logging.getLogger("morphogen.stain")
 
@@ -99,20 +103,62 @@ def _window_sums(field: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]
 
 
-def register_pairs(pairs: Sequence[Pair], max_shift: int = 32) -> list[tuple[int, int]]:
-    """The shift of every pair; what was found is logged in one line."""
-    shifts = [
-        estimate_shift(read_image(pair.he), read_image(pair.ihc), max_shift)
-        for pair in progress(pairs, what="registering pairs")
+@dataclass(frozen=True)
+class Registered:
+    """A pair with what was found added to its map; ``sure`` is False where nothing was, and it is as it came.
+    ``score`` is that of :class:`~morphogen.stain.motion.Alignment`; a shift has none."""
+
+    pair: Pair
+    sure: bool
+    score: float | None = None
+
+
+def register_pair(pair: Pair, motion: str = "rigid", max_shift: int = 32) -> Registered:
+    """Register the files of a pair, from where its map leaves them.
+
+    motion: ``shift`` (whole pixels, up to ``max_shift``), or ``rigid`` or ``affine``
+    (:func:`~morphogen.stain.motion.estimate_motion`).
+    """
+    if motion not in MOTIONS:
+        raise InputError(f"unknown registration '{motion}'.{nearest(motion, MOTIONS)}")
+    a, b = read_image(pair.he), read_image(pair.ihc)
+    he, ihc = align(pair, a, b)
+    if motion == "shift":
+        shift = estimate_shift(he, ihc, max_shift)
+        moved = replace(pair, shift=(pair.shift[0] + shift.dy, pair.shift[1] + shift.dx))
+        return Registered(moved if shift.sure else pair, shift.sure)
+    found = estimate_motion(he, ihc, "affine" if motion == "affine" else "rigid")
+    if not found.sure:
+        return Registered(pair, False, found.score)
+    rows, columns = shared_box(pair, (a.shape[0], a.shape[1]))
+    affine = joined(pair_map(pair), found.matrix, (columns.start, rows.start))
+    return Registered(replace(pair, affine=affine, shift=(0, 0)), True, found.score)
+
+
+def register_pairs(pairs: Sequence[Pair], motion: str = "rigid", max_shift: int = 32) -> list[Registered]:
+    """:func:`register_pair` of all; what was found is logged in one line."""
+    found = [
+        register_pair(pair, motion, max_shift)
+        for pair in progress(pairs, what=f"registering pairs ({motion})")
     ]
-    moved = [pair.name for pair, shift in zip(pairs, shifts, strict=True) if shift.dy or shift.dx]
-    unsure = [pair.name for pair, shift in zip(pairs, shifts, strict=True) if not shift.sure]
+    moved = [each.pair.name for pair, each in zip(pairs, found, strict=True) if each.pair != pair]
+    unsure = [each.pair.name for each in found if not each.sure]
     log.info(
-        "registration: %d of %d pairs shifted%s; %d without a clear shift stay as they are%s.",
+        "registration: %d of %d pairs moved%s; %d without a clear match stay as they are%s.",
         len(moved),
         len(pairs),
         f" ({', '.join(moved[:5])})" if moved else "",
         len(unsure),
         f" ({', '.join(unsure[:5])})" if unsure else "",
     )
-    return [(shift.dy, shift.dx) for shift in shifts]
+    return found
+
+
+def joined(first: np.ndarray, then: np.ndarray, corner: tuple[float, float]) -> tuple[float, ...]:
+    """One map of six numbers: ``then`` was found between an H&E and an IHC drawn onto it by ``first``, both cut at
+    ``corner`` (x, y)."""
+    at = np.asarray(corner, np.float64)
+    # Position in the H&E, in its cut, in the cut of the drawn IHC, in the frame of the H&E, in the IHC.
+    linear = first[:, :2] @ then[:, :2]
+    offset = first[:, :2] @ (then[:, 2] - then[:, :2] @ at + at) + first[:, 2]
+    return tuple(round(float(value), 6) for value in np.column_stack([linear, offset]).ravel())

@@ -15,7 +15,7 @@ from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.slide import SLIDE_SUFFIXES
 from morphogen.slides.tiles import tissue_windows
-from morphogen.stain.data import SPLITS, Found, find_pairs, read_table
+from morphogen.stain.data import SPLITS, Found, find_pairs, read_affine, read_table
 from morphogen.stain.predict import save_png
 
 VENDOR_SUFFIXES = SLIDE_SUFFIXES - {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -74,6 +74,7 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
         split = row.get("split") or "train"
         if split not in SPLITS:
             raise InputError(f"unknown split '{split}'", where=f"{path}, line {number}")
+        numbers = read_affine(row.get("affine"), f"{path}, line {number}")
         pairs.append(
             SlidePair(
                 path.parent / row["he"],
@@ -81,20 +82,11 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
                 row.get("stain") or "IHC",
                 row.get("patient") or None,
                 split,
-                _affine(row.get("affine"), f"{path}, line {number}"),
+                None if numbers is None else np.array(numbers).reshape(2, 3),
                 *(float(row[key]) if row.get(key) else None for key in ("he_mpp", "ihc_mpp")),
             )
         )
     return pairs
-
-
-def _affine(text: str | None, where: str) -> np.ndarray | None:
-    if not text:
-        return None
-    try:
-        return np.array([float(word) for word in text.replace(",", " ").split()]).reshape(2, 3)
-    except ValueError:
-        raise InputError(f"'{text}' are not six numbers a b tx c d ty", where=where) from None
 
 
 def cut_slide_pairs(

@@ -22,10 +22,12 @@ from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
 from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
-from morphogen.stain.checks import shared_side, usable_pairs, with_shifts
+from morphogen.stain.checks import usable_pairs
 from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
-from morphogen.stain.data import Found, Pair, PairDataset, stains_of
+from morphogen.stain.crops import PairDataset
+from morphogen.stain.data import Found, Pair, stains_of
 from morphogen.stain.folder import load_start
+from morphogen.stain.geometry import shared_side
 from morphogen.stain.model import StainTransfer, check_stains
 from morphogen.stain.network import HE
 from morphogen.stain.registration import register_pairs
@@ -243,7 +245,7 @@ def train_model(
         "model": config.model.to_dict() | {"encoder_weights": None},
         "objective": config.objective.to_dict(),
         "data": config.data.to_dict(),
-        "pairs": content_hash([[pair.name, pair.stain, list(pair.shift)] for pair in pairs]),
+        "pairs": content_hash([pair.identity() for pair in pairs]),
     }
     task = StainTask(model, dataset, config, held, identity)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
@@ -264,10 +266,10 @@ def prepared(found: Found, config: TrainConfig, where: object = None) -> tuple[l
     """Checked and, where asked for, registered pairs; and how many were left out."""
     data = config.data
     pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)
-    if data.register_pairs:
-        shifted = with_shifts(pairs, register_pairs(pairs, data.max_shift))
-        # A shift that leaves less than a crop is of no use.
-        pairs = [b if shared_side(b) >= data.crop else a for a, b in zip(pairs, shifted, strict=True)]
+    if data.register_pairs != "none":
+        moved = register_pairs(pairs, data.register_pairs, data.max_shift)
+        # What leaves less than a crop is of no use.
+        pairs = [b.pair if shared_side(b.pair) >= data.crop else a for a, b in zip(pairs, moved, strict=True)]
     return pairs, report.skipped
 
 

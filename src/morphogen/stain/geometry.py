@@ -1,0 +1,109 @@
+"""Where the two images of a pair show the same tissue: a shift in whole pixels, or an affine map.
+
+Positions are continuous, in pixels, x to the right and y down, with the centre of the first pixel at (0.5, 0.5), as in
+whole slides. A map is a matrix ``(2, 3)``, rows ``a b tx`` and ``c d ty``: the H&E's (x, y) lies at
+``(a x + b y + tx, c x + d y + ty)`` in the IHC image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from morphogen.stain.data import Pair, read_image
+
+Box = tuple[slice, slice]  # rows, columns
+
+_CELL = 8  # px of the H&E that its shared part is rounded to
+
+
+def pair_map(pair: Pair) -> np.ndarray:
+    """The (2, 3) map of a pair; its shift is applied after its affine map."""
+    matrix = np.eye(2, 3) if pair.affine is None else np.array(pair.affine, dtype=np.float64).reshape(2, 3)
+    matrix[:, 2] += pair.shift[::-1]
+    return matrix
+
+
+def shared_box(pair: Pair, size: tuple[int, int]) -> Box:
+    """Rows and columns of the H&E, (height, width) px, that the IHC of the same size shows as well.
+
+    With an affine map it is the largest upright rectangle, to within a few pixels; it may be empty.
+    """
+    height, width = size
+    if pair.affine is None:
+        dy, dx = pair.shift
+        return (
+            slice(max(0, -dy), max(height - max(0, dy), 0)),
+            slice(max(0, -dx), max(width - max(0, dx), 0)),
+        )
+    ys, xs = (np.append(np.arange(0, n, _CELL), n).astype(np.float64) for n in size)
+    corners = np.stack(np.broadcast_arrays(xs[None, :], ys[:, None]), axis=-1)
+    matrix = pair_map(pair)
+    there = corners @ matrix[:, :2].T + matrix[:, 2]
+    inside = ((there >= 0) & (there <= np.array([width, height]))).all(axis=-1)
+    # What lies inside is convex, so a cell does when its corners do.
+    cells = inside[:-1, :-1] & inside[1:, :-1] & inside[:-1, 1:] & inside[1:, 1:]
+    top, bottom, left, right = _largest_rectangle(cells)
+    return slice(int(ys[top]), int(ys[bottom])), slice(int(xs[left]), int(xs[right]))
+
+
+def _largest_rectangle(cells: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right (ends exclusive) of the largest rectangle of true cells; zeros when there is none."""
+    best, found = 0, (0, 0, 0, 0)
+    for top in range(len(cells)):
+        open_columns = np.ones(cells.shape[1], dtype=bool)
+        for bottom in range(top + 1, len(cells) + 1):
+            open_columns &= cells[bottom - 1]
+            if not open_columns.any():
+                break
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], open_columns.view(np.int8), [0]])))
+            starts, ends = edges[::2], edges[1::2]
+            longest = int((ends - starts).argmax())
+            area = (bottom - top) * int(ends[longest] - starts[longest])
+            if area > best:
+                best, found = area, (top, bottom, int(starts[longest]), int(ends[longest]))
+    return found
+
+
+def align(pair: Pair, he: np.ndarray, ihc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both images (H, W, C) of a pair, cut to what they share; the IHC is drawn onto the H&E's pixels.
+
+    The H&E is never resampled. A map other than a shift costs the IHC one bicubic interpolation.
+    """
+    rows, columns = shared_box(pair, (he.shape[0], he.shape[1]))
+    if pair.affine is None:
+        dy, dx = pair.shift
+        there = slice(rows.start + dy, rows.stop + dy), slice(columns.start + dx, columns.stop + dx)
+        return he[rows, columns], ihc[there]
+    import cv2
+
+    # OpenCV counts from pixel centres: (x, y) of a pixel there is its index.
+    matrix = pair_map(pair)
+    matrix[:, 2] += matrix[:, :2] @ np.array([columns.start + 0.5, rows.start + 0.5]) - 0.5
+    size = columns.stop - columns.start, rows.stop - rows.start
+    if min(size) == 0:
+        return he[rows, columns], he[rows, columns]
+    drawn = cv2.warpAffine(
+        ihc, matrix, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    return he[rows, columns], drawn
+
+
+def cut(pair: Pair, image: np.ndarray) -> np.ndarray:
+    """An image (H, W) or (H, W, C) on the pixels of a pair's whole H&E, cut as :func:`align` cuts."""
+    rows, columns = shared_box(pair, (image.shape[0], image.shape[1]))
+    return image[rows, columns]
+
+
+def read_aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """H&E and stain (H, W, 3) uint8 of a pair's files, cut to what they share."""
+    return align(pair, read_image(pair.he), read_image(pair.ihc))
+
+
+def shared_side(pair: Pair) -> int:
+    """Shorter side in pixels of what both images of a pair show."""
+    from PIL import Image
+
+    with Image.open(pair.he) as image:
+        width, height = image.size
+    rows, columns = shared_box(pair, (height, width))
+    return max(min(rows.stop - rows.start, columns.stop - columns.start), 0)

@@ -1,0 +1,167 @@
+"""Register all pairs of a layout once, and write down what was found as a table of pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import write_text
+from morphogen.core.progress import progress
+from morphogen.slides import Slide, open_slide
+from morphogen.stain.checks import usable_pairs
+from morphogen.stain.data import SPLITS, Found, Pair, find_pairs, read_table
+from morphogen.stain.motion import estimate_motion
+from morphogen.stain.registration import register_pairs
+from morphogen.stain.slidepairs import SlidePair, slide_table
+
+log = logging.getLogger("morphogen.stain")
+
+_OVERVIEW = 1024  # px of the longer side at which whole slides are registered
+_COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
+_SLIDE_COLUMNS = ("he", "ihc", "stain", "patient", "split", "affine", "he_mpp", "ihc_mpp", "score")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table that was written, pairs in it, and names of those that did not match."""
+
+    path: Path
+    pairs: int
+    unsure: list[str]
+
+
+def register_table(
+    data: Path | str, out: Path | str, motion: str = "rigid", *, max_shift: int = 32, skip_bad: bool = False
+) -> Table:
+    """Register every pair of ``data``, in all its splits, and write the CSV ``out`` that training and evaluation read.
+
+    ``data`` is any layout of :mod:`morphogen.stain.data`, or a table of whole slides, which are registered from
+    overviews (``rigid`` or ``affine``; an ``affine`` that the table gives stays). Pairs whose images do not match
+    keep what they had; the column ``score`` says how well the others do.
+    """
+    data, out = Path(data), Path(out)
+    if out.suffix.lower() != ".csv":
+        raise InputError("the table of pairs is a CSV file", where=out, fix=f"Write {out.name}.csv")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise InputError(
+            "the table would overwrite the one it is made from", where=out, fix="Choose another name"
+        )
+    slides = slide_table(data)
+    if slides is not None:
+        return _register_slides(slides, out, motion)
+    rows, unsure = [], []
+    for split, found in _splits(data):
+        pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=data)
+        for each in register_pairs(pairs, motion, max_shift):
+            rows.append(_row(each.pair, split, out, each.score))
+            if not each.sure:
+                unsure.append(each.pair.name)
+    _write(out, _COLUMNS, rows)
+    return Table(out, len(rows), unsure)
+
+
+def _splits(data: Path) -> list[tuple[str, Found]]:
+    """Every split that a layout has; a table without splits has one, of no name."""
+    if data.is_file() and not any(row.get("split") for row in read_table(data)):
+        return [("", find_pairs(data))]
+    found, problem = [], None
+    for split in SPLITS:
+        try:
+            found.append((split, find_pairs(data, split)))
+        except InputError as error:
+            problem = problem or error
+    if not found:
+        assert problem is not None
+        raise problem
+    return found
+
+
+def _row(pair: Pair, split: str, out: Path, score: float | None) -> dict[str, Any]:
+    return {
+        "name": pair.name,
+        "he": _relative(pair.he, out),
+        "ihc": _relative(pair.ihc, out),
+        "stain": pair.stain,
+        "patient": pair.patient or "",
+        "split": split,
+        "shift_x": pair.shift[1] or "",
+        "shift_y": pair.shift[0] or "",
+        "affine": _numbers(pair.affine),
+        "score": "" if score is None else f"{score:.3f}",
+    }
+
+
+def _numbers(affine: Iterable[float] | None) -> str:
+    return "" if affine is None else " ".join(f"{value:.6g}" for value in affine)
+
+
+def _relative(path: Path, out: Path) -> str:
+    """As the table has to name it: relative to its own folder."""
+    return Path(os.path.relpath(path.resolve(), out.resolve().parent)).as_posix()
+
+
+def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text.getvalue())
+
+
+def _register_slides(pairs: list[SlidePair], out: Path, motion: str) -> Table:
+    if motion == "shift":
+        raise InputError(
+            "whole slides are registered by rigid or affine maps", where=out, fix="Use --motion rigid"
+        )
+    rows, unsure = [], []
+    for pair in progress(pairs, what=f"registering slides ({motion})"):
+        moved, score, sure = pair, None, True
+        if pair.affine is None:
+            moved, score, sure = register_slides(pair, motion)
+        if not sure:
+            unsure.append(pair.he.name)
+        rows.append(
+            {
+                "he": _relative(pair.he, out),
+                "ihc": _relative(pair.ihc, out),
+                "stain": pair.stain,
+                "patient": pair.patient or "",
+                "split": pair.split,
+                "affine": _numbers(None if moved.affine is None else moved.affine.ravel()),
+                "he_mpp": pair.he_mpp or "",
+                "ihc_mpp": pair.ihc_mpp or "",
+                "score": "" if score is None else f"{score:.3f}",
+            }
+        )
+    _write(out, _SLIDE_COLUMNS, rows)
+    return Table(out, len(rows), unsure)
+
+
+def register_slides(pair: SlidePair, motion: str = "rigid") -> tuple[SlidePair, float, bool]:
+    """Two whole slides registered from overviews at one µm/px: the pair with its level-0 map, the score
+    (:class:`~morphogen.stain.motion.Alignment`), and whether it is sure; if not, the pair is as it came."""
+    with open_slide(pair.he, pair.he_mpp) as he, open_slide(pair.ihc, pair.ihc_mpp) as ihc:
+        sides = [max(slide.width, slide.height) * slide.require_mpp() for slide in (he, ihc)]
+        mpp = max(max(sides) / _OVERVIEW, *(slide.require_mpp() for slide in (he, ihc)))
+        images, scales = zip(*(_overview(slide, mpp) for slide in (he, ihc)), strict=True)
+    found = estimate_motion(images[0], images[1], "affine" if motion == "affine" else "rigid")
+    if not found.sure:
+        return pair, found.score, False
+    linear = np.diag(scales[1]) @ found.matrix[:, :2] @ np.diag(1 / scales[0])
+    return replace(pair, affine=np.column_stack([linear, scales[1] * found.matrix[:, 2]])), found.score, True
+
+
+def _overview(slide: Slide, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """The slide at about ``mpp``, and its level-0 pixels per pixel of that, (x, y)."""
+    image = slide.overview(max(1.0, mpp / slide.require_mpp()))
+    return image, np.array([slide.width / image.shape[1], slide.height / image.shape[0]])

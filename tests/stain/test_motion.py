@@ -1,0 +1,174 @@
+"""Rigid and affine registration: known maps, landmarks on serial sections, and no match where there is none."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morphogen.cli.main import main
+from morphogen.core.errors import InputError
+from morphogen.slides.pyramid import PyramidWriter
+from morphogen.stain.config import DataConfig, TrainConfig
+from morphogen.stain.data import Pair, find_pairs, read_image
+from morphogen.stain.geometry import read_aligned
+from morphogen.stain.motion import MAX_TURN, estimate_motion
+from morphogen.stain.registered import register_slides, register_table
+from morphogen.stain.registration import register_pair
+from morphogen.stain.slidepairs import slide_table
+from morphogen.stain.train import prepared
+
+from .conftest import he_like
+from .test_geometry import rotation
+
+CIMA = {  # fixed, moving, their landmarks
+    "lesion": ("cima_lesion/Izd2-29-041-w35_HE", "cima_lesion/Izd2-29-041-w35_proSPC", ".csv", 1),
+    "kidney": ("cima_rat_kidney/Rat-Kidney_HE", "cima_rat_kidney/Rat-Kidney_PanCytokeratin", ".csv", 1),
+    **{
+        stain: ("cima_lesion3/29-041-Izd2-w35-He-les3", f"cima_lesion3/29-041-Izd2-w35-{stain}-les3",
+                "_landmarks_scale50pc.csv", 10)
+        for stain in ("CD31-3", "Cc10-5", "Ki67-7", "proSPC-4")
+    },
+}  # fmt: skip
+
+
+def turned_pair(degrees, tx, ty, size=320):
+    """H&E, IHC of the same nuclei turned, and the map between them."""
+    import cv2
+
+    he, ihc = (he_like(np.random.default_rng(11), size, pink) for pink in (True, False))
+    matrix = np.array(rotation(degrees)).reshape(2, 3)
+    middle = np.array([size / 2, size / 2])
+    matrix[:, 2] = middle - matrix[:, :2] @ middle + [tx, ty]
+    indices = matrix.copy()
+    indices[:, 2] += indices[:, :2] @ [0.5, 0.5] - 0.5
+    return he, cv2.warpAffine(ihc, indices, (size, size), borderValue=(245, 245, 245)), matrix
+
+
+def error(found, truth, size=320):
+    """Largest distance in px between two maps over the middle half."""
+    at = np.array([(x, y) for x in (size / 4, 3 * size / 4) for y in (size / 4, 3 * size / 4)])
+    return float(np.linalg.norm(at @ (found - truth)[:, :2].T + (found - truth)[:, 2], axis=1).max())
+
+
+@pytest.mark.parametrize(("degrees", "tx", "ty"), [(0, 0, 0), (11, 14, -25), (-7.3, -40.5, 12.25)])
+@pytest.mark.parametrize("motion", ["rigid", "affine"])
+def test_a_known_motion_between_stains_is_found(degrees, tx, ty, motion):
+    he, ihc, truth = turned_pair(degrees, tx, ty)
+    found = estimate_motion(he, ihc, motion)
+    assert found.sure and found.score > 0.4
+    assert error(found.matrix, truth) < 1.5
+    assert found.turn == pytest.approx(degrees, abs=0.5)
+
+
+def landmarks(path, factor):
+    with open(path, newline="") as file:
+        return np.array([[float(value) for value in row[-2:]] for row in list(csv.reader(file))[1:]]) / factor
+
+
+@pytest.mark.parametrize("name", CIMA)
+def test_serial_sections_are_registered_as_well_as_by_landmarks(name, shared):
+    """CIMA sections with landmarks: a fit to the landmarks themselves is the best an affine map can do."""
+    fixed, moving, suffix, factor = CIMA[name]
+    base = shared / "data/pairs"
+    a, b = (landmarks(base / (file + suffix), factor) for file in (fixed, moving))
+    a, b = a[: len(b)], b[: len(a)]
+    found = estimate_motion(*(read_image(base / f"{file}.jpg") for file in (fixed, moving)), "affine")
+
+    def median(matrix):
+        return float(np.median(np.linalg.norm(a @ matrix[:, :2].T + matrix[:, 2] - b, axis=1)))
+
+    best = np.linalg.lstsq(np.column_stack([a, np.ones(len(a))]), b, rcond=None)[0].T
+    assert found.sure and median(np.eye(2, 3)) > 15
+    assert median(found.matrix) < 1.1 * median(best) + 0.5
+
+
+def test_tissue_of_other_patients_does_not_match(shared):
+    base = shared / "data/pairs"
+    bci = [base / "bci" / f"val{side}" / f"{name}.png" for side, name in
+           (("A", "00345_test_0"), ("B", "00820_test_2+"), ("B", "00901_test_1+"))]  # fmt: skip
+    he = read_image(bci[0])
+    for other in bci[1:]:
+        found = estimate_motion(he, read_image(other))
+        assert not found.sure and found.score < 0.15
+    # Two pairs of BCI are neighbouring sections that share no structure.
+    assert not register_pair(Pair("a", bci[1].parent.parent / "valA" / bci[1].name, bci[1])).sure
+
+
+def test_the_table_holds_what_was_found(tmp_path, capsys):
+    he, ihc, truth = turned_pair(9, 12, -6)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(he).save(tmp_path / "in/he.png")
+    Image.fromarray(ihc).save(tmp_path / "in/ihc.png")
+    Image.fromarray(he_like(np.random.default_rng(77), 320, False)).save(tmp_path / "in/other.png")
+    (tmp_path / "in/pairs.csv").write_text(
+        "name,he,ihc,stain,patient,split\na,he.png,ihc.png,ER,P1,train\nb,he.png,other.png,ER,P2,val\n"
+    )
+    out = tmp_path / "out/registered.csv"
+    with pytest.raises(SystemExit) as status:
+        main(["stain", "register", str(tmp_path / "in/pairs.csv"), "--out", str(out)])
+    assert status.value.code in (0, None)
+    said = capsys.readouterr().out
+    assert "1 of 2 pairs registered" in said and "left as they were: b" in said
+    (pair,), (other,) = find_pairs(out, "train").pairs, find_pairs(out, "val").pairs
+    assert (pair.stain, pair.patient) == ("ER", "P1") and other.affine is None
+    assert error(np.array(pair.affine).reshape(2, 3), truth) < 1.5
+    a, b = read_aligned(pair)
+    assert np.corrcoef(*(image.astype(float).mean(-1).ravel() for image in (a, b)))[0, 1] > 0.5
+    # Registered again, there is next to nothing left to find, and the two maps are joined.
+    again = register_table(out, tmp_path / "again.csv")
+    assert again.unsure == ["b"]
+    (pair,) = find_pairs(tmp_path / "again.csv", "train").pairs
+    assert error(np.array(pair.affine).reshape(2, 3), truth) < 1.5
+    with pytest.raises(InputError, match="overwrite the one it is made from"):
+        register_table(out, out)
+    with pytest.raises(InputError, match="is a CSV file"):
+        register_table(out, tmp_path / "table.txt")
+
+
+def test_training_registers_pairs(tmp_path):
+    he, ihc, truth = turned_pair(-6, 8, 4)
+    for side, image in (("A", he), ("B", ihc)):
+        (tmp_path / f"train{side}").mkdir()
+        Image.fromarray(image).save(tmp_path / f"train{side}/p.png")
+    config = TrainConfig()
+    config = config.replace(data=config.data.replace(crop=64, register_pairs="rigid"))
+    (pair,), skipped = prepared(find_pairs(tmp_path), config)
+    assert skipped == 0 and error(np.array(pair.affine).reshape(2, 3), truth) < 1.5
+    too_large = config.replace(data=config.data.replace(crop=312))
+    assert prepared(find_pairs(tmp_path), too_large)[0][0].affine is None
+
+
+def test_a_switch_of_older_models_is_understood():
+    assert DataConfig(**json.loads('{"register_pairs": true}')).register_pairs == "shift"
+    assert DataConfig(**json.loads('{"register_pairs": false}')).register_pairs == "none"
+
+
+def test_whole_slides_are_registered_at_their_own_resolution(tmp_path):
+    """The IHC slide has another µm/px and is turned: the map is between pixels of the two level 0."""
+    he, ihc, truth = turned_pair(10, 16, -20, size=480)
+    half = np.array(Image.fromarray(ihc).resize((240, 240), Image.Resampling.BOX))
+    for name, image, mpp in (("he", he, 0.5), ("ihc", half, 1.0)):
+        with PyramidWriter(
+            tmp_path / f"{name}.ome.tif", *image.shape[1::-1], mpp=mpp, tile=64, codec="deflate"
+        ) as writer:
+            writer.write(image, 0)
+    (tmp_path / "slides.csv").write_text("he,ihc,stain\nhe.ome.tif,ihc.ome.tif,ER\n")
+    (pair,) = slide_table(tmp_path / "slides.csv")
+    moved, score, sure = register_slides(pair)
+    assert sure and score > 0.3
+    assert error(moved.affine, truth / 2, 480) < 1.5
+    table = register_table(tmp_path / "slides.csv", tmp_path / "registered.csv")
+    (written,) = slide_table(table.path)
+    np.testing.assert_allclose(written.affine, moved.affine, rtol=1e-4)
+    with pytest.raises(InputError, match="rigid or affine"):
+        register_table(tmp_path / "slides.csv", tmp_path / "shifted.csv", "shift")
+
+
+def test_images_too_small_to_match_are_refused():
+    with pytest.raises(InputError, match="80 × 90 px are too small to be registered"):
+        estimate_motion(np.zeros((90, 80, 3), np.uint8), np.zeros((90, 80, 3), np.uint8))
+    blank = np.full((128, 128, 3), 250, np.uint8)
+    assert not estimate_motion(blank, blank).sure
+    assert MAX_TURN < 45
