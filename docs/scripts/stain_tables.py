@@ -95,6 +95,28 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_image(folder: Path, registration: Path) -> str:
+    """r per tile within each image, and whether registration found that its two sections match."""
+    motions = json.loads(registration.read_text())
+    with open(folder / "images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    r = {(row["method"], row["image"]): float(row["dab_tile_correlation"] or "nan") for row in rows}
+    sure = [name for name in motions if motions[name]["sure"]]
+    lines = [
+        "| r per tile | " + " | ".join(motions) + f" | mean of the {len(sure)} that match |",
+        "|---" * (len(motions) + 2) + "|",
+        "| score of registration | "
+        + " | ".join(f"{each['score']:.2f}" for each in motions.values())
+        + " | |",
+    ]
+    for method in methods:
+        cells = [f"{r[method, name]:.3f}" for name in motions]
+        mean = sum(r[method, name] for name in sure) / len(sure)
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 def signed(interval: dict[str, Any]) -> str:
     """A difference with its interval."""
     if interval["low"] is None:
@@ -185,8 +207,8 @@ def main() -> None:
             truth_table(root, test.pairs, scores, several)
         publish("simulated", markdown(scores), arguments.write)
     if arguments.only != "simulated":
-        table = real_pairs(arguments.data, out / "real" / "data")
-        train, test = find_pairs(table, "train"), find_pairs(table, "test")
+        pairs = real_pairs(arguments.data, out / "real" / "data")
+        train, test = find_pairs(pairs, "train"), find_pairs(pairs, "test")
         models = []
         for kind in KINDS:
             start, folder = out / "simulated" / kind / "model", out / "real" / kind
@@ -194,7 +216,9 @@ def main() -> None:
                 real_models(kind, train, start, folder, arguments.real_steps, precision, beside=True)
             )
         measure("real", train.pairs, test.pairs, *models, out / "real" / "scores", precision)
-        publish("real", markdown(out / "real" / "scores"), arguments.write)
+        scores = out / "real" / "scores"
+        table = markdown(scores) + "\n" + by_image(scores, out / "real" / "data" / "registration.json")
+        publish("real", table, arguments.write)
     if arguments.write and not arguments.only:
         picture(out)
 

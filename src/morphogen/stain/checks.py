@@ -140,7 +140,7 @@ def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, 
     if min(width, height) < max(crop, 1):
         moved = pair.affine is not None or any(pair.shift)
         return (
-            f"smaller than the crop of {crop} px" if crop > 1 else "that share nothing",
+            f"smaller than the crop of {crop} px" if min(width, height) else "that share nothing",
             f"{pair.name}: {width} × {height} px" + (" in both images" if moved else ""),
         )
     return None

@@ -30,11 +30,7 @@ def shared_box(pair: Pair, size: tuple[int, int]) -> Box:
     """
     height, width = size
     if pair.affine is None:
-        dy, dx = pair.shift
-        return (
-            slice(max(0, -dy), max(height - max(0, dy), 0)),
-            slice(max(0, -dx), max(width - max(0, dx), 0)),
-        )
+        return _overlap(height, pair.shift[0]), _overlap(width, pair.shift[1])
     ys, xs = (np.append(np.arange(0, n, _CELL), n).astype(np.float64) for n in size)
     corners = np.stack(np.broadcast_arrays(xs[None, :], ys[:, None]), axis=-1)
     matrix = pair_map(pair)
@@ -44,6 +40,11 @@ def shared_box(pair: Pair, size: tuple[int, int]) -> Box:
     cells = inside[:-1, :-1] & inside[1:, :-1] & inside[:-1, 1:] & inside[1:, 1:]
     top, bottom, left, right = _largest_rectangle(cells)
     return slice(int(ys[top]), int(ys[bottom])), slice(int(xs[left]), int(xs[right]))
+
+
+def _overlap(length: int, shift: int) -> slice:
+    start = max(0, -shift)
+    return slice(start, max(length - max(0, shift), start))
 
 
 def _largest_rectangle(cells: np.ndarray) -> tuple[int, int, int, int]:
@@ -106,4 +107,4 @@ def shared_side(pair: Pair) -> int:
     with Image.open(pair.he) as image:
         width, height = image.size
     rows, columns = shared_box(pair, (height, width))
-    return max(min(rows.stop - rows.start, columns.stop - columns.start), 0)
+    return min(rows.stop - rows.start, columns.stop - columns.start)

@@ -50,7 +50,9 @@ def register_table(
     """
     data, out = Path(data), Path(out)
     if out.suffix.lower() != ".csv":
-        raise InputError("the table of pairs is a CSV file", where=out, fix=f"Write {out.name}.csv")
+        raise InputError(
+            "the table of pairs is a CSV file", where=out, fix=f"Write {out.with_suffix('.csv').name}"
+        )
     if out.exists() and data.exists() and out.samefile(data):
         raise InputError(
             "the table would overwrite the one it is made from", where=out, fix="Choose another name"
