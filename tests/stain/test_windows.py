@@ -17,6 +17,8 @@ from morphogen.stain.windows import (
     stain_bands,
 )
 
+from .conftest import he_like
+
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (131, 77), (30, 40), (65, 257)])
 @pytest.mark.parametrize("overlap", [0, 16, 40])
@@ -107,3 +109,23 @@ def test_windows_that_do_not_fit_are_refused(tiny):
         plan_windows(tiny, ApplyConfig(windows=WindowConfig(window=68)), 200, 200)
     with pytest.raises(ConfigError, match="leaves nothing"):
         plan_windows(tiny, ApplyConfig(windows=WindowConfig(overlap=64)), 200, 200)
+
+
+def test_samples_come_in_pairs_of_opposite_noise(tiny):
+    """The noise of a pair cancels, everywhere and at every step; the first sample is the one of K = 1."""
+    config = ApplyConfig(samples=5)
+    plan = plan_windows(tiny, config, 96, 80)
+    fields = noise_fields(tiny, plan, config, "a")
+    region = slice(3, 17), slice(0, 9)
+    for step in (-1, 0, 7):
+        drawn = torch.stack([field(step, region) for field in fields])
+        assert torch.equal(drawn[0], -drawn[1]) and torch.equal(drawn[2], -drawn[3])
+        assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[2], drawn[4])
+    image = he_like(np.random.default_rng(0), 96)
+    three, one, apart = (
+        stain_image(tiny, image, config.replace(samples=k, antithetic=pairs), name="a")
+        for k, pairs in ((3, True), (1, True), (3, False))
+    )
+    for found in (three, apart):  # batches of other sizes round otherwise
+        assert np.abs(found.sample.astype(int) - one.sample).max() <= 1
+    assert (three.mean != apart.mean).any()

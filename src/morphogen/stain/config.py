@@ -290,6 +290,11 @@ class ApplyConfig(Config):
     samples: int = Field(
         1, ge=1, description="Samples per image; with 2 or more the mean and the uncertainty too."
     )
+    antithetic: bool = Field(
+        True,
+        description="Samples in pairs of opposite noise: each is as good as before and their mean nearer to that of "
+        "endless samples (about half the variance). false = independent samples.",
+    )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -149,20 +149,37 @@ class RegionNoise:
     fields.
     """
 
-    def __init__(self, fields: Sequence[CanvasNoise], regions: Sequence[tuple[slice, slice]]) -> None:
+    def __init__(self, fields: Sequence[Field], regions: Sequence[tuple[slice, slice]]) -> None:
         self.fields, self.regions = fields, regions
 
     def __call__(self, step: int) -> Tensor:
         return torch.stack([field(step, region) for region in self.regions for field in self.fields])
 
 
-def noise_fields(model: StainTransfer, plan: WindowPlan, config: ApplyConfig, name: str) -> list[CanvasNoise]:
-    """The K noise fields of an image, a function of the seed and its name."""
+@dataclass(frozen=True)
+class Opposite:
+    """A noise field with its sign turned."""
+
+    field: CanvasNoise
+
+    def __call__(self, step: int, region: tuple[slice, slice] | None = None) -> Tensor:
+        return -self.field(step, region)
+
+
+Field = CanvasNoise | Opposite
+
+
+def noise_fields(model: StainTransfer, plan: WindowPlan, config: ApplyConfig, name: str) -> list[Field]:
+    """The K noise fields of an image, a function of the seed and its name; antithetic ones in pairs of a field and
+    its opposite (Hammersley and Morton, Proc. Camb. Phil. Soc. 52, 1956)."""
     shape = (model.network.channels, *plan.canvas)
-    return [
-        CanvasNoise(seed_for(config.seed, "stain", name, k), shape, block=NOISE_BLOCK)
-        for k in range(config.samples)
-    ]
+    fields: list[Field] = []
+    for k in range(config.samples):
+        if config.antithetic and k % 2:
+            fields.append(Opposite(cast("CanvasNoise", fields[-1])))
+        else:
+            fields.append(CanvasNoise(seed_for(config.seed, "stain", name, k), shape, block=NOISE_BLOCK))
+    return fields
 
 
 def posterior_field(model: StainTransfer, plan: WindowPlan, config: ApplyConfig, name: str) -> CanvasNoise:
