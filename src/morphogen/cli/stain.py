@@ -61,17 +61,25 @@ def register(
         ),
     ] = "rigid",
     max_shift: Annotated[int, Parameter(name="--max-shift", help="Largest --motion shift in pixels.")] = 32,
+    drop_unmatched: Annotated[
+        bool,
+        Parameter(name="--drop-unmatched", negative=(), help="Leave pairs out whose images do not match."),
+    ] = False,
     skip_bad: SkipBad = False,
 ) -> int:
     """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written."""
     from morphogen.stain.registered import register_table
 
-    table = register_table(data, out, motion, max_shift=max_shift, skip_bad=skip_bad)
-    say(f"{table.pairs - len(table.unsure)} of {table.pairs} pairs registered: {table.path}")
+    table = register_table(
+        data, out, motion, max_shift=max_shift, drop_unmatched=drop_unmatched, skip_bad=skip_bad
+    )
+    sure = table.pairs - (0 if drop_unmatched else len(table.unsure))
+    say(f"{sure} of {sure + len(table.unsure)} pairs registered: {table.path}")
     if table.unsure:
         more = f" and {len(table.unsure) - 5} more" if len(table.unsure) > 5 else ""
         say(
-            f"Without a clear match, left as they were: {', '.join(table.unsure[:5])}{more}. "
+            f"Without a clear match, left {'out' if drop_unmatched else 'as they were'}: "
+            f"{', '.join(table.unsure[:5])}{more}. "
             "Do they show the same tissue?"
         )
     return 0

@@ -40,13 +40,19 @@ class Table:
 
 
 def register_table(
-    data: Path | str, out: Path | str, motion: str = "rigid", *, max_shift: int = 32, skip_bad: bool = False
+    data: Path | str,
+    out: Path | str,
+    motion: str = "rigid",
+    *,
+    max_shift: int = 32,
+    drop_unmatched: bool = False,
+    skip_bad: bool = False,
 ) -> Table:
     """Register every pair of ``data``, in all its splits, and write the CSV ``out`` that training and evaluation read.
 
     ``data`` is any layout of :mod:`morphogen.stain.data`, or a table of whole slides, which are registered from
     overviews (``rigid`` or ``affine``; an ``affine`` that the table gives stays). Pairs whose images do not match
-    keep what they had; the column ``score`` says how well the others do.
+    keep what they had, or are left out with ``drop_unmatched``; the column ``score`` says how well the others do.
     """
     data, out = Path(data), Path(out)
     if out.suffix.lower() != ".csv":
@@ -59,14 +65,15 @@ def register_table(
         )
     slides = slide_table(data)
     if slides is not None:
-        return _register_slides(slides, out, motion)
+        return _register_slides(slides, out, motion, drop_unmatched)
     rows, unsure = [], []
     for split, found in _splits(data):
         pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=data)
         for each in register_pairs(pairs, motion, max_shift):
-            rows.append(_row(each.pair, split, out, each.score))
             if not each.sure:
                 unsure.append(each.pair.name)
+            if each.sure or not drop_unmatched:
+                rows.append(_row(each.pair, split, out, each.score))
     _write(out, _COLUMNS, rows)
     return Table(out, len(rows), unsure)
 
@@ -112,6 +119,12 @@ def _relative(path: Path, out: Path) -> str:
 
 
 def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        raise InputError(
+            "no pair matches, so no table is written",
+            where=out,
+            fix="Keep them with their names by leaving out --drop-unmatched",
+        )
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -120,7 +133,7 @@ def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> N
     write_text(out, text.getvalue())
 
 
-def _register_slides(pairs: list[SlidePair], out: Path, motion: str) -> Table:
+def _register_slides(pairs: list[SlidePair], out: Path, motion: str, drop_unmatched: bool) -> Table:
     if motion == "shift":
         raise InputError(
             "whole slides are registered by rigid or affine maps", where=out, fix="Use --motion rigid"
@@ -132,6 +145,8 @@ def _register_slides(pairs: list[SlidePair], out: Path, motion: str) -> Table:
             moved, score, sure = register_slides(pair, motion)
         if not sure:
             unsure.append(pair.he.name)
+            if drop_unmatched:
+                continue
         rows.append(
             {
                 "he": _relative(pair.he, out),
