@@ -36,7 +36,6 @@ def run(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model, crops = packaged(Path(folder), quick)
         rows = fast_against_reference(model, crops, quick)
-        rows.append(antithetic(model, crops, quick))
         rows += batches(model, quick)
         rows += overhead(model, quick)
     return rows
@@ -116,29 +115,6 @@ def tile_correlation_pooled(made: np.ndarray, real: np.ndarray, tile: int = 32) 
     maps = [dab_density(images, layout="nhwc").numpy() for images in (made, real)]
     means = [np.concatenate([tile_means(density, tile).ravel() for density in each]) for each in maps]
     return correlation(*means)
-
-
-def antithetic(model: StainTransfer, crops: dict[str, torch.Tensor], quick: bool) -> Row:
-    """Variance of the mean DAB of two samples, per tile of 32 px: of opposite noise over independent ones."""
-    few, pairs = crops["he"][: 2 if quick else 6], 4 if quick else 24
-    config = ApplyConfig(samples=2 * pairs)
-    plan = plan_windows(model, config, CROP, CROP)
-    ratios = []
-    for k, image in enumerate(few):
-        fields = noise_fields(model, plan, config, str(k))
-        noise = RegionNoise(fields, [(slice(0, plan.canvas[0]), slice(0, plan.canvas[1]))])
-        made = model(image[None], config.sampler, samples=2 * pairs, noise=noise).samples[0]
-        density = dab_density(made, layout="nhwc").cpu().numpy()
-        tiles = np.stack([tile_means(plane, 32) for plane in density])
-        means = (tiles[::2] + tiles[1::2]) / 2
-        ratios.append(float(means.var(axis=0, ddof=1).mean() / (tiles.var(axis=0, ddof=1).mean() / 2)))
-    return Row(
-        "stain: variance of the mean of two samples, opposite noise over independent",
-        float(np.median(ratios)),
-        low=min(ratios),
-        high=max(ratios),
-        detail=f"DAB per tile of 32 px, {len(few)} crops, {pairs} pairs each",
-    )
 
 
 def batches(model: StainTransfer, quick: bool) -> list[Row]:

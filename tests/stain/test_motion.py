@@ -123,6 +123,9 @@ def test_the_table_holds_what_was_found(tmp_path, capsys):
     assert error(np.array(pair.affine).reshape(2, 3), truth) < 1.5
     dropped = register_table(tmp_path / "in/pairs.csv", tmp_path / "dropped.csv", drop_unmatched=True)
     assert (dropped.pairs, dropped.unsure) == (1, ["b"])
+    (tmp_path / "in/none.csv").write_text("he,ihc\nhe.png,other.png\n")
+    with pytest.raises(InputError, match="no pair matches"):
+        register_table(tmp_path / "in/none.csv", tmp_path / "none.csv", drop_unmatched=True)
     with pytest.raises(InputError, match="overwrite the one it is made from"):
         register_table(out, out)
     with pytest.raises(InputError, match="is a CSV file"):

@@ -293,7 +293,7 @@ class ApplyConfig(Config):
     antithetic: bool = Field(
         True,
         description="Samples in pairs of opposite noise: each is as good as before and their mean nearer to that of "
-        "endless samples (about half the variance). false = independent samples.",
+        "endless samples (a fifth to a half of the variance). false = independent samples.",
     )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."

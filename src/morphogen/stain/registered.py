@@ -123,7 +123,7 @@ def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> N
         raise InputError(
             "no pair matches, so no table is written",
             where=out,
-            fix="Keep them with their names by leaving out --drop-unmatched",
+            fix="Leave --drop-unmatched out to keep them",
         )
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
