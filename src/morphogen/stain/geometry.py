@@ -36,9 +36,7 @@ def shared_box(pair: Pair, size: tuple[int, int]) -> Box:
     matrix = pair_map(pair)
     there = corners @ matrix[:, :2].T + matrix[:, 2]
     inside = ((there >= 0) & (there <= np.array([width, height]))).all(axis=-1)
-    # What lies inside is convex, so a cell does when its corners do.
-    cells = inside[:-1, :-1] & inside[1:, :-1] & inside[:-1, 1:] & inside[1:, 1:]
-    top, bottom, left, right = _largest_rectangle(cells)
+    top, bottom, left, right = _largest_rectangle(inside)
     return slice(int(ys[top]), int(ys[bottom])), slice(int(xs[left]), int(xs[right]))
 
 
@@ -47,22 +45,20 @@ def _overlap(length: int, shift: int) -> slice:
     return slice(start, max(length - max(0, shift), start))
 
 
-def _largest_rectangle(cells: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right (ends exclusive) of the largest rectangle of true cells; zeros when there is none."""
-    best, found = 0, (0, 0, 0, 0)
-    for top in range(len(cells)):
-        open_columns = np.ones(cells.shape[1], dtype=bool)
-        for bottom in range(top + 1, len(cells) + 1):
-            open_columns &= cells[bottom - 1]
-            if not open_columns.any():
-                break
-            edges = np.flatnonzero(np.diff(np.concatenate([[0], open_columns.view(np.int8), [0]])))
-            starts, ends = edges[::2], edges[1::2]
-            longest = int((ends - starts).argmax())
-            area = (bottom - top) * int(ends[longest] - starts[longest])
-            if area > best:
-                best, found = area, (top, bottom, int(starts[longest]), int(ends[longest]))
-    return found
+def _largest_rectangle(inside: np.ndarray) -> tuple[int, int, int, int]:
+    """Rows and columns (top, bottom, left, right) between whose corners most of a convex set of grid points lies;
+    zeros when there is none."""
+    found = inside.any(axis=1)
+    left = np.where(found, inside.argmax(axis=1), inside.shape[1])
+    right = np.where(found, inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1), -1)
+    # The set is convex: what lies within it in the first and in the last row does in all rows between.
+    width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
+    height = np.arange(len(inside)) - np.arange(len(inside))[:, None]
+    area = np.maximum(width, 0) * np.maximum(height, 0)
+    top, bottom = (int(k) for k in np.unravel_index(int(area.argmax()), area.shape))
+    if not area[top, bottom]:
+        return 0, 0, 0, 0
+    return top, bottom, int(max(left[top], left[bottom])), int(min(right[top], right[bottom]))
 
 
 def align(pair: Pair, he: np.ndarray, ihc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
