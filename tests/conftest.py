@@ -47,8 +47,9 @@ def published():
     return load_fixture
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread():
+    """Before every test: OpenMP code of other libraries (numba's) changes the number for the whole process."""
     import torch
 
     torch.set_num_threads(1)
