@@ -46,10 +46,10 @@ def test_a_shift_cuts_to_what_both_images_share(shift):
     "affine", [rotation(9, 6, -4), rotation(-14, -9, 21), (1.1, 0.05, 3, -0.04, 0.95, 2)]
 )
 def test_the_ihc_is_drawn_where_the_map_says(affine):
-    pair = replace(NOWHERE, affine=affine)
+    pair = replace(NOWHERE, affine=affine, shift=(3, -7))  # (dy, dx), after the map
     he, ihc = ramp(120, 150), ramp(120, 150)
     a, b = align(pair, he, ihc)
-    matrix = pair_map(pair)
+    matrix = np.array(affine).reshape(2, 3) + [[0, 0, -7], [0, 0, 3]]
     expected = a[..., :2] @ matrix[:, :2].T + matrix[:, 2]
     inner = (slice(2, -2), slice(2, -2))
     assert a.shape == b.shape and min(a.shape[:2]) > 60

@@ -18,9 +18,8 @@ from morphogen.slides.colour import optical_density
 
 Motion = Literal["rigid", "affine"]
 
-LEAST_SCORE = (
-    0.2  # tissue of different patients reaches 0.15, serial sections 0.22 to 0.70, a re-stained one 0.66
-)
+# Tissue of different patients reaches 0.15, serial sections 0.22 to 0.70, a re-stained one 0.66.
+LEAST_SCORE = 0.2
 MAX_TURN = 16.0  # degrees
 MAX_SHIFT = 0.22  # of each side, where the middles come to lie
 _COARSE = 256  # px of the longer side where rotations and shifts are searched
