@@ -132,6 +132,29 @@ def test_the_table_holds_what_was_found(tmp_path, capsys):
         register_table(out, tmp_path / "table.txt")
 
 
+def test_no_split_is_left_out_in_silence(tmp_path):
+    he, ihc, _ = turned_pair(4, 2, 3)
+    for folder, image in (("trainA", he), ("trainB", ihc), ("valA", he)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "data" / folder / "p.png")
+    with pytest.raises(InputError, match="valB: there is no such folder"):
+        register_table(tmp_path / "data", tmp_path / "out.csv")
+    table = tmp_path / "data/pairs.csv"
+    for splits, message in (
+        (("train", "vall"), "unknown split 'vall'"),
+        (("train", ""), "some rows have no split"),
+    ):
+        rows = [f"{k},trainA/p.png,trainB/p.png,{split}" for k, split in enumerate(splits)]
+        table.write_text("\n".join(["name,he,ihc,split", *rows]) + "\n")
+        with pytest.raises(InputError, match=message):
+            register_table(table, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    Image.fromarray(he[:80, :80]).save(tmp_path / "data/small.png")
+    table.write_text("name,he,ihc\ntiny,small.png,small.png\n")
+    with pytest.raises(InputError, match="tiny: images of 80 × 80 px are too small"):
+        register_table(table, tmp_path / "out.csv")
+
+
 def test_training_registers_pairs(tmp_path):
     he, ihc, truth = turned_pair(-6, 8, 4)
     for side, image in (("A", he), ("B", ihc)):

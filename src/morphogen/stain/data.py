@@ -130,6 +130,26 @@ def find_pairs(root: Path | str, split: str = "train") -> Found:
     return found
 
 
+def splits_of(root: Path | str) -> tuple[str, ...]:
+    """The splits that a layout has, of which :func:`find_pairs` gives the pairs; empty for a table without splits and
+    where nothing is found. A table some of whose rows have none, or an unknown one, is an error."""
+    root = Path(root)
+    if root.is_file():
+        found = {row.get("split") or "" for row in read_table(root)}
+        unknown = sorted(found - {"", *SPLITS})
+        if unknown:
+            raise InputError(
+                f"unknown split '{unknown[0]}'.{nearest(unknown[0], SPLITS)}",
+                where=root,
+                fix=f"Use {', '.join(SPLITS)}",
+            )
+        if "" in found and len(found) > 1:
+            raise InputError("some rows have no split and others do", where=root, fix="Give every row one")
+        return tuple(split for split in SPLITS if split in found)
+    folders = [root, *(path for path in sorted(root.glob("*")) if path.is_dir())]
+    return tuple(split for split in SPLITS if any(_base(folder, split) for folder in folders))
+
+
 def _with_patients(found: Found, root: Path) -> Found:
     path = root / "patients.csv"
     if not path.is_file():

@@ -7,6 +7,8 @@ whole slides. A map is a matrix ``(2, 3)``, rows ``a b tx`` and ``c d ty``: the 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from morphogen.stain.data import Pair, read_image
@@ -96,11 +98,15 @@ def read_aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     return align(pair, read_image(pair.he), read_image(pair.ihc))
 
 
-def shared_side(pair: Pair) -> int:
-    """Shorter side in pixels of what both images of a pair show."""
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) px of an image file, from its header."""
     from PIL import Image
 
-    with Image.open(pair.he) as image:
-        width, height = image.size
-    rows, columns = shared_box(pair, (height, width))
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def shared_side(pair: Pair) -> int:
+    """Shorter side in pixels of what both images of a pair show."""
+    rows, columns = shared_box(pair, image_size(pair.he))
     return min(rows.stop - rows.start, columns.stop - columns.start)

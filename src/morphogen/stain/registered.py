@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,12 +17,10 @@ from morphogen.core.files import write_text
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
 from morphogen.stain.checks import usable_pairs
-from morphogen.stain.data import SPLITS, Found, Pair, find_pairs, read_table
+from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.motion import estimate_motion
 from morphogen.stain.registration import register_pairs
 from morphogen.stain.slidepairs import SlidePair, slide_table
-
-log = logging.getLogger("morphogen.stain")
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
 _COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
@@ -67,8 +64,8 @@ def register_table(
     if slides is not None:
         return _register_slides(slides, out, motion, drop_unmatched)
     rows, unsure = [], []
-    for split, found in _splits(data):
-        pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=data)
+    for split in splits_of(data) or ("",):  # without splits, or with what is wrong said by find_pairs
+        pairs, _ = usable_pairs(find_pairs(data, split or "train"), skip_bad=skip_bad, where=data)
         for each in register_pairs(pairs, motion, max_shift):
             if not each.sure:
                 unsure.append(each.pair.name)
@@ -76,22 +73,6 @@ def register_table(
                 rows.append(_row(each.pair, split, out, each.score))
     _write(out, _COLUMNS, rows)
     return Table(out, len(rows), unsure)
-
-
-def _splits(data: Path) -> list[tuple[str, Found]]:
-    """Every split that a layout has; a table without splits has one, of no name."""
-    if data.is_file() and not any(row.get("split") for row in read_table(data)):
-        return [("", find_pairs(data))]
-    found, problem = [], None
-    for split in SPLITS:
-        try:
-            found.append((split, find_pairs(data, split)))
-        except InputError as error:
-            problem = problem or error
-    if not found:
-        assert problem is not None
-        raise problem
-    return found
 
 
 def _row(pair: Pair, split: str, out: Path, score: float | None) -> dict[str, Any]:
@@ -110,7 +91,7 @@ def _row(pair: Pair, split: str, out: Path, score: float | None) -> dict[str, An
 
 
 def _numbers(affine: Iterable[float] | None) -> str:
-    return "" if affine is None else " ".join(f"{value:.6g}" for value in affine)
+    return "" if affine is None else " ".join(f"{value:.10g}" for value in affine)
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -12,7 +12,7 @@ from morphogen.core.errors import InputError, nearest
 from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Pair, read_image
-from morphogen.stain.geometry import align, pair_map, shared_box
+from morphogen.stain.geometry import align, image_size, pair_map, shared_box
 from morphogen.stain.motion import estimate_motion
 
 MOTIONS = ("shift", "rigid", "affine")
@@ -123,6 +123,13 @@ def register_pair(pair: Pair, motion: str = "rigid", max_shift: int = 32) -> Reg
         raise InputError(f"unknown registration '{motion}'.{nearest(motion, MOTIONS)}")
     a, b = read_image(pair.he), read_image(pair.ihc)
     he, ihc = align(pair, a, b)
+    try:
+        return _found(pair, he, ihc, motion, max_shift)
+    except InputError as error:
+        raise InputError(error.what, where=pair.name, fix=error.fix) from None
+
+
+def _found(pair: Pair, he: np.ndarray, ihc: np.ndarray, motion: str, max_shift: int) -> Registered:
     if motion == "shift":
         shift = estimate_shift(he, ihc, max_shift)
         moved = replace(pair, shift=(pair.shift[0] + shift.dy, pair.shift[1] + shift.dx))
@@ -130,7 +137,7 @@ def register_pair(pair: Pair, motion: str = "rigid", max_shift: int = 32) -> Reg
     found = estimate_motion(he, ihc, "affine" if motion == "affine" else "rigid")
     if not found.sure:
         return Registered(pair, False, found.score)
-    rows, columns = shared_box(pair, (a.shape[0], a.shape[1]))
+    rows, columns = shared_box(pair, image_size(pair.he))
     affine = joined(pair_map(pair), found.matrix, (columns.start, rows.start))
     return Registered(replace(pair, affine=affine, shift=(0, 0)), True, found.score)
 
