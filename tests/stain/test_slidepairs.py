@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import InputError, SlideError
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.stain.data import find_pairs
+from morphogen.stain.registered import register_table
 from morphogen.stain.slidepairs import cut_slide_pairs, is_slide, read_pairs, read_warped, slide_table
 
 from .conftest import he_like
@@ -74,6 +75,15 @@ def test_rotation_by_any_angle_agrees_with_the_box_it_turns():
     u, v = np.meshgrid(30.5 + np.arange(60), 40.5 + np.arange(60))
     expected = np.stack([c * u - s * v + 90, s * u + c * v + 20], -1)
     assert np.abs(out[2:-2, 2:-2, :2] - expected[2:-2, 2:-2]).max() < 1.5
+
+
+def test_a_slide_without_its_scale_names_the_column(slides, shared, tmp_path):
+    unknown = shared / "data/wsi/tcga-cr-7395-01a-01-ts1.svs"
+    path = table(slides, [["he.ome.tif", str(unknown), "ER", "A", "train", ""]])
+    for run in (lambda: cut_slide_pairs(slide_table(path), tmp_path / "out"),
+                lambda: register_table(path, tmp_path / "out.csv")):  # fmt: skip
+        with pytest.raises(SlideError, match="many µm a pixel is. Give it in the column ihc_mpp"):
+            run()
 
 
 def test_bad_tables_are_refused(slides, tmp_path):

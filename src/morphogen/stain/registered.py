@@ -15,12 +15,12 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.core.files import write_text
 from morphogen.core.progress import progress
-from morphogen.slides import Slide, open_slide
+from morphogen.slides import Slide
 from morphogen.stain.checks import usable_pairs
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.motion import estimate_motion
 from morphogen.stain.registration import register_pairs
-from morphogen.stain.slidepairs import SlidePair, slide_table
+from morphogen.stain.slidepairs import SlidePair, open_pair, slide_table
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
 _COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
@@ -148,7 +148,7 @@ def _register_slides(pairs: list[SlidePair], out: Path, motion: str, drop_unmatc
 def register_slides(pair: SlidePair, motion: str = "rigid") -> tuple[SlidePair, float, bool]:
     """Two whole slides registered from overviews at one µm/px: the pair with its level-0 map, the score
     (:class:`~morphogen.stain.motion.Alignment`), and whether it is sure; if not, the pair is as it came."""
-    with open_slide(pair.he, pair.he_mpp) as he, open_slide(pair.ihc, pair.ihc_mpp) as ihc:
+    with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc:
         sides = [max(slide.width, slide.height) * slide.require_mpp() for slide in (he, ihc)]
         mpp = max(max(sides) / _OVERVIEW, *(slide.require_mpp() for slide in (he, ihc)))
         images, scales = zip(*(_overview(slide, mpp) for slide in (he, ihc)), strict=True)

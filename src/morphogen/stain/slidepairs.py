@@ -6,10 +6,11 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import InputError, SlideError
 from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
@@ -89,6 +90,20 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
     return pairs
 
 
+def open_pair(pair: SlidePair, side: Literal["he", "ihc"]) -> Slide:
+    """One slide of a pair; :class:`SlideError` that names the table's column when its µm/px is not known."""
+    path, mpp = (pair.he, pair.he_mpp) if side == "he" else (pair.ihc, pair.ihc_mpp)
+    slide = open_slide(path, mpp)
+    if slide.mpp is None:
+        slide.close()
+        raise SlideError(
+            slide.mpp_note or "the file does not say how many µm a pixel is",
+            where=path,
+            fix=f"Give it in the column {side}_mpp of the table",
+        )
+    return slide
+
+
 def cut_slide_pairs(
     pairs: list[SlidePair],
     out: Path | str,
@@ -121,7 +136,7 @@ def cut_slide_pairs(
         return table
     rows = []
     for pair in pairs:
-        with open_slide(pair.he, pair.he_mpp) as he, open_slide(pair.ihc, pair.ihc_mpp) as ihc:
+        with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc:
             windows = tissue_windows(he, tile, mpp=mpp, min_tissue=min_tissue)
             step = max(1, -(-len(windows) // most)) if most else 1
             affine = (
