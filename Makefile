@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# In gigabytes: what the environment was measured to take on its way, most of it torch with its CUDA libraries.
+SPACE ?= 8.5
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check slow gpu bench docs clean
 
@@ -27,14 +30,17 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -c constraints.txt mkdocs mkdocs-material
+	$(PIP) mkdocs mkdocs-material
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
+# torch goes first: pip holds all wheels of a command beside what it unpacks, and torch's are most of them.
 # The marker is newer than the environment only when the whole installation went through.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Morphogen needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -c 'import pathlib, shutil, sys; where = next(p for p in pathlib.Path("$(VENV)").absolute().parents if p.is_dir()); free = shutil.disk_usage(where).free / 1e9; sys.exit(f"The environment takes $(SPACE) GB and {where} has {free:.1f} GB free; free some, or put it elsewhere: make VENV=/path/.venv" if free < $(SPACE) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) torch torchvision
+	$(PIP) -e ".[dev]"
 	touch $@
 
 clean:
