@@ -2,14 +2,16 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from morphogen.cli.main import main
-from morphogen.core.errors import InputError
+from morphogen.core.errors import ConfigError, InputError
 from morphogen.slides.pyramid import PyramidWriter
+from morphogen.stain import registered
 from morphogen.stain.config import DataConfig, TrainConfig
 from morphogen.stain.data import Pair, find_pairs, read_image
 from morphogen.stain.geometry import read_aligned
@@ -174,7 +176,7 @@ def test_a_switch_of_older_models_is_understood():
 
 
 @pytest.mark.parametrize("coarse", ["he", "ihc"])
-def test_whole_slides_are_registered_at_their_own_resolution(tmp_path, coarse):
+def test_whole_slides_are_registered_at_their_own_resolution(tmp_path, monkeypatch, coarse):
     """One slide has another µm/px and the IHC is turned: the map is between pixels of the two level 0."""
     images = dict(zip(("he", "ihc"), turned_pair(10, 16, -20, size=480)[:2], strict=True))
     truth = turned_pair(10, 16, -20, size=480)[2]
@@ -196,6 +198,29 @@ def test_whole_slides_are_registered_at_their_own_resolution(tmp_path, coarse):
     np.testing.assert_allclose(written.affine, moved.affine, rtol=1e-4)
     with pytest.raises(InputError, match="rigid or affine"):
         register_table(tmp_path / "slides.csv", tmp_path / "shifted.csv", "shift")
+    # Killed at its last pair, it goes on there.
+    shutil.copy(tmp_path / "he.ome.tif", tmp_path / "second.ome.tif")
+    with open(tmp_path / "slides.csv", "a") as file:
+        file.write("second.ome.tif,ihc.ome.tif,ER\n")
+    looked: list[str] = []
+
+    def watched(pair, motion):
+        looked.append(pair.he.name)
+        if looked == ["he.ome.tif", "second.ome.tif"]:
+            raise KeyboardInterrupt
+        return register_slides(pair, motion)
+
+    monkeypatch.setattr(registered, "register_slides", watched)
+    with pytest.raises(KeyboardInterrupt):
+        register_table(tmp_path / "slides.csv", tmp_path / "two.csv", workers=1)
+    register_table(tmp_path / "slides.csv", tmp_path / "two.csv", workers=1)
+    assert looked == ["he.ome.tif", "second.ome.tif", "second.ome.tif"]
+    rows = (tmp_path / "two.csv").read_text().splitlines()
+    assert (
+        rows[1]
+        == (tmp_path / "registered.csv").read_text().splitlines()[1]
+        == rows[2].replace("second", "he")
+    )
 
 
 def test_images_too_small_to_match_are_refused():
@@ -204,3 +229,57 @@ def test_images_too_small_to_match_are_refused():
     blank = np.full((128, 128, 3), 250, np.uint8)
     assert not estimate_motion(blank, blank).sure
     assert MAX_TURN < 45
+
+
+def many_pairs(folder, n=4):
+    for kind in ("A", "B"):
+        (folder / f"train{kind}").mkdir(parents=True)
+    for i in range(n):
+        he, ihc, _ = turned_pair(20 + i, 8, -5)
+        Image.fromarray(he).save(folder / f"trainA/{i}.png")
+        Image.fromarray(ihc).save(folder / f"trainB/{i}.png")
+    return folder
+
+
+def test_a_killed_registration_goes_on(tmp_path, monkeypatch):
+    """What was found before the kill is not looked for again; the table is that of a run without one."""
+    from morphogen.stain import registration
+
+    data, whole = many_pairs(tmp_path / "data"), tmp_path / "whole.csv"
+    register_table(data, whole, workers=1)
+    seen, real = [], registration.register_pair
+
+    def watched(pair, *args):
+        seen.append(pair.name)
+        if len(seen) == 3 and stop:
+            raise KeyboardInterrupt
+        return real(pair, *args)
+
+    monkeypatch.setattr(registration, "register_pair", watched)
+    stop, out = True, tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        register_table(data, out, workers=1)
+    assert not out.exists()
+    stop, seen[:] = False, []
+    register_table(data, out, workers=1)
+    assert seen == ["2", "3"] and out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.csv", "whole.csv"]
+    # Another motion, or another file of the same name, is looked at again.
+    stop, seen[:] = True, []
+    with pytest.raises(KeyboardInterrupt):
+        register_table(data, out, workers=1)
+    stop, seen[:] = False, []
+    Image.fromarray(turned_pair(50, 4, 4)[1]).save(data / "trainB/0.png")
+    register_table(data, out, workers=1)
+    assert seen == ["0", "2", "3"]
+
+
+def test_workers_change_nothing_about_the_table(tmp_path):
+    data = many_pairs(tmp_path / "data")
+    tables = [register_table(data, tmp_path / f"{n}.csv", workers=n).path.read_bytes() for n in (1, 3)]
+    assert tables[0] == tables[1]
+    with pytest.raises(ConfigError, match="0 workers"):
+        register_table(data, tmp_path / "none.csv", workers=0)
+    (data / "trainB/1.png").write_bytes(b"no image")
+    with pytest.raises(InputError):
+        register_table(data, tmp_path / "bad.csv", workers=3)

@@ -66,12 +66,25 @@ def register(
         Parameter(name="--drop-unmatched", negative=(), help="Leave pairs out whose images do not match."),
     ] = False,
     skip_bad: SkipBad = False,
+    workers: Annotated[
+        int | None,
+        Parameter(name="--workers", help="Pairs looked at at a time. Default: as many as cores."),
+    ] = None,
 ) -> int:
-    """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written."""
+    """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written.
+
+    A run that was killed goes on with the pairs it had not come to.
+    """
     from morphogen.stain.registered import register_table
 
     table = register_table(
-        data, out, motion, max_shift=max_shift, drop_unmatched=drop_unmatched, skip_bad=skip_bad
+        data,
+        out,
+        motion,
+        max_shift=max_shift,
+        drop_unmatched=drop_unmatched,
+        skip_bad=skip_bad,
+        workers=workers,
     )
     sure = table.pairs - (0 if drop_unmatched else len(table.unsure))
     say(f"{sure} of {sure + len(table.unsure)} pairs registered: {table.path}")

@@ -6,20 +6,23 @@ import csv
 import io
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import InputError
-from morphogen.core.files import write_text
+from morphogen._version import __version__
+from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.files import content_hash, write_text
+from morphogen.core.journal import Journal
 from morphogen.core.progress import progress
 from morphogen.slides import Slide
 from morphogen.stain.checks import usable_pairs
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.motion import estimate_motion
-from morphogen.stain.registration import register_pairs
+from morphogen.stain.registration import cores, file_state, register_pairs
 from morphogen.stain.slidepairs import SlidePair, open_pair, slide_table
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
@@ -44,12 +47,15 @@ def register_table(
     max_shift: int = 32,
     drop_unmatched: bool = False,
     skip_bad: bool = False,
+    workers: int | None = None,
 ) -> Table:
     """Register every pair of ``data``, in all its splits, and write the CSV ``out`` that training and evaluation read.
 
     ``data`` is any layout of :mod:`morphogen.stain.data`, or a table of whole slides, which are registered from
     overviews (``rigid`` or ``affine``; an ``affine`` that the table gives stays). Pairs whose images do not match
     keep what they had, or are left out with ``drop_unmatched``; the column ``score`` says how well the others do.
+    ``workers`` pairs are looked at at a time (default: as many as cores). What a killed run had found lies in
+    ``.<out>.part`` and is not looked for again.
     """
     data, out = Path(data), Path(out)
     if out.suffix.lower() != ".csv":
@@ -60,18 +66,23 @@ def register_table(
         raise InputError(
             "the table would overwrite the one it is made from", where=out, fix="Choose another name"
         )
+    if workers is not None and workers < 1:
+        raise ConfigError(
+            f"{workers} workers cannot register anything", where="--workers", fix="Use 1 or more"
+        )
     slides = slide_table(data)
+    journal = Journal(out.with_name(f".{out.name}.part"), motion, max_shift, __version__)
     if slides is not None:
-        return _register_slides(slides, out, motion, drop_unmatched)
+        return _register_slides(slides, out, motion, drop_unmatched, workers, journal)
     rows, unsure = [], []
     for split in splits_of(data) or ("",):  # without splits, or with what is wrong said by find_pairs
         pairs, _ = usable_pairs(find_pairs(data, split or "train"), skip_bad=skip_bad, where=data)
-        for each in register_pairs(pairs, motion, max_shift):
+        for each in register_pairs(pairs, motion, max_shift, workers=workers, journal=journal):
             if not each.sure:
                 unsure.append(each.pair.name)
             if each.sure or not drop_unmatched:
                 rows.append(_row(each.pair, split, out, each.score))
-    _write(out, _COLUMNS, rows)
+    _write(out, _COLUMNS, rows, journal)
     return Table(out, len(rows), unsure)
 
 
@@ -99,7 +110,7 @@ def _relative(path: Path, out: Path) -> str:
     return Path(os.path.relpath(path.resolve(), out.resolve().parent)).as_posix()
 
 
-def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]], journal: Journal) -> None:
     if not rows:
         raise InputError(
             "no pair matches, so no table is written",
@@ -110,39 +121,63 @@ def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> N
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text.getvalue())
+    journal.remove()
 
 
-def _register_slides(pairs: list[SlidePair], out: Path, motion: str, drop_unmatched: bool) -> Table:
+def _register_slides(
+    pairs: list[SlidePair],
+    out: Path,
+    motion: str,
+    drop_unmatched: bool,
+    workers: int | None,
+    journal: Journal,
+) -> Table:
     if motion == "shift":
         raise InputError(
             "whole slides are registered by rigid or affine maps", where=out, fix="Use --motion rigid"
         )
+
+    def key(pair: SlidePair) -> str:
+        return content_hash([file_state(path) for path in (pair.he, pair.ihc)], pair.he_mpp, pair.ihc_mpp)
+
+    def registered(pair: SlidePair) -> tuple[Any, float | None, bool]:
+        """Its level-0 map, the score, and whether it is sure."""
+        if pair.affine is not None:
+            return pair.affine.ravel(), None, True
+        if (known := journal.get(key(pair))) is not None:
+            return known
+        moved, score, sure = register_slides(pair, motion)
+        return None if moved.affine is None else moved.affine.ravel(), score, sure
+
     rows, unsure = [], []
-    for pair in progress(pairs, what=f"registering slides ({motion})"):
-        moved, score, sure = pair, None, True
-        if pair.affine is None:
-            moved, score, sure = register_slides(pair, motion)
-        if not sure:
-            unsure.append(pair.he.name)
-            if drop_unmatched:
-                continue
-        rows.append(
-            {
-                "he": _relative(pair.he, out),
-                "ihc": _relative(pair.ihc, out),
-                "stain": pair.stain,
-                "patient": pair.patient or "",
-                "split": pair.split,
-                "affine": _numbers(None if moved.affine is None else moved.affine.ravel()),
-                "he_mpp": pair.he_mpp or "",
-                "ihc_mpp": pair.ihc_mpp or "",
-                "score": "" if score is None else f"{score:.3f}",
-            }
+    with ThreadPoolExecutor(workers or cores()) as pool:
+        results = progress(
+            pool.map(registered, pairs), total=len(pairs), what=f"registering slides ({motion})"
         )
-    _write(out, _SLIDE_COLUMNS, rows)
+        for pair, (affine, score, sure) in zip(pairs, results, strict=True):
+            if pair.affine is None and journal.get(key(pair)) is None:
+                journal.put(key(pair), (affine, score, sure))
+            if not sure:
+                unsure.append(pair.he.name)
+            if sure or not drop_unmatched:
+                rows.append(_slide_row(pair, out, affine, score))
+    _write(out, _SLIDE_COLUMNS, rows, journal)
     return Table(out, len(rows), unsure)
+
+
+def _slide_row(pair: SlidePair, out: Path, affine: Any, score: float | None) -> dict[str, Any]:
+    return {
+        "he": _relative(pair.he, out),
+        "ihc": _relative(pair.ihc, out),
+        "stain": pair.stain,
+        "patient": pair.patient or "",
+        "split": pair.split,
+        "affine": _numbers(affine),
+        "he_mpp": pair.he_mpp or "",
+        "ihc_mpp": pair.ihc_mpp or "",
+        "score": "" if score is None else f"{score:.3f}",
+    }
 
 
 def register_slides(pair: SlidePair, motion: str = "rigid") -> tuple[SlidePair, float, bool]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.files import content_hash
+from morphogen.core.journal import Journal
 from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Pair, read_image
@@ -142,12 +148,36 @@ def _found(pair: Pair, he: np.ndarray, ihc: np.ndarray, motion: str, max_shift: 
     return Registered(replace(pair, affine=affine, shift=(0, 0)), True, found.score)
 
 
-def register_pairs(pairs: Sequence[Pair], motion: str = "rigid", max_shift: int = 32) -> list[Registered]:
-    """:func:`register_pair` of all; what was found is logged in one line."""
-    found = [
-        register_pair(pair, motion, max_shift)
-        for pair in progress(pairs, what=f"registering pairs ({motion})")
-    ]
+def register_pairs(
+    pairs: Sequence[Pair],
+    motion: str = "rigid",
+    max_shift: int = 32,
+    *,
+    workers: int | None = None,
+    journal: Journal | None = None,
+) -> list[Registered]:
+    """:func:`register_pair` of all, ``workers`` at a time (default: as many as cores); what was found is logged in one
+    line. Pairs in ``journal`` whose files are unchanged are taken from there, the others are added to it.
+    """
+
+    def registered(pair: Pair) -> Registered:
+        known = journal.get(_key(pair)) if journal is not None else None
+        if known is None:
+            return register_pair(pair, motion, max_shift)
+        shift, affine, sure, score = known
+        return Registered(
+            replace(pair, shift=tuple(shift), affine=None if affine is None else tuple(affine)), sure, score
+        )
+
+    found = []
+    with ThreadPoolExecutor(workers or cores()) as pool:
+        results = progress(
+            pool.map(registered, pairs), total=len(pairs), what=f"registering pairs ({motion})"
+        )
+        for pair, each in zip(pairs, results, strict=True):
+            if journal is not None and journal.get(_key(pair)) is None:
+                journal.put(_key(pair), (each.pair.shift, each.pair.affine, each.sure, each.score))
+            found.append(each)
     moved = [each.pair.name for pair, each in zip(pairs, found, strict=True) if each.pair != pair]
     unsure = [each.pair.name for each in found if not each.sure]
     log.info(
@@ -159,6 +189,22 @@ def register_pairs(pairs: Sequence[Pair], motion: str = "rigid", max_shift: int 
         f" ({', '.join(unsure[:5])})" if unsure else "",
     )
     return found
+
+
+def _key(pair: Pair) -> str:
+    """A pair as it comes, with the state of its files."""
+    return content_hash(pair.identity(), [file_state(path) for path in (pair.he, pair.ihc)])
+
+
+def file_state(path: Path) -> list[Any]:
+    """Where a file is, its size and when it was changed: what tells whether it is still the same."""
+    facts = path.stat()
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def joined(first: np.ndarray, then: np.ndarray, corner: tuple[float, float]) -> tuple[float, ...]:

@@ -1,0 +1,61 @@
+"""What a long loop has done so far, a line for each item, so that a killed run need not begin again."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from morphogen.core.files import content_hash, output_error, plain, writable_folder
+
+
+class Journal:
+    """Results by key, appended to ``path`` as they come; for loops whose outcome is one file, written at the end.
+
+    ``settings`` is all that decides a result beside its item: a journal of other settings is begun anew, as is one that
+    cannot be read. A line that a kill cut is left out. Raises :class:`~morphogen.core.errors.OutputError` when a result
+    cannot be written.
+    """
+
+    def __init__(self, path: Path | str, *settings: Any) -> None:
+        self.path = Path(path)
+        self._mark = content_hash(*settings)
+        self._found: dict[str, Any] = {}
+        self._begun = False
+        lines = []
+        with suppress(OSError, UnicodeDecodeError):
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        for line in lines[1:] if lines and lines[0] == self._mark else []:
+            with suppress(ValueError):
+                key, value = json.loads(line)
+                self._found[key] = value
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, key: str) -> Any:
+        """The result of an item, or ``None``."""
+        return self._found.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a result: anything that JSON can hold."""
+        self._found[key] = plain(value)
+        if self._begun:
+            self._write("a", {key: self._found[key]})
+            return
+        writable_folder(self.path.parent)
+        self._write("w", self._found, self._mark)  # in full: a cut line must not run into the next one
+        self._begun = True
+
+    def remove(self) -> None:
+        """The loop is done and its outcome written."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, mode: str, found: dict[str, Any], *first: str) -> None:
+        lines = [*first, *(json.dumps(pair) for pair in found.items())]
+        try:
+            with open(self.path, mode, encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise output_error(error, self.path) from error

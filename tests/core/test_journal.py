@@ -1,0 +1,52 @@
+"""What a killed loop had done is found again, and nothing that is not whole or of other settings."""
+
+import numpy as np
+import pytest
+
+from morphogen.core.errors import OutputError
+from morphogen.core.journal import Journal
+
+
+def test_a_killed_loop_finds_what_it_had_done(tmp_path):
+    path = tmp_path / "out/.table.part"
+    journal = Journal(path, "rigid", 32)
+    assert journal.get("a") is None and not path.exists()  # nothing is written for nothing
+    journal.put("a", (np.array([1.5, 2.0]), None, np.bool_(True)))
+    journal.put("b", 0.1)
+    again = Journal(path, "rigid", 32)
+    assert again.get("a") == [[1.5, 2.0], None, True] and again.get("b") == 0.1 and len(again) == 2
+    again.put("c", "ü")
+    assert Journal(path, "rigid", 32).get("c") == "ü" and len(Journal(path, "rigid", 32)) == 3
+    again.remove()
+    assert not path.exists()
+
+
+def test_a_line_cut_by_a_kill_is_done_again(tmp_path):
+    path = tmp_path / "part"
+    for key in "ab":
+        journal = Journal(path)
+        journal.put(key, 1)
+    path.write_bytes(path.read_bytes()[:-4])
+    journal = Journal(path)
+    assert journal.get("a") == 1 and journal.get("b") is None
+    journal.put("c", 2)
+    assert [Journal(path).get(key) for key in "abc"] == [1, None, 2]
+
+
+@pytest.mark.parametrize("text", ["", "\x00\x01", "[1, 2]\n3\n", 'mark of others\n["a", 1]\n'])
+def test_journals_of_others_are_begun_anew(tmp_path, text):
+    path = tmp_path / "part"
+    path.write_text(text)
+    journal = Journal(path, "settings")
+    assert journal.get("a") is None and len(journal) == 0
+    journal.put("b", 2)
+    assert Journal(path, "settings").get("b") == 2 and len(Journal(path, "other settings")) == 0
+
+
+def test_a_result_that_cannot_be_kept_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        Journal(tmp_path / "file" / "part").put("a", 1)
+    (tmp_path / "part").mkdir()
+    with pytest.raises(OutputError):
+        Journal(tmp_path / "part").put("a", 1)
