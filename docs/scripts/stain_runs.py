@@ -31,7 +31,7 @@ from morphogen.stain.pages import write_page
 from morphogen.stain.predict import Stained, save_png, stain_image
 from morphogen.stain.train import train_model
 
-KINDS = ("diffusion", "regression")
+KINDS = ("residual", "diffusion", "regression")
 SAMPLES = 24
 KIND_OF = {"ER": "er", "Ki67": "er", "HER2": "her2"}  # what the simulator has of the like
 SIMULATED = {"er": "IHC", "her2": "simulated HER2"}  # stains of the simulator, and their labels
@@ -88,13 +88,14 @@ def real_pairs(data: Path, out: Path, *, inner: bool = False) -> Path:
 
 
 def settings(
-    steps: int, regression: bool, mpp: float | None, stains: tuple[str, ...], start: Path | None = None
+    steps: int, kind: str, mpp: float | None, stains: tuple[str, ...], start: Path | None = None
 ) -> TrainConfig:
-    """The small model as documented; the regression differs in its objective alone."""
-    config = TrainConfig.recipe("small", steps)
+    """The small model as documented; the regression differs in its objective alone. ``residual``: half the steps are
+    the regression's, the others those of a diffusion of what it leaves over."""
+    config = TrainConfig.recipe("small", steps, residual=kind == "residual")
     return config.replace(
         data=config.data.replace(mpp=mpp),
-        model=config.model.replace(stains=stains, regression=regression),
+        model=config.model.replace(stains=stains, regression=kind == "regression"),
         start=None if start is None else str(start),
     )
 
@@ -127,14 +128,13 @@ def stained(
 Method = Callable[[Pair, np.ndarray], np.ndarray]
 
 
+NAMES = {"residual": "residual diffusion", "diffusion": "diffusion"}
+
+
 def methods_of(
-    train: Sequence[Pair],
-    test: Sequence[Pair],
-    diffusion: Models,
-    regression: Models,
-    precision: str,
-) -> tuple[dict[str, Method], dict[str, Stained], dict[str, float]]:
-    """All methods by name, the K samples, and seconds per megapixel of each solver."""
+    train: Sequence[Pair], test: Sequence[Pair], models: dict[str, Models], precision: str
+) -> tuple[dict[str, Method], dict[str, dict[str, Stained]], dict[str, float]]:
+    """All methods by name, the K samples of each diffusion by kind, and seconds per megapixel of each solver."""
     maps = {
         stain: ColourMap().fit(read_aligned(pair) for pair in train if pair.stain == stain)
         for stain in {pair.stain for pair in train}
@@ -142,20 +142,24 @@ def methods_of(
     seconds: dict[str, float] = {}
     pixels = sum(read_aligned(pair)[0].shape[0] * read_aligned(pair)[0].shape[1] for pair in test) / 1e6
 
-    def timed(name: str, models: Models, solver: str, samples: int = 1) -> dict[str, Stained]:
+    def timed(name: str, kind: str, solver: str, samples: int = 1) -> dict[str, Stained]:
         start = time.perf_counter()
-        made = stained(models, test, solver, samples, precision)
+        made = stained(models[kind], test, solver, samples, precision)
         seconds[name] = (time.perf_counter() - start) / pixels
         return made
 
-    plain = timed("regression U-Net", regression, "mean")
-    expected = timed("diffusion, expected stain (1 evaluation)", diffusion, "mean")
-    several = timed(f"diffusion, {SAMPLES} samples (fast)", diffusion, "fast", SAMPLES)
-    methods: dict[str, Method] = {  # the first is the one the others are compared with
-        f"diffusion, mean of {SAMPLES} samples (fast)": lambda pair, he: several[pair.name].mean,
-        "diffusion, one sample (fast)": lambda pair, he: several[pair.name].sample,
-        "diffusion, expected stain (1 evaluation)": lambda pair, he: expected[pair.name].sample,
-        "regression U-Net": lambda pair, he: plain[pair.name].sample,
+    plain = timed("regression U-Net", "regression", "mean")
+    expected = timed("diffusion, expected stain (1 evaluation)", "diffusion", "mean")
+    several = {
+        kind: timed(f"{name}, {SAMPLES} samples", kind, "fast", SAMPLES) for kind, name in NAMES.items()
+    }
+    methods: dict[str, Method] = {}  # the first is the one the others are compared with
+    for kind, name in NAMES.items():
+        methods[mean_of(kind)] = _means(several[kind])
+        methods[f"{name}, one sample"] = _of(several[kind])
+    methods |= {
+        "diffusion, expected stain (1 evaluation)": _of(expected),
+        "regression U-Net": _of(plain),
         "colour map fitted per stain": lambda pair, he: maps[pair.stain](he),
         "colour deconvolution": lambda pair, he: deconvolution(he),
         "H&E as it is": lambda pair, he: identity(he),
@@ -163,40 +167,49 @@ def methods_of(
     return methods, several, seconds
 
 
+def mean_of(kind: str) -> str:
+    """The name in the tables."""
+    return f"{NAMES[kind]}, mean of {SAMPLES} samples"
+
+
 def measure(
     name: str,
     train: Sequence[Pair],
     test: Sequence[Pair],
-    diffusion: Any,
-    regression: Any,
+    models: dict[str, tuple[Models, float]],
     out: Path,
     precision: str,
 ) -> dict[str, Stained]:
-    """Score all methods on the test pairs; files into ``out``. The K samples."""
-    (model, time_a), (plain, time_b) = diffusion, regression
-    methods, several, seconds = methods_of(train, test, model, plain, precision)
-    mean_name = f"diffusion, mean of {SAMPLES} samples (fast)"
-    doubts = {mean_name: lambda pair: several[pair.name].uncertainty}
+    """Score all methods on the test pairs; files into ``out``. The K samples of the residual diffusion."""
+    methods, several, seconds = methods_of(
+        train, test, {kind: each for kind, (each, _) in models.items()}, precision
+    )
+    doubts = {mean_of(kind): _doubts(several[kind]) for kind in NAMES}
     config = EvaluateConfig(tile=TILE if name == "real" else 32)
     evaluations = evaluate_methods(test, methods, config, uncertainty=doubts)
     facts = {
-        "seconds of training": {"diffusion": time_a, "regression": time_b},
+        "seconds of training": {kind: time for kind, (_, time) in models.items()},
         "seconds per megapixel": seconds,
     }
     write_results(out, evaluations, test, config, facts)
     for pair in test:
         he, real = read_aligned(pair)
-        stains = several[pair.name]
+        stains = several["residual"][pair.name]
         row = panel(he, stains.sample, real, stains.uncertainty)
-        also = panel(he, stains.mean, real)
-        third = panel(he, methods["regression U-Net"](pair, he), real)
+        others = [
+            panel(he, image, real)
+            for image in (
+                stains.mean,
+                several["diffusion"][pair.name].sample,
+                methods["regression U-Net"](pair, he),
+            )
+        ]
         wide = [
-            np.pad(p, ((0, 0), (0, row.shape[1] - p.shape[1]), (0, 0)), constant_values=255)
-            for p in (also, third)
+            np.pad(p, ((0, 0), (0, row.shape[1] - p.shape[1]), (0, 0)), constant_values=255) for p in others
         ]
         save_png(out / "panels" / f"{pair.name}.png", np.concatenate([row, *wide]))
     write_page(out, evaluations)
-    return several
+    return several["residual"]
 
 
 def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, Stained]) -> dict[str, float]:
@@ -249,7 +262,7 @@ def real_models(
         stains: tuple[str, ...] = (stain,)
         if beside:
             pairs, stains = beside_simulated(pairs, stain, out.parent.parent / "simulated-stains")
-        config = settings(steps, kind == "regression", None, stains, start)
+        config = settings(steps, kind, None, stains, start)
         config = config.replace(data=config.data.replace(balance_stains=beside))
         found = replace(train, pairs=pairs)
         models[stain], seconds = trained(found, out / stain, config, precision)
@@ -272,14 +285,14 @@ def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> li
         if not (folder / "scores.json").is_file():
             models, seconds = real_models(kind, train, start, folder, steps, precision, beside=beside)
             made = {"regression U-Net": stained(models, test.pairs, "mean", 1, precision)}
-            if kind == "diffusion":
+            if kind != "regression":
                 several = stained(models, test.pairs, "fast", FEWER, precision)
                 made = {
-                    "expected stain (1 evaluation)": made["regression U-Net"],
-                    f"mean of {FEWER} samples": {
+                    f"{NAMES[kind]}, expected stain (1 evaluation)": made["regression U-Net"],
+                    f"{NAMES[kind]}, mean of {FEWER} samples": {
                         name: replace(each, sample=each.mean) for name, each in several.items()
                     },
-                    "one sample": several,
+                    f"{NAMES[kind]}, one sample": several,
                 }
             methods = {name: _of(images) for name, images in made.items()}
             found = [
@@ -288,13 +301,21 @@ def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> li
             ]
             write_json(folder / "scores.json", found)
         rows += read_json(folder / "scores.json")
-        for row in rows[-3 if kind == "diffusion" else -1 :]:
+        for row in rows[-1 if kind == "regression" else -3 :]:
             print(row)
     return rows
 
 
 def _of(images: dict[str, Stained]) -> Method:
     return lambda pair, he: images[pair.name].sample
+
+
+def _means(images: dict[str, Stained]) -> Method:
+    return lambda pair, he: images[pair.name].mean
+
+
+def _doubts(images: dict[str, Stained]) -> Callable[[Pair], np.ndarray]:
+    return lambda pair: images[pair.name].uncertainty
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from stain_runs import (
     KINDS,
+    NAMES,
     PAIRS,
     SIMULATED,
     TISSUE,
@@ -71,8 +72,9 @@ def markdown(folder: Path) -> str:
     training, speed = results["seconds of training"], results["seconds per megapixel"]
     lines += [
         "",
-        f"{results['images']} test images, intervals over {results['unit']}s. Training: diffusion "
-        f"{training['diffusion']:.0f} s, regression {training['regression']:.0f} s. Seconds per megapixel: "
+        f"{results['images']} test images, intervals over {results['unit']}s. Training: "
+        + ", ".join(f"{NAMES.get(kind, kind)} {value:.0f} s" for kind, value in training.items())
+        + ". Seconds per megapixel: "
         + ", ".join(f"{name} {value:.1f}" for name, value in speed.items())
         + ".",
     ]
@@ -162,15 +164,15 @@ def choice_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def simulated_models(out: Path, steps: int, precision: str) -> tuple[Path, list[tuple[Models, float]]]:
-    """The pairs' folder, and the diffusion and the regression that know simulated tissue."""
+def simulated_models(out: Path, steps: int, precision: str) -> tuple[Path, dict[str, tuple[Models, float]]]:
+    """The pairs' folder, and the models that know simulated tissue, by kind."""
     root = write_mist(out / "simulated" / "data", PAIRS, 16, **TISSUE)
     stain = SIMULATED["er"]
-    train, models = find_pairs(root, "train"), []
+    train, models = find_pairs(root, "train"), {}
     for name in KINDS:
-        config = settings(steps, name == "regression", 0.5, (stain,))
+        config = settings(steps, name, 0.5, (stain,))
         model, seconds = trained(train, out / "simulated" / name, config, precision)
-        models.append(({stain: model}, seconds))
+        models[name] = ({stain: model}, seconds)
     return root, models
 
 
@@ -203,19 +205,19 @@ def main() -> None:
         train, test = find_pairs(root, "train"), find_pairs(root, "val")
         scores = out / "simulated" / "scores"
         if not (scores / "truth.json").is_file():
-            several = measure("simulated", train.pairs, test.pairs, *models, scores, precision)
+            several = measure("simulated", train.pairs, test.pairs, models, scores, precision)
             truth_table(root, test.pairs, scores, several)
         publish("simulated", markdown(scores), arguments.write)
     if arguments.only != "simulated":
         pairs = real_pairs(arguments.data, out / "real" / "data")
         train, test = find_pairs(pairs, "train"), find_pairs(pairs, "test")
-        models = []
+        models = {}
         for kind in KINDS:
             start, folder = out / "simulated" / kind / "model", out / "real" / kind
-            models.append(
-                real_models(kind, train, start, folder, arguments.real_steps, precision, beside=True)
+            models[kind] = real_models(
+                kind, train, start, folder, arguments.real_steps, precision, beside=True
             )
-        measure("real", train.pairs, test.pairs, *models, out / "real" / "scores", precision)
+        measure("real", train.pairs, test.pairs, models, out / "real" / "scores", precision)
         scores = out / "real" / "scores"
         table = markdown(scores) + "\n" + by_image(scores, out / "real" / "data" / "registration.json")
         publish("real", table, arguments.write)

@@ -38,11 +38,11 @@ class CopyModel:
     class network:
         channels = 2
 
-    multiple, crop, mpp, stains = 8, 64, None, ("IHC",)
+    multiple, crop, mpp, stains, mean = 8, 64, None, ("IHC",), None
     identity = "copy"
 
     class config:
-        encoder = "none"
+        encoder, regression = "none", False
 
     def label(self, stain=None):
         return 1

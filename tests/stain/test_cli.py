@@ -8,6 +8,7 @@ from PIL import Image
 
 from morphogen.cli.main import main
 from morphogen.slides.pyramid import PyramidWriter
+from morphogen.stain.config import TrainConfig
 
 
 def run(*tokens):
@@ -62,6 +63,28 @@ def test_train_apply_evaluate(trained, tmp_path, capsys):
     assert (
         "DAB optical density" in page and page.count("<img") >= 6 and "http://" not in page.split("<body")[0]
     )
+
+
+def test_a_regression_and_what_it_leaves_over_in_one_command(trained, tmp_path, capsys):
+    options = ["--steps", "4", "--mpp", "0.5", *TINY]
+    assert run("stain", "train", trained / "data", "--out", tmp_path / "run", "--residual", *options) == 0
+    assert f"Trained 2 steps around the regression of {tmp_path / 'run/mean'}" in capsys.readouterr().out
+    kept = TrainConfig.load(tmp_path / "run/config.yaml")
+    assert kept.model.residual and kept.objective.last_step_share == 0.1
+    he = trained / "data" / "TrainValAB" / "valA"
+    apply = ["--sampler.steps", "2", "--device", "cpu", "--out"]
+    assert run("stain", "apply", tmp_path / "run/model", he, *apply, tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["evaluations"] == 3
+    regression = tmp_path / "run/mean/model"  # applied as it is, in one evaluation
+    assert run("stain", "apply", regression, he, *apply, tmp_path / "mean") == 0
+    assert json.loads((tmp_path / "mean/run.json").read_text())["evaluations"] == 1
+    code = run("stain", "train", trained / "data", "--out", tmp_path / "on", "--mean", regression, *options)
+    assert code == 0
+    assert f"Trained 4 steps around the regression of {regression}" in capsys.readouterr().out
+    code = run(
+        "stain", "train", trained / "data", "--out", tmp_path / "no", "--mean", trained / "run/model", *TINY
+    )
+    assert code == 2 and "this is no regression" in capsys.readouterr().err
 
 
 def test_the_packaged_model_is_trained_further(trained, tmp_path, caplog):

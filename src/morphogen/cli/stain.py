@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,32 +17,23 @@ from morphogen.cli.common import (
     load_config,
     say,
 )
-from morphogen.core.errors import CheckpointError, nearest
+from morphogen.cli.stain_options import (
+    Data,
+    Encoder,
+    Mpp,
+    Out,
+    SkipBad,
+    Split,
+    Stain,
+    Weights,
+    flat,
+    started,
+)
 
 if TYPE_CHECKING:
     from morphogen.stain.evaluate import Evaluation
 
 app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): register, train, apply, evaluate.")
-
-Data = Annotated[
-    Path,
-    Parameter(
-        help="Pairs: a folder with TrainValAB/trainA (H&E) and trainB (IHC), a folder of such folders by stain, "
-        "or a CSV with the columns he,ihc[,stain,patient,split,affine]; its files may be whole slides."
-    ),
-]
-Out = Annotated[Path, Parameter(name="--out", help="Folder of the results.")]
-Encoder = Annotated[
-    str | None, Parameter(name="--encoder", help="Encoder by name (`morphogen doctor` lists them).")
-]
-Weights = Annotated[Path | None, Parameter(name="--weights", help="Weights of the encoder on disk.")]
-SkipBad = Annotated[
-    bool,
-    Parameter(name="--skip-bad", negative=(), help="Leave unusable pairs out (listed) instead of stopping."),
-]
-Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
-Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
-Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
 
 
 @app.command
@@ -120,6 +110,20 @@ def train(
             "of simulated tissue that comes with the package.",
         ),
     ] = None,
+    residual: Annotated[
+        bool | None,
+        Parameter(
+            name="--residual",
+            negative=(),
+            help="Train a regression first, into OUT/mean, then a diffusion of what it leaves over.",
+        ),
+    ] = None,
+    mean: Annotated[
+        Path | None,
+        Parameter(
+            name="--mean", help="The regression for --residual, trained before (--model.regression true)."
+        ),
+    ] = None,
     encoder: Encoder = None,
     weights: Weights = None,
     steps: Annotated[int | None, Parameter(name="--steps", help="Updates.")] = None,
@@ -150,8 +154,12 @@ def train(
     from morphogen.stain.train import train_model
 
     # The recipe of a size fills every section, so it is not laid over a configuration file.
-    recipe = _flat(TrainConfig.recipe(size or "small", steps).to_dict()) if config is None else []
-    start = _started(start)
+    recipe = (
+        flat(TrainConfig.recipe(size or "small", steps, bool(residual or mean)).to_dict())
+        if config is None
+        else []
+    )
+    start = started(start)
     resolved = load_config(
         TrainConfig,
         config,
@@ -160,6 +168,8 @@ def train(
         model__encoder=encoder,
         model__encoder_weights=str(weights) if weights is not None else None,
         start=start,
+        mean=str(mean) if mean is not None else None,
+        model__residual=residual,
         training__steps=steps,
         training__seed=seed,
         data__crop=crop,
@@ -181,37 +191,12 @@ def train(
         compile=compile,
     )
     figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(result.run.metrics.items()))
+    around = "" if result.model.mean is None else f" around the regression of {resolved.mean or out / 'mean'}"
     say(
-        f"Trained {result.run.step} steps on {result.model.facts['pairs']} pairs: {figures}",
+        f"Trained {result.run.step} steps{around} on {result.model.facts['pairs']} pairs: {figures}",
         f"Model: {result.folder}",
     )
     return 0
-
-
-def _started(start: str | None) -> str | None:
-    """``demo`` as the packaged model's folder; what looks like a slip of it is said, not sought on a hub."""
-    if start is None or Path(start).exists():
-        return start
-    if start == "demo":
-        from morphogen.demo.workspace import stain_model
-
-        return str(stain_model())
-    if hint := nearest(start, ["demo"]):
-        raise CheckpointError(
-            f"no such folder.{hint}", where=f"--start {start}", fix="Give a model folder or a hub id"
-        )
-    return start
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Nested settings as ``section.key=value``."""
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return lines
 
 
 @app.command
@@ -266,7 +251,7 @@ def apply(
     resolved = load_config(
         ApplyConfig,
         config,
-        [*_flat(preset), *settings],
+        [*flat(preset), *settings],
         sampler__steps=steps,
         samples=samples,
         show=show,

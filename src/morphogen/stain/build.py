@@ -127,9 +127,27 @@ def _from_pipeline(
 
 
 def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTransfer:
-    """An earlier stain model, to be trained further: what the network is cannot change, its stains can."""
+    """An earlier stain model, to be trained further: what the network is cannot change, its stains can.
+
+    A regression goes on from the regression of a model of residuals, or from any model, which knows the expected
+    stain at pure noise. A diffusion of residuals goes on from one, or from any other with its last layers zeroed:
+    it then begins as the regression alone.
+    """
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
-    same = ("encoder", "texture_grid", "prediction", "regression")
+    same = ["encoder", "texture_grid", "prediction"]
+    if config.regression:
+        if model.mean is not None:
+            model.mean._encoder, model.mean.facts = model._encoder, model.facts
+            model = model.mean
+        model.config = model.config.replace(regression=True)
+    elif config.residual:
+        if not model.config.residual:
+            silenced(model)
+        # The unit is measured again: what is left over of other pairs may be more.
+        model.config = model.config.replace(
+            regression=False, residual=True, residual_scale=config.residual_scale
+        )
+        model.mean = None
     defaults = ModelConfig()
     for name in same:
         wanted, has = getattr(config, name), getattr(model.config, name)
@@ -150,3 +168,12 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     model.mpp = made["mpp"] or model.mpp
     model.facts = {"before": model.facts, **(made["facts"] or {})}
     return model
+
+
+def silenced(model: StainTransfer) -> None:
+    """Zero the last layers (in place), so that the first prediction is zero everywhere."""
+    network = model.network
+    layers = [network.latent.unet.conv_out, *([network.detail.last] if network.detail is not None else [])]
+    for layer in layers:
+        for parameter in layer.parameters():
+            torch.nn.init.zeros_(parameter)

@@ -19,6 +19,7 @@ from morphogen.stain.crops import PairDataset
 from morphogen.stain.model import StainTransfer
 
 SHARD = 64  # crops per file
+_NOT_OF_LATENTS = ("encoder_weights", "regression", "residual", "residual_scale")
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def cache_crops(
     assert isinstance(dataset, PairDataset)
     folder = writable_folder(folder)
     mark = content_hash(
-        model.config.to_dict() | {"encoder_weights": None},
+        {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_LATENTS},
         model.encoder.identity() if model.encoder is not None else "none",
         [pair.identity() for pair in dataset.pairs],
         [dataset.crop, dataset.orient, crops, seed, len(dataset)],

@@ -102,6 +102,17 @@ class ModelConfig(Config):
         False,
         description="Train the same network as a plain regression (no noise, one evaluation): a baseline.",
     )
+    residual: bool = Field(
+        False,
+        description="Diffuse what a regression of the same network leaves over (CorrDiff, arXiv 2309.15214) instead of "
+        "the stain itself: samples then scatter around the regression's answer.",
+    )
+    residual_scale: float | None = Field(
+        None,
+        gt=0,
+        description="Unit of what is left over, in latents. null = twice its standard deviation, measured when "
+        "training begins.",
+    )
     beta_start: float = Field(0.00085, gt=0, description="First beta of the scaled-linear schedule.")
     beta_end: float = Field(0.012, gt=0, description="Last beta of the scaled-linear schedule.")
 
@@ -113,6 +124,8 @@ class ModelConfig(Config):
             raise ValueError(
                 f"attention levels are {list(self.attention)}, but there are {len(self.widths)} widths"
             )
+        if self.regression and self.residual:
+            raise ValueError("a model is a regression or diffuses what one leaves over; set one of the two")
         if self.size == "small" and self.null_context == "text":
             raise ValueError(
                 "null_context 'text' needs size 'paper', started from a folder with a text encoder"
@@ -162,14 +175,22 @@ class TrainConfig(Config):
         None,
         description="Folder to start from: Stable Diffusion (4 → 8 channels), HistDiST, or a stain model.",
     )
+    mean: str | None = Field(
+        None,
+        description="model.residual: folder of the regression (trained with model.regression). null = it is trained "
+        "first, into OUT/mean.",
+    )
+    mean_share: float = Field(
+        0.5, gt=0, lt=1, description="model.residual: share of the steps that train the regression."
+    )
     preview_pairs: int = Field(
         4, ge=1, description="Validation pairs shown in previews and scored in validation."
     )
 
     @classmethod
-    def recipe(cls, size: str = "small", steps: int | None = None) -> TrainConfig:
+    def recipe(cls, size: str = "small", steps: int | None = None, residual: bool = False) -> TrainConfig:
         """The settings a size is trained with, unless others are chosen; the warm-up is at most a tenth of
-        ``steps``.
+        ``steps``. ``residual``: around a regression (:mod:`morphogen.stain.residual`), which knows the mean already.
 
         ``small``: minutes on a CPU. ``paper``: HistDiST, section 3 (batch 48 over 3 GPUs, 300 epochs of
         MIST).
@@ -177,7 +198,7 @@ class TrainConfig(Config):
         if size == "paper":
             return cls(
                 data=DataConfig(crop=512),
-                model=ModelConfig(size="paper", encoder="phikon", null_context="text"),
+                model=ModelConfig(size="paper", encoder="phikon", null_context="text", residual=residual),
                 objective=ObjectiveConfig(bias_he_ihc=0.5),
                 training=TrainingConfig(
                     steps=steps or 26_000,
@@ -192,8 +213,8 @@ class TrainConfig(Config):
             )
         return cls(
             data=DataConfig(crop=128),
-            model=ModelConfig(detail=16),
-            objective=ObjectiveConfig(bias_he_ihc=0.05, last_step_share=0.4),
+            model=ModelConfig(detail=16, residual=residual),
+            objective=ObjectiveConfig(bias_he_ihc=0.05, last_step_share=0.1 if residual else 0.4),
             training=TrainingConfig(
                 steps=steps or 1000,
                 batch_size=8,

@@ -64,8 +64,32 @@ def _load_own(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
         first_stage = load_first_stage(path / "vae")
     else:
         first_stage = pixel_first_stage(config, model.component("first_stage"))
-    latent = load_unet(model.component("unet"))
-    conditioning = model.state("conditioning") if (path / "conditioning.safetensors").is_file() else {}
+    text = load_text_encoder(path) if (path / "text_encoder").is_dir() else None
+    facts = model.facts
+    preprocessing = facts.get("preprocessing", {})
+    made = {"crop": preprocessing.get("crop", PUBLISHED_CROP), "mpp": preprocessing.get("mpp")}
+    mean = None
+    if config.residual:
+        own = config.replace(
+            residual=False, residual_scale=None, regression=True, stains=tuple(facts["mean_stains"])
+        )
+        mean = cls(_network(model, own, "mean_").eval(), first_stage, own, **made)
+    return cls(
+        _network(model, config).eval(),
+        first_stage,
+        config,
+        text=text,
+        facts=facts.get("training", {}),
+        mean=mean,
+        **made,
+    )
+
+
+def _network(model: ModelFolder, config: ModelConfig, prefix: str = "") -> StainNetwork:
+    """The network of a folder, or the regression that is kept beside it under ``prefix``."""
+    latent = load_unet(model.component(f"{prefix}unet"))
+    rest = f"{prefix}conditioning"
+    conditioning = model.state(rest) if (model.path / f"{rest}.safetensors").is_file() else {}
     null = conditioning.get("null")
     width = conditioning["projection.weight"].shape[1] if "projection.weight" in conditioning else 0
     network = StainNetwork(
@@ -85,20 +109,10 @@ def _load_own(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
                 module.load_state_dict(state)
             except RuntimeError as error:
                 raise CheckpointError(
-                    f"the weights of its {name} do not fit ({error})", where=path / "conditioning.safetensors"
+                    f"the weights of its {name} do not fit ({error})",
+                    where=model.path / f"{rest}.safetensors",
                 ) from None
-    text = load_text_encoder(path) if (path / "text_encoder").is_dir() else None
-    facts = model.facts
-    preprocessing = facts.get("preprocessing", {})
-    return cls(
-        network.eval(),
-        first_stage,
-        config,
-        text=text,
-        crop=preprocessing.get("crop", PUBLISHED_CROP),
-        mpp=preprocessing.get("mpp"),
-        facts=facts.get("training", {}),
-    )
+    return network
 
 
 def _load_published(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
@@ -138,9 +152,16 @@ def save(model: StainTransfer, folder: Path | str) -> Path:
         modules["first_stage"] = model.first_stage
     if model.text is not None:
         modules["text_encoder"], modules["tokenizer"] = model.text.model, model.text.tokenizer
-    rest = _Conditioning(model.network)
-    if rest.state_dict():
-        modules["conditioning"] = rest
+    documents = _index(modules)
+    facts: dict[str, Any] = {}
+    networks = {"": model.network}
+    if model.mean is not None:  # a diffusers pipeline would leave the regression out and paint residuals
+        networks["mean_"], modules["mean_unet"] = model.mean.network, model.mean.network.latent.unet
+        documents, facts = {}, {"mean_stains": model.mean.stains}
+    for prefix, network in networks.items():
+        rest = _Conditioning(network)
+        if rest.state_dict():
+            modules[f"{prefix}conditioning"] = rest
     encoder = model._encoder  # not built only to be named
     spec = encoder.spec.to_dict() if encoder is not None else {"name": model.config.encoder}
     return save_model(
@@ -148,11 +169,12 @@ def save(model: StainTransfer, folder: Path | str) -> Path:
         modules,
         model.config,
         kind=KIND,
-        documents=_index(modules),
+        documents=documents,
         encoder=spec,
         preprocessing={"crop": model.crop, "mpp": model.mpp, "range": [-1, 1]},
         training=model.facts,
         versions=versions(),
+        **facts,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from morphogen.slides.colour import dab_density
 from morphogen.slides.texture import TextureEncoder
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.network import HE, StainNetwork
-from morphogen.stain.sampling import invert, model_schedule, model_timesteps, translate
+from morphogen.stain.sampling import expectation, invert, model_schedule, model_timesteps, translate
 
 PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 
@@ -67,6 +67,9 @@ class StainTransfer:
         Side in pixels and µm/px of the crops it was trained on.
     facts:
         Provenance, saved with the model.
+    mean:
+        Regression around which this model's samples scatter, for ``config.residual``; it shares the first stage and
+        the tokens.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ class StainTransfer:
         crop: int = 512,
         mpp: float | None = None,
         facts: dict[str, Any] | None = None,
+        mean: StainTransfer | None = None,
     ) -> None:
+        self.mean = mean
         self.network, self.first_stage, self.config, self.text = network, first_stage, config, text
         self.crop, self.mpp, self.facts = crop, mpp, dict(facts or {})
         self.schedule = model_schedule(config)
@@ -132,6 +137,8 @@ class StainTransfer:
         self.first_stage.to(where)
         if self.text is not None:
             self.text.to(where)
+        if self.mean is not None:
+            self.mean.to(where)
         if where.type in ("cpu", "cuda"):  # vector units and tensor cores read channels last
             self.network.to(memory_format=torch.channels_last)
         return self
@@ -139,6 +146,8 @@ class StainTransfer:
     def compile(self) -> Self:
         """Run the network through torch.compile from now on."""
         self._compiled = torch.compile(self.network)
+        if self.mean is not None:
+            self.mean.compile()
         return self
 
     @property
@@ -158,7 +167,8 @@ class StainTransfer:
 
         state = dict(self.network.state_dict())
         encoder = self.encoder.identity() if self.encoder is not None else "none"
-        return content_hash(self.config.to_dict() | {"encoder_weights": None}, state, encoder)
+        mean = [] if self.mean is None else [self.mean.stains, dict(self.mean.network.state_dict())]
+        return content_hash(self.config.to_dict() | {"encoder_weights": None}, state, encoder, *mean)
 
     # -- conditions
     # --------------------------------------------------------------------------------------------
@@ -208,6 +218,29 @@ class StainTransfer:
         labels = torch.full((batch,), HE, device=self.device)
         return {"context": context, "mask": mask, "label": labels}
 
+    @torch.no_grad()
+    def expected(
+        self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
+    ) -> Tensor:
+        """(B, C, h, w), scaled: the stain of H&E latents (B, C, h, w), unscaled mode, from one evaluation out of a
+        blank start: what a regression is trained to give.
+        """
+        condition = self.condition(latents, tokens, label)
+        return expectation(self.denoiser(precision), torch.zeros_like(latents), self.schedule, condition)
+
+    def base(
+        self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
+    ) -> Tensor | None:
+        """What samples scatter around, shaped like ``latents``: the regression's answer; ``None`` without
+        ``config.residual``. ``label`` is this model's.
+        """
+        if self.mean is None:
+            return None
+        theirs = torch.tensor([HE, *map(self.mean.label, self.stains)], device=self.device)
+        return self.mean.expected(
+            latents, tokens, theirs[torch.as_tensor(label, device=self.device)], precision
+        )
+
     # -- staining
     # ----------------------------------------------------------------------------------------------
 
@@ -244,6 +277,8 @@ class StainTransfer:
             ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
         """
         sampler = SamplerConfig.named(sampler) if isinstance(sampler, str) else sampler
+        if self.config.regression:
+            sampler = SamplerConfig.mean()  # it knows nothing of noise
         pixels = self.pixels(images)
         encoded = self.first_stage.encode(pixels)
         image = encoded.mode()
@@ -261,7 +296,7 @@ class StainTransfer:
             start = invert(
                 denoiser, latent, times, self.schedule, when=sampler.standardise, condition=condition
             ).repeat_interleave(samples, dim=0)
-        elif self.config.regression or sampler.solver == "mean":
+        elif sampler.solver == "mean":
             start = image.new_zeros(
                 len(image) * samples, *shape
             )  # the centre of the noise: no seed in the answer
@@ -275,8 +310,16 @@ class StainTransfer:
         }
         latents = translate(
             denoiser, start, self.config, sampler, self.schedule, noise=noise, condition=condition
-        )
-        return self.output(latents.unflatten(0, (len(images), samples)))
+        ).unflatten(0, (len(images), samples))
+        base = self.base(image, tokens, self.label(stain), precision)
+        if base is not None:
+            latents = base[:, None] + self.residual_scale * latents
+        return self.output(latents)
+
+    @property
+    def residual_scale(self) -> float:
+        """Unit of what is diffused, in latents."""
+        return self.config.residual_scale or 1.0
 
     def denoiser(self, precision: str = "fp32") -> Any:
         """The network as a denoiser of the diffusion core."""
@@ -345,14 +388,3 @@ def build_encoder(
     return get_encoder(
         name if isinstance(name, nn.Module) else str(name), weights, device=device, tokens=True
     )
-
-
-def check_stains(stains: Sequence[str], config: ModelConfig) -> None:
-    """:class:`ConfigError` when pairs are of stains that the model does not have."""
-    unknown = sorted(set(stains) - set(config.stains))
-    if unknown:
-        raise ConfigError(
-            f"the pairs are of stain {', '.join(unknown)}, the model of {', '.join(config.stains)}",
-            where="model.stains",
-            fix=f'Set --model.stains "[{", ".join(sorted(set(stains)))}]"',
-        )

@@ -161,9 +161,15 @@ def run_facts(model: StainTransfer, config: ApplyConfig, precision: str) -> dict
         "precision": precision,
         "encoder": model.config.encoder,
         "model_mpp": model.mpp,
-        "evaluations": (config.sampler.steps + config.sampler.inversion_steps / config.samples)
-        * config.samples,
+        "evaluations": _evaluations(model, config),
     }
+
+
+def _evaluations(model: StainTransfer, config: ApplyConfig) -> float:
+    """Of networks, for all samples of a window."""
+    if model.config.regression:
+        return 1
+    return config.samples * config.sampler.steps + config.sampler.inversion_steps + (model.mean is not None)
 
 
 def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: str) -> None:

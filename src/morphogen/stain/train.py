@@ -20,6 +20,7 @@ from morphogen.core.files import content_hash, writable_folder
 from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
+from morphogen.stain import residual
 from morphogen.stain.build import build_model
 from morphogen.stain.cache import CachedCrops, cache_crops
 from morphogen.stain.checks import usable_pairs
@@ -28,7 +29,7 @@ from morphogen.stain.crops import PairDataset
 from morphogen.stain.data import Found, Pair, stains_of
 from morphogen.stain.folder import load_start
 from morphogen.stain.geometry import shared_side
-from morphogen.stain.model import StainTransfer, check_stains
+from morphogen.stain.model import StainTransfer
 from morphogen.stain.network import HE
 from morphogen.stain.registration import register_pairs
 from morphogen.training import Draws, TrainResult, fit
@@ -49,8 +50,10 @@ class StainTask:
         config: TrainConfig,
         validation: Sequence[Pair] = (),
         identity: dict[str, Any] | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.stain, self.dataset, self.config = stain, dataset, config
+        self.precision = precision  # of the regression, which no gradient passes
         self.model: nn.Module = stain.network
         self.identity = identity or {}
         self.validation = list(validation)[: config.preview_pairs]
@@ -62,10 +65,17 @@ class StainTask:
         objective, schedule = self.config.objective, self.stain.schedule
         generate = draws.bernoulli(objective.bias_he_ihc)
         pick = generate[:, None, None, None]
-        x0 = torch.where(pick, crops["he"], crops["ihc"])
+        translate = HE + 1 + batch["label"].to(generate.device)
+        target, base = (
+            crops["ihc"],
+            self.stain.base(crops["image"], crops.get("tokens"), translate, self.precision),
+        )
+        if base is not None:
+            target = (target - base) / self.stain.residual_scale
+        x0 = torch.where(pick, crops["he"], target)
         image = torch.where(pick, torch.zeros_like(crops["image"]), crops["image"])
         context, mask = model.contexts(crops.get("tokens"), generate)
-        label = torch.where(generate, HE, HE + 1 + batch["label"].to(x0.device))
+        label = torch.where(generate, HE, translate)
         condition = {"image": image, "context": context, "mask": mask, "label": label}
         if self.stain.config.regression:
             denoiser = network_denoiser(model, schedule, self.stain.config.output)
@@ -189,15 +199,46 @@ def train_model(
     """Check pairs, train, and write the model to ``out/model`` (averaged weights; the best ones where they
     are chosen).
 
-    A run found in ``out`` goes on from its newest checkpoint. Raises
+    With ``config.model.residual`` the regression is trained first, into ``out/mean``
+    (:mod:`morphogen.stain.residual`). A run found in ``out`` goes on from its newest checkpoint. Raises
     :class:`~morphogen.core.errors.InputError` with one report when pairs cannot be used.
     """
     out = writable_folder(out)
     device = resolve_device(device)
     pairs, skipped = prepared(found, config, where)
     held = prepared(validation, config, where)[0] if validation is not None else []
-    config = with_stains(config, pairs)
+    config = residual.resolved(with_stains(config, pairs))
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
+    options: dict[str, Any] = {
+        "skipped": skipped,
+        "device": device,
+        "precision": precision,
+        "compile": compile,
+    }
+    if not config.model.residual:
+        return _trained(pairs, held, config, out, **options)
+    if config.mean is not None:
+        mean = residual.read_mean(config, device)
+    else:
+        first, config = residual.parts(config)
+        log.info("training the regression (%d steps), then the diffusion around it.", first.training.steps)
+        mean = _trained(pairs, held, first, out / "mean", **options).model
+    return _trained(pairs, held, config, out, mean=mean, **options)
+
+
+def _trained(
+    pairs: list[Pair],
+    held: list[Pair],
+    config: TrainConfig,
+    out: Path,
+    *,
+    skipped: int,
+    device: torch.device,
+    precision: str,
+    compile: bool,
+    mean: StainTransfer | None = None,
+) -> Trained:
+    """One training on checked pairs; around ``mean`` where one is given."""
     objective = config.objective
     if config.model.regression and objective.bias_he_ihc:
         config = config.replace(
@@ -226,9 +267,10 @@ def train_model(
             where="data.crop",
             fix=f"Use a multiple of {model.multiple}",
         )
+    writable_folder(out)
     if main_process():
         config.save(out / "config.yaml")
-    dataset: Dataset = PairDataset(
+    crops = PairDataset(
         pairs,
         model.stains,
         crop=config.data.crop,
@@ -236,18 +278,23 @@ def train_model(
         memory_gib=config.data.memory_gib,
         balance=config.data.balance_stains,
     )
+    if mean is not None:
+        residual.attach(model, mean, crops, config.training.seed, precision)
+    dataset: Dataset = crops
     if config.data.cache_crops:
         folder = cache_crops(
-            model, dataset, out / "cache", crops=config.data.cache_crops, seed=config.training.seed
+            model, crops, out / "cache", crops=config.data.cache_crops, seed=config.training.seed
         )
         dataset = CachedCrops(folder)
-    identity = {
+    identity: dict[str, Any] = {
         "model": config.model.to_dict() | {"encoder_weights": None},
         "objective": config.objective.to_dict(),
         "data": config.data.to_dict(),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }
-    task = StainTask(model, dataset, config, held, identity)
+    if mean is not None:
+        identity |= {"mean": mean.identity, "residual_scale": model.residual_scale}
+    task = StainTask(model, dataset, config, held, identity, precision)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())
     model.network.eval()
@@ -283,3 +330,14 @@ def with_stains(config: TrainConfig, pairs: Sequence[Pair]) -> TrainConfig:
         known = own.settings(ModelConfig).stains
         stains = known + tuple(stain for stain in stains if stain not in known)
     return config.replace(model=config.model.replace(stains=stains))
+
+
+def check_stains(stains: Sequence[str], config: ModelConfig) -> None:
+    """:class:`ConfigError` when pairs are of stains that the model does not have."""
+    unknown = sorted(set(stains) - set(config.stains))
+    if unknown:
+        raise ConfigError(
+            f"the pairs are of stain {', '.join(unknown)}, the model of {', '.join(config.stains)}",
+            where="model.stains",
+            fix=f'Set --model.stains "[{", ".join(sorted(set(stains)))}]"',
+        )

@@ -1,0 +1,264 @@
+"""Diffusion of what a regression leaves over: what it adds up to, how it is trained, kept and continued."""
+
+import numpy as np
+import pytest
+import torch
+
+from morphogen.core.errors import ConfigError
+from morphogen.stain import stain_image
+from morphogen.stain.build import build_model, silenced
+from morphogen.stain.config import ApplyConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from morphogen.stain.crops import PairDataset
+from morphogen.stain.data import find_pairs
+from morphogen.stain.model import StainTransfer
+from morphogen.stain.residual import CROPS, SPREAD, attach, measured_scale, parts
+from morphogen.stain.train import StainTask, train_model
+from morphogen.training import Draws, TrainingConfig
+
+from .conftest import TINY, lively
+
+LOOP = TrainingConfig(steps=6, batch_size=2, lr=1e-3, save_every=1, log_every=1)
+
+
+def config(**changes):
+    base = TrainConfig(data=DataConfig(crop=32), model=TINY.replace(residual=True), training=LOOP)
+    return base.replace(**changes)
+
+
+def regression(stains=("IHC",), seed=5, **settings):
+    """A regression that answers something of its own for every stain."""
+    model = lively(build_model(TINY.replace(stains=stains, regression=True, **settings), crop=32, seed=seed))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.network.latent.unet.class_embedding.weight)
+    return model
+
+
+def around(mean, stains=("IHC",), scale=0.25, seed=3):
+    """A model whose samples scatter around ``mean``."""
+    settings = TINY.replace(residual=True, residual_scale=scale, stains=stains)
+    model = lively(build_model(settings, crop=32, seed=seed))
+    model.mean = mean
+    return model
+
+
+@pytest.fixture
+def images():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("solver", ["fast", "reference", "mean"])
+def test_without_a_residual_every_sample_is_the_regressions_answer(images, solver):
+    mean = regression()
+    model = around(mean)
+    silenced(model)
+    out = model(images, solver, samples=2)
+    expected = mean(images, "mean").images
+    apart = (out.samples.float() - expected[:, None].float()).abs()
+    assert (
+        apart.max() == 0 if solver != "reference" else apart.mean() < 1
+    )  # it ends at the first level, with its noise
+    assert not torch.equal(expected, images)
+
+
+def test_samples_are_the_regression_and_the_residual_in_its_unit(images):
+    """Twice the unit doubles what lies between a sample and the regression's answer."""
+    mean = regression()
+    models = [around(mean, scale=scale) for scale in (0.01, 0.02)]
+    latents = [model(images, samples=2, seed=1).latents for model in models]
+    base = models[0].base(models[0].first_stage.encode(models[0].pixels(images)).mode(), None, 1)
+    torch.testing.assert_close(
+        latents[1] - base[:, None], 2 * (latents[0] - base[:, None]), atol=1e-5, rtol=1e-4
+    )
+    assert (latents[0] - base[:, None]).abs().max() > 1e-3
+
+
+def test_the_regression_is_asked_for_the_same_stain(images):
+    """Labels are counted by each model for itself."""
+    mean = regression(("Ki67", "HER2", "ER"))
+    model = around(mean, ("ER", "Ki67"))
+    silenced(model)
+    for stain in ("ER", "Ki67"):
+        assert torch.equal(model(images, stain=stain).images, mean(images, "mean", stain=stain).images)
+    latents = model.first_stage.encode(model.pixels(images)).mode()
+    both = model.base(latents, None, torch.tensor([1, 2]))
+    for index, stain in enumerate(("ER", "Ki67")):
+        torch.testing.assert_close(both[index], mean.expected(latents, None, mean.label(stain))[index])
+
+
+def test_what_is_learned_is_the_residual_in_its_unit(make_pairs):
+    """A network that answers zero has the mean square of (stain − regression) / unit for a loss at pure noise, and of
+    the H&E itself where that is generated."""
+    root = make_pairs(2)
+    model = around(regression(), scale=0.3)
+    silenced(model)
+    dataset = PairDataset(find_pairs(root).pairs, model.stains, crop=32)
+    items = [dataset[k % 2] for k in range(16)]
+    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    objective = ObjectiveConfig(bias_he_ihc=0.5, last_step_share=1.0)
+    task = StainTask(model, dataset, config(objective=objective))
+    draws = Draws(0, torch.arange(16))
+    generate = Draws(0, torch.arange(16)).bernoulli(1.0) & False
+    figures = task.loss(model.network, batch, draws)
+    he, ihc = (model.first_stage.encode(model.pixels(batch[name])).mode() for name in ("he", "ihc"))
+    rest = (ihc - model.base(he, None, 1)) / 0.3
+    choices = torch.stack([(x**2).flatten(1).mean(1) for x in (rest, he)])
+    assert not generate.any()
+    near = (figures["mse"][None] - choices).abs() < 1e-4 * choices
+    assert near.any(0).all() and near[0].any() and near[1].any()
+
+
+def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs):
+    root = make_pairs(3)
+    model = build_model(TINY.replace(residual=True), crop=32)
+    dataset = PairDataset(find_pairs(root).pairs, model.stains, crop=32)
+    mean = build_model(TINY.replace(regression=True), crop=32)  # new networks answer mid-grey, zero
+    attach(model, mean, dataset, 0, "fp32")
+    from morphogen.core.seeds import generator
+
+    drawn = [dataset.draw(k % 3, generator(0, "residual scale", k))["ihc"] for k in range(CROPS)]
+    pixels = torch.stack(drawn).double() / 127.5 - 1
+    assert model.residual_scale == pytest.approx(float((pixels**2).mean().sqrt()) / SPREAD, rel=1e-3)
+    assert measured_scale(model, dataset, 0) == model.residual_scale
+    assert not any(p.requires_grad for p in mean.network.parameters())
+    given = build_model(TINY.replace(residual=True, residual_scale=0.7), crop=32)
+    attach(given, mean, dataset, 0, "fp32")
+    assert given.residual_scale == 0.7
+
+
+def test_saved_models_bring_their_regression(images, tmp_path):
+    model = around(regression(("ER", "IHC")), ("IHC",))
+    back = StainTransfer.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert back.mean.stains == ("ER", "IHC") and back.residual_scale == 0.25
+    assert torch.equal(back(images, samples=2).samples, model(images, samples=2).samples)
+    assert back.identity == model.identity != around(regression(("ER", "IHC"), seed=6), ("IHC",)).identity
+    assert sum(p.numel() for p in back.mean.network.parameters()) > 0
+
+
+def test_windows_of_a_large_image_scatter_around_the_regression_too():
+    image = np.random.default_rng(2).integers(0, 256, (72, 56, 3), dtype=np.uint8)
+    mean = regression()
+    model = around(mean)
+    silenced(model)
+    ours = stain_image(model, image, ApplyConfig(samples=2))
+    assert np.array_equal(ours.mean, stain_image(mean, image, ApplyConfig()).sample)
+
+
+def test_the_regression_is_trained_first_and_a_killed_run_resumes(make_pairs, tmp_path, monkeypatch):
+    root = make_pairs(3)
+    whole = train_model(find_pairs(root), config(), tmp_path / "whole", device="cpu")
+    mean = StainTransfer.from_pretrained(tmp_path / "whole/mean/model")
+    assert (mean.config.regression, mean.facts["step"], whole.run.step) == (True, 3, 3)
+    for key, value in mean.network.state_dict().items():
+        assert torch.equal(value, whole.model.mean.network.state_dict()[key]), key
+
+    def stopping(after):
+        seen, real = [0], StainTask.loss
+
+        def loss(*args):
+            seen[0] += 1
+            if seen[0] > after:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return loss
+
+    for after in (
+        2,
+        4,
+    ):  # steps: in the regression, in the diffusion; both times from where the kill before left it
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StainTask, "loss", stopping(after // 2 + 1))
+            train_model(find_pairs(root), config(), tmp_path / "part", device="cpu")
+    part = train_model(find_pairs(root), config(), tmp_path / "part", device="cpu")
+    assert part.model.identity == whole.model.identity
+
+
+def test_steps_are_shared_out():
+    first, second = parts(config(training=LOOP.replace(steps=100, warmup_steps=10), mean_share=0.3))
+    assert (first.training.steps, second.training.steps) == (30, 70)
+    assert (first.training.warmup_steps, second.training.warmup_steps) == (3, 7)
+    assert first.model.regression and not first.model.residual and second.model.residual
+    few, rest = parts(config(training=LOOP.replace(steps=2, warmup_steps=0), mean_share=0.01))
+    assert few.training.steps == rest.training.steps == 1
+
+
+def test_a_regression_trained_before_is_taken_as_it_is(make_pairs, tmp_path):
+    root = make_pairs(2)
+    mean = regression(("ER", "IHC"))
+    folder = mean.save_pretrained(tmp_path / "mean")
+    short = LOOP.replace(steps=2)
+    made = train_model(
+        find_pairs(root), config(model=TINY, mean=str(folder), training=short), tmp_path / "run", device="cpu"
+    )
+    assert made.model.config.residual and made.run.step == 2 and not (tmp_path / "run/mean").exists()
+    for key, value in mean.network.state_dict().items():
+        assert torch.equal(value, made.model.mean.network.state_dict()[key]), key
+
+
+def test_regressions_that_cannot_serve_are_refused(make_pairs, tmp_path):
+    root = make_pairs(2)
+
+    def train(mean, **model):
+        folder = mean.save_pretrained(tmp_path / "mean")
+        settings = config(model=TINY.replace(**model), mean=str(folder))
+        train_model(find_pairs(root), settings, tmp_path / "run", device="cpu")
+
+    with pytest.raises(ConfigError, match="this is no regression.*--model.regression true"):
+        train(build_model(TINY, crop=32))
+    with pytest.raises(ConfigError, match="does not know the stain IHC"):
+        train(regression(("ER",)))
+    with pytest.raises(ConfigError, match="the regression has pixel_factor 8, the model 4"):
+        train(regression(pixel_factor=8))
+    with pytest.raises(ConfigError, match="a regression has no mean"):
+        train(regression(), regression=True)
+    with pytest.raises(ConfigError, match="set one of the two"):
+        TINY.replace(regression=True, residual=True)
+
+
+def test_starting_from_any_model_it_begins_as_the_regression(make_pairs, images, tmp_path):
+    """A plain model lends its features to both; what it knows of the mean, to the regression."""
+    plain = lively(build_model(TINY, crop=32, seed=3)).save_pretrained(tmp_path / "plain")
+    first = build_model(TINY.replace(regression=True), start=plain, crop=32)
+    assert torch.equal(
+        first(images, "mean").images, StainTransfer.from_pretrained(plain)(images, "mean").images
+    )
+    model = build_model(TINY.replace(residual=True, residual_scale=0.5), start=plain, crop=32)
+    model.mean = first
+    assert torch.equal(model(images).images, first(images, "mean").images)
+    # Trained on from a model of residuals, settings or none, it stays one, and its regression goes on too.
+    before = around(regression(), scale=0.4)
+    folder = before.save_pretrained(tmp_path / "residual")
+    still = LOOP.replace(steps=2, lr=1e-12, warmup_steps=0, ema_decay=0.0)
+    made = train_model(
+        find_pairs(make_pairs(2)),
+        config(model=TINY, start=str(folder), training=still),
+        tmp_path / "run",
+        device="cpu",
+    ).model
+    assert made.config.residual
+    for ours, theirs in ((made, before), (made.mean, before.mean)):
+        for key, value in theirs.network.state_dict().items():
+            torch.testing.assert_close(ours.network.state_dict()[key], value, atol=1e-6, rtol=0)
+    # The regression of a model of residuals is a start for a regression, and stays one.
+    alone = TINY.replace(regression=True)
+    assert torch.equal(
+        build_model(alone, start=folder, crop=32)(images, "mean").images, before.mean(images, "mean").images
+    )
+    own = before.mean.save_pretrained(tmp_path / "regression")
+    made = train_model(
+        find_pairs(make_pairs(2)),
+        config(model=TINY, start=str(own), training=still),
+        tmp_path / "on",
+        device="cpu",
+    ).model
+    assert made.config.regression and made.mean is None
+
+
+def test_a_new_stain_joins_both(make_pairs, tmp_path):
+    folder = around(regression(("IHC",)), ("IHC",)).save_pretrained(tmp_path / "before")
+    root = make_pairs(2, stain="ER")
+    made = train_model(
+        find_pairs(root), config(model=ModelConfig(), start=str(folder), training=LOOP.replace(steps=2)),
+        tmp_path / "run", device="cpu",
+    ).model  # fmt: skip
+    assert made.stains == ("IHC", "ER") and set(made.mean.stains) == {"IHC", "ER"}
