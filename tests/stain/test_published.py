@@ -160,6 +160,25 @@ def test_saved_folder_gives_the_same_numbers_and_opens_as_a_diffusers_pipeline(
     near(out, numbers["unet_out"], 1e-5)
 
 
+def test_a_model_around_a_regression_does_not_pass_for_a_diffusers_pipeline(folder, numbers, tmp_path):
+    """diffusers would leave the regression out and paint what it leaves over."""
+    model, mean = (
+        StainTransfer.from_pretrained(folder / "pipeline", encoder=folder / "vit") for _ in range(2)
+    )
+    model.config = model.config.replace(residual=True, residual_scale=0.5)
+    mean.config = mean.config.replace(regression=True)
+    with torch.no_grad():
+        mean.network.latent.unet.conv_out.bias += 0.1
+    model.mean = mean
+    saved = model.save_pretrained(tmp_path / "model")
+    assert not (saved / "model_index.json").exists()
+    again = StainTransfer.from_pretrained(saved, encoder=folder / "vit")
+    first, second = (stain(each, numbers, REFERENCE_20).latents for each in (model, again))
+    assert torch.equal(first, second)
+    # Both train on, the regression too, in the latents of the autoencoder.
+    assert again.mean.first_stage is again.first_stage and again.mean.config.regression
+
+
 def test_noise_start_needs_no_inversion(model, numbers):
     out = model(numbers["image_uint8"].permute(0, 2, 3, 1), "fast", samples=3, seed=4)
     assert out.samples.shape == (1, 3, 64, 64, 3) and out.uncertainty.shape == (1, 64, 64)

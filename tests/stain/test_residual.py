@@ -254,6 +254,14 @@ def test_starting_from_any_model_it_begins_as_the_regression(make_pairs, images,
     assert made.config.regression and made.mean is None
 
 
+def test_cached_crops_serve_both_trainings(make_pairs, tmp_path):
+    settings = config(data=DataConfig(crop=32, cache_crops=2), training=LOOP.replace(steps=2))
+    made = train_model(find_pairs(make_pairs(2)), settings, tmp_path / "run", device="cpu")
+    assert made.model.mean is not None
+    assert [path.parent.name for path in (tmp_path / "run").rglob("cache/crops-*")] == ["cache"]
+    assert (tmp_path / "run/cache").is_dir() and not (tmp_path / "run/mean/cache").exists()
+
+
 def test_a_new_stain_joins_both(make_pairs, tmp_path):
     folder = around(regression(("IHC",)), ("IHC",)).save_pretrained(tmp_path / "before")
     root = make_pairs(2, stain="ER")

@@ -130,8 +130,8 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     """An earlier stain model, to be trained further: what the network is cannot change, its stains can.
 
     A regression goes on from the regression of a model of residuals, or from any model, which knows the expected
-    stain at pure noise. A diffusion of residuals goes on from one, or from any other with its last layers zeroed:
-    it then begins as the regression alone.
+    stain at pure noise. A diffusion of residuals goes on from one, or from any other; where the network's output is
+    x0 its last layers are zeroed, and it begins as the regression alone.
     """
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
     same = ["encoder", "texture_grid", "prediction"]
@@ -141,7 +141,7 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             model = model.mean
         model.config = model.config.replace(regression=True)
     elif config.residual:
-        if not model.config.residual:
+        if not model.config.residual and model.config.output == "x0":
             silenced(model)
         # The unit is measured again: what is left over of other pairs may be more.
         model.config = model.config.replace(

@@ -210,6 +210,7 @@ def train_model(
     config = residual.resolved(with_stains(config, pairs))
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
     options: dict[str, Any] = {
+        "cache": out / "cache",  # one for the regression and the diffusion
         "skipped": skipped,
         "device": device,
         "precision": precision,
@@ -232,6 +233,7 @@ def _trained(
     config: TrainConfig,
     out: Path,
     *,
+    cache: Path,
     skipped: int,
     device: torch.device,
     precision: str,
@@ -282,9 +284,7 @@ def _trained(
         residual.attach(model, mean, crops, config.training.seed, precision)
     dataset: Dataset = crops
     if config.data.cache_crops:
-        folder = cache_crops(
-            model, crops, out / "cache", crops=config.data.cache_crops, seed=config.training.seed
-        )
+        folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
         dataset = CachedCrops(folder)
     identity: dict[str, Any] = {
         "model": config.model.to_dict() | {"encoder_weights": None},
