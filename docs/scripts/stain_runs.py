@@ -194,13 +194,14 @@ def measure(
     write_results(out, evaluations, test, config, facts)
     for pair in test:
         he, real = read_aligned(pair)
-        stains = several["residual"][pair.name]
+        stains, around = several["diffusion"][pair.name], several["residual"][pair.name]
         row = panel(he, stains.sample, real, stains.uncertainty)
         others = [
             panel(he, image, real)
             for image in (
                 stains.mean,
-                several["diffusion"][pair.name].sample,
+                around.sample,
+                around.mean,
                 methods["regression U-Net"](pair, he),
             )
         ]
