@@ -180,6 +180,10 @@ def test_steps_are_shared_out():
     assert first.model.regression and not first.model.residual and second.model.residual
     few, rest = parts(config(training=LOOP.replace(steps=2, warmup_steps=0), mean_share=0.01))
     assert few.training.steps == rest.training.steps == 1
+    with pytest.raises(
+        ConfigError, match=r"one step cannot be shared out.*training.steps|training.steps.*shared out"
+    ):
+        parts(config(training=LOOP.replace(steps=1)))
 
 
 def test_a_regression_trained_before_is_taken_as_it_is(make_pairs, tmp_path):

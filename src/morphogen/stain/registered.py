@@ -153,7 +153,7 @@ def _register_slides(
     rows, unsure = [], []
     with ThreadPoolExecutor(workers or cores()) as pool:
         results = progress(
-            pool.map(registered, pairs), total=len(pairs), what=f"registering slides ({motion})"
+            pool.map(registered, pairs), total=len(pairs), what=f"{motion} registration of slides"
         )
         for pair, (affine, score, sure) in zip(pairs, results, strict=True):
             if pair.affine is None and journal.get(key(pair)) is None:

@@ -172,7 +172,7 @@ def register_pairs(
     found = []
     with ThreadPoolExecutor(workers or cores()) as pool:
         results = progress(
-            pool.map(registered, pairs), total=len(pairs), what=f"registering pairs ({motion})"
+            pool.map(registered, pairs), total=len(pairs), what=f"{motion} registration of pairs"
         )
         for pair, each in zip(pairs, results, strict=True):
             if journal is not None and journal.get(_key(pair)) is None:

@@ -46,6 +46,10 @@ def resolved(config: TrainConfig) -> TrainConfig:
 def parts(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
     """The trainings of the regression and of the diffusion: ``mean_share`` of the steps and the rest."""
     total = config.training.steps
+    if total < 2:
+        raise ConfigError(
+            "one step cannot be shared out between a regression and a diffusion", where="training.steps"
+        )
     first = min(max(1, round(config.mean_share * total)), total - 1)
     regression = config.model.replace(residual=False, residual_scale=None, regression=True)
     return (

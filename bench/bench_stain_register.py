@@ -1,0 +1,30 @@
+"""Virtual staining: registering the pairs of a data set, several at a time against one by one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bench.harness import Row, compare
+from morphogen.demo.tissue_writers import write_mist
+from morphogen.stain.registered import register_table
+from morphogen.stain.registration import cores
+
+
+def run(quick: bool) -> list[Row]:
+    pairs, size = (4, 256) if quick else (16, 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_mist(Path(folder) / "data", pairs, 1, size, patients=2, val_patients=1, truth=False)
+
+        def register(workers: int) -> None:
+            register_table(data, Path(folder) / f"{workers}.csv", workers=workers)
+
+        return [
+            compare(
+                f"stain register: {cores()} pairs at a time against one",
+                lambda: register(cores()),
+                lambda: register(1),
+                pairs=1 if quick else 5,
+                detail=f"{pairs + 1} pairs of {size} px, rigid, {cores()} cores",
+            )
+        ]
