@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from bench.harness import Row, compare
+from morphogen.core.devices import cpu_cores
 from morphogen.demo.tissue_writers import write_mist
 from morphogen.stain.registered import register_table
-from morphogen.stain.registration import cores
 
 
 def run(quick: bool) -> list[Row]:
@@ -21,10 +21,10 @@ def run(quick: bool) -> list[Row]:
 
         return [
             compare(
-                f"stain register: {cores()} pairs at a time against one",
-                lambda: register(cores()),
+                f"stain register: {cpu_cores()} pairs at a time against one",
+                lambda: register(cpu_cores()),
                 lambda: register(1),
                 pairs=1 if quick else 5,
-                detail=f"{pairs + 1} pairs of {size} px, rigid, {cores()} cores",
+                detail=f"{pairs + 1} pairs of {size} px, rigid, {cpu_cores()} cores",
             )
         ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import OutputError
-from morphogen.core.journal import Journal
+from morphogen.core.journal import Journal, journalled
 
 
 def test_a_killed_loop_finds_what_it_had_done(tmp_path):
@@ -50,3 +50,19 @@ def test_a_result_that_cannot_be_kept_is_said(tmp_path):
     (tmp_path / "part").mkdir()
     with pytest.raises(OutputError):
         Journal(tmp_path / "part").put("a", 1)
+
+
+def test_results_come_in_order_and_fresh_ones_look_like_kept_ones(tmp_path):
+    done = []
+
+    def work(n):
+        done.append(n)
+        return (np.float64(n) / 3, None)
+
+    journal = Journal(tmp_path / "part")
+    journal.put("2", "kept")
+    found = list(journalled(work, range(5), str, journal, workers=3))
+    assert found == [[0.0, None], [1 / 3, None], "kept", [1.0, None], [4 / 3, None]]
+    assert sorted(done) == [0, 1, 3, 4]
+    assert list(journalled(work, range(5), str, Journal(tmp_path / "part"))) == found and len(done) == 4
+    assert list(journalled(work, range(2), str, None, workers=1)) == found[:2]

@@ -107,12 +107,13 @@ def test_what_is_learned_is_the_residual_in_its_unit(make_pairs):
     assert near.any(0).all() and near[0].any() and near[1].any()
 
 
-def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs):
+def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs, tmp_path):
     root = make_pairs(3)
     model = build_model(TINY.replace(residual=True), crop=32)
     dataset = PairDataset(find_pairs(root).pairs, model.stains, crop=32)
     mean = build_model(TINY.replace(regression=True), crop=32)  # new networks answer mid-grey, zero
-    attach(model, mean, dataset, 0, "fp32")
+    kept = tmp_path / "residual.json"
+    attach(model, mean, dataset, 0, "fp32", kept)
     from morphogen.core.seeds import generator
 
     drawn = [dataset.draw(k % 3, generator(0, "residual scale", k))["ihc"] for k in range(CROPS)]
@@ -121,8 +122,18 @@ def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs):
     assert measured_scale(model, dataset, 0) == model.residual_scale
     assert not any(p.requires_grad for p in mean.network.parameters())
     given = build_model(TINY.replace(residual=True, residual_scale=0.7), crop=32)
-    attach(given, mean, dataset, 0, "fp32")
-    assert given.residual_scale == 0.7
+    attach(given, mean, dataset, 0, "fp32", tmp_path / "none.json")
+    assert given.residual_scale == 0.7 and not (tmp_path / "none.json").exists()
+    # A run that goes on keeps the unit it began with, unless the regression is another.
+    measured = model.residual_scale
+    kept.write_text(kept.read_text().replace(str(measured), "0.9"))
+    for other, expected in (
+        (mean, 0.9),
+        (build_model(TINY.replace(regression=True), crop=32, seed=9), measured),
+    ):
+        again = build_model(TINY.replace(residual=True), crop=32)
+        attach(again, other, dataset, 0, "fp32", kept)
+        assert again.residual_scale == expected
 
 
 def test_saved_models_bring_their_regression(images, tmp_path):

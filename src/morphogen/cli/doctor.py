@@ -51,10 +51,10 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, Any]:
-    import os
-
     import psutil
     import torch
+
+    from morphogen.core.devices import cpu_cores
 
     gpus = [
         {
@@ -67,7 +67,7 @@ def _devices() -> dict[str, Any]:
     return {
         "cuda": gpus,
         "mps": torch.backends.mps.is_available(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": cpu_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "advice": None if gpus else "No CUDA device: everything runs on the CPU with the small model sizes.",
     }

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from morphogen.core.devices import cpu_cores
 from morphogen.core.files import content_hash, output_error, plain, writable_folder
+from morphogen.core.progress import progress
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -59,3 +65,28 @@ class Journal:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             raise output_error(error, self.path) from error
+
+
+def journalled(
+    work: Callable[[T], Any],
+    items: Sequence[T],
+    key: Callable[[T], str],
+    journal: Journal | None,
+    *,
+    workers: int | None = None,
+    what: str = "",
+) -> Iterator[Any]:
+    """``work(item)`` of all items in their order, as plain JSON values, ``workers`` threads at a time (default: as many
+    as cores). What ``journal`` holds is taken from there, the rest is added to it.
+    """
+
+    def result(item: T) -> Any:
+        known = journal.get(key(item)) if journal is not None else None
+        return plain(work(item)) if known is None else known
+
+    with ThreadPoolExecutor(workers or cpu_cores()) as pool:
+        results = progress(pool.map(result, items), total=len(items), what=what)
+        for item, found in zip(items, results, strict=True):
+            if journal is not None and journal.get(key(item)) is None:
+                journal.put(key(item), found)
+            yield found

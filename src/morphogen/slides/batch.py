@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morphogen.core.devices import cpu_cores
 from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError
 from morphogen.core.files import writable_folder
 from morphogen.core.progress import progress
@@ -248,8 +248,7 @@ def _default_workers(slides: int, encode: EncodeConfig | None) -> int:
             return min(slides, torch.cuda.device_count() if encode.device in ("auto", "cuda") else 1)
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(slides, cores, int(psutil.virtual_memory().available // _WORKER_BYTES)))
+    return max(1, min(slides, cpu_cores(), int(psutil.virtual_memory().available // _WORKER_BYTES)))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ import numpy as np
 
 from morphogen._version import __version__
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.files import content_hash, write_text
-from morphogen.core.journal import Journal
-from morphogen.core.progress import progress
+from morphogen.core.files import content_hash, plain, write_text
+from morphogen.core.journal import Journal, journalled
 from morphogen.slides import Slide
 from morphogen.stain.checks import usable_pairs
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.motion import estimate_motion
-from morphogen.stain.registration import cores, file_state, register_pairs
+from morphogen.stain.registration import file_state, register_pairs
 from morphogen.stain.slidepairs import SlidePair, open_pair, slide_table
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
@@ -139,29 +137,25 @@ def _register_slides(
         )
 
     def key(pair: SlidePair) -> str:
-        return content_hash([file_state(path) for path in (pair.he, pair.ihc)], pair.he_mpp, pair.ihc_mpp)
+        files = [file_state(path) for path in (pair.he, pair.ihc)]
+        return content_hash(files, pair.he_mpp, pair.ihc_mpp, plain(pair.affine))
 
     def registered(pair: SlidePair) -> tuple[Any, float | None, bool]:
         """Its level-0 map, the score, and whether it is sure."""
         if pair.affine is not None:
             return pair.affine.ravel(), None, True
-        if (known := journal.get(key(pair))) is not None:
-            return known
         moved, score, sure = register_slides(pair, motion)
         return None if moved.affine is None else moved.affine.ravel(), score, sure
 
     rows, unsure = [], []
-    with ThreadPoolExecutor(workers or cores()) as pool:
-        results = progress(
-            pool.map(registered, pairs), total=len(pairs), what=f"{motion} registration of slides"
-        )
-        for pair, (affine, score, sure) in zip(pairs, results, strict=True):
-            if pair.affine is None and journal.get(key(pair)) is None:
-                journal.put(key(pair), (affine, score, sure))
-            if not sure:
-                unsure.append(pair.he.name)
-            if sure or not drop_unmatched:
-                rows.append(_slide_row(pair, out, affine, score))
+    results = journalled(
+        registered, pairs, key, journal, workers=workers, what=f"{motion} registration of slides"
+    )
+    for pair, (affine, score, sure) in zip(pairs, results, strict=True):
+        if not sure:
+            unsure.append(pair.he.name)
+        if sure or not drop_unmatched:
+            rows.append(_slide_row(pair, out, affine, score))
     _write(out, _SLIDE_COLUMNS, rows, journal)
     return Table(out, len(rows), unsure)
 

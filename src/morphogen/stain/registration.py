@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.files import content_hash
-from morphogen.core.journal import Journal
-from morphogen.core.progress import progress
+from morphogen.core.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Pair, read_image
 from morphogen.stain.geometry import align, image_size, pair_map, shared_box
@@ -160,24 +157,19 @@ def register_pairs(
     line. Pairs in ``journal`` whose files are unchanged are taken from there, the others are added to it.
     """
 
-    def registered(pair: Pair) -> Registered:
-        known = journal.get(_key(pair)) if journal is not None else None
-        if known is None:
-            return register_pair(pair, motion, max_shift)
-        shift, affine, sure, score = known
-        return Registered(
+    def registered(pair: Pair) -> tuple[Any, ...]:
+        each = register_pair(pair, motion, max_shift)
+        return each.pair.shift, each.pair.affine, each.sure, each.score
+
+    results = journalled(
+        registered, pairs, _key, journal, workers=workers, what=f"{motion} registration of pairs"
+    )
+    found = [
+        Registered(
             replace(pair, shift=tuple(shift), affine=None if affine is None else tuple(affine)), sure, score
         )
-
-    found = []
-    with ThreadPoolExecutor(workers or cores()) as pool:
-        results = progress(
-            pool.map(registered, pairs), total=len(pairs), what=f"{motion} registration of pairs"
-        )
-        for pair, each in zip(pairs, results, strict=True):
-            if journal is not None and journal.get(_key(pair)) is None:
-                journal.put(_key(pair), (each.pair.shift, each.pair.affine, each.sure, each.score))
-            found.append(each)
+        for pair, (shift, affine, sure, score) in zip(pairs, results, strict=True)
+    ]
     moved = [each.pair.name for pair, each in zip(pairs, found, strict=True) if each.pair != pair]
     unsure = [each.pair.name for each in found if not each.sure]
     log.info(
@@ -200,11 +192,6 @@ def file_state(path: Path) -> list[Any]:
     """Where a file is, its size and when it was changed: what tells whether it is still the same."""
     facts = path.stat()
     return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def joined(first: np.ndarray, then: np.ndarray, corner: tuple[float, float]) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.files import read_json, write_json
 from morphogen.core.seeds import generator
 from morphogen.stain.config import TrainConfig
 from morphogen.stain.crops import PairDataset
@@ -81,16 +82,27 @@ def read_mean(config: TrainConfig, device: torch.device) -> StainTransfer:
 
 
 def attach(
-    model: StainTransfer, mean: StainTransfer, dataset: PairDataset, seed: int, precision: str
+    model: StainTransfer, mean: StainTransfer, dataset: PairDataset, seed: int, precision: str, kept: Path
 ) -> None:
-    """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here."""
+    """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here.
+
+    A measured unit is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
+    depend on a GPU summing to the same digit.
+    """
     for name in ("encoder", "texture_grid", "pixel_factor", "pixel_scale", "size"):
         has, needed = getattr(mean.config, name), getattr(model.config, name)
         if has != needed:
             raise ConfigError(f"the regression has {name} {has}, the model {needed}", where="mean")
     mean.network.requires_grad_(False).eval()
     model.mean = mean
-    scale = model.config.residual_scale or measured_scale(model, dataset, seed, precision)
+    scale = model.config.residual_scale
+    if scale is None:
+        before = read_json(kept) if kept.is_file() else {}
+        if before.get("mean") == mean.identity:
+            scale = float(before["residual_scale"])
+        else:
+            scale = measured_scale(model, dataset, seed, precision)
+            write_json(kept, {"mean": mean.identity, "residual_scale": scale})
     model.config = model.config.replace(residual=True, residual_scale=scale)
     log.info("what the regression leaves over is diffused in units of %.3g.", scale)
 

@@ -281,7 +281,7 @@ def _trained(
         balance=config.data.balance_stains,
     )
     if mean is not None:
-        residual.attach(model, mean, crops, config.training.seed, precision)
+        residual.attach(model, mean, crops, config.training.seed, precision, out / "residual.json")
     dataset: Dataset = crops
     if config.data.cache_crops:
         folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
