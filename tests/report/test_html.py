@@ -202,6 +202,9 @@ addEventListener("load", () => setTimeout(async () => {
   const input = q(".pair input");
   input.value = 20; input.dispatchEvent(new Event("input"));
   out.slider = q(".pair").style.getPropertyValue("--at");
+  // The real clipboard answers in its own time, which the virtual time of this window does not wait for.
+  Object.defineProperty(navigator, "clipboard", { value: { writeText: async text => { out.text = text; } } });
+  out.code = q(".copy").parentElement.querySelector("code").textContent;
   q(".copy").click();
   out.copied = q(".copy").textContent;
   for (let k = 0; k < 40 && out.copied === "Copy"; k++) { await wait(50); out.copied = q(".copy").textContent; }
@@ -255,3 +258,4 @@ def test_in_a_browser(tmp_path, width) -> None:
     assert seen["wheel"] > 1.5 and seen["refit"] == pytest.approx(1, abs=1e-6)
     assert seen["legend"] == "predicted"
     assert seen["slider"] == "20%" and seen["copied"] == "Copied" and seen["scrolls"]
+    assert seen["text"] == seen["code"] != ""
