@@ -22,7 +22,7 @@ def section(name: str, patient: str, side: int, genes: int, width: int = 32, see
 
     from morphogen.expression.config import PrepareConfig
     from morphogen.expression.data import SectionFacts, set_facts
-    from morphogen.expression.prepare import index_neighbours
+    from morphogen.expression.sections.prepare import index_neighbours
 
     rng, world = np.random.default_rng([seed, *name.encode()]), np.random.default_rng(7)
     y, x = np.divmod(np.arange(side * side), side)
@@ -48,10 +48,10 @@ def speed(quick: bool) -> list[Row]:
     """The default Stem network, 12 blocks of 384, 200 genes: 20 evaluations against 1000, and one against one."""
     from bench.bench_nets import PlainStem, stem
     from morphogen.expression.config import ExpressionConfig
-    from morphogen.expression.gene_diffusion import GeneDiffusion
     from morphogen.expression.model import ExpressionModel
-    from morphogen.expression.panels import Panel
-    from morphogen.expression.transforms import Transform
+    from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
+    from morphogen.expression.sections.panels import Panel
+    from morphogen.expression.sections.transforms import Transform
     from morphogen.nets import fast_precision
 
     batch, few, pairs = (4, 2, 3) if quick else (20, 4, 5)
@@ -119,7 +119,7 @@ def speed(quick: bool) -> list[Row]:
 def quality(quick: bool) -> list[Row]:
     """Fast at 20 evaluations against the reference at 1000 on a small network trained here."""
     from morphogen.expression import ExpressionConfig, train_model
-    from morphogen.expression.tables import tabulate
+    from morphogen.expression.sections.tables import tabulate
     from morphogen.metrics.expression import macro, pearson
     from morphogen.metrics.probabilistic import energy_score, variance_ratio
 

@@ -10,12 +10,12 @@ import numpy as np
 import tifffile
 
 from bench.harness import Row, child_peak_memory, compare
-from morphogen.slides.pyramid import write_pyramid
+from morphogen.slides.pyramid.writer import write_pyramid
 
 _LARGE = """
 import time
 import numpy as np
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 side, band = {side}, 512
 noise = np.random.default_rng(0).integers(0, 40, (band, side, 3), dtype=np.uint8)
 start = time.perf_counter()

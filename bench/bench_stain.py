@@ -12,8 +12,8 @@ import torch
 
 from bench.harness import Row, compare, rate, seconds
 from morphogen.core.devices import resolve_device
-from morphogen.demo.tissue_writers import write_mist
 from morphogen.demo.workspace import stain_model
+from morphogen.demo.writers.folders import write_mist
 from morphogen.metrics.pairs import molecular_retrieval
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides import get_encoder
@@ -23,10 +23,10 @@ from morphogen.stain.config import (
     SamplerConfig,
 )
 from morphogen.stain.data import find_pairs
-from morphogen.stain.geometry import read_aligned
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.pairs.geometry import read_aligned
 from morphogen.stain.predict import stain_image
-from morphogen.stain.scores import features_of
+from morphogen.stain.scoring.scores import features_of
 from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows, posterior_field, stain_windows
 
 CROP = 128

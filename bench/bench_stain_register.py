@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench.harness import Row, compare
 from morphogen.core.devices import cpu_cores
-from morphogen.demo.tissue_writers import write_mist
-from morphogen.stain.registered import register_table
+from morphogen.demo.writers.folders import write_mist
+from morphogen.stain.registration.table import register_table
 
 
 def run(quick: bool) -> list[Row]:

@@ -46,8 +46,8 @@ def run(quick: bool) -> list[Row]:
 
 def write_large_slide(folder: str, side: int) -> Path:
     """A pyramidal slide of ``side`` px: one simulated tile again and again within a disc, a third of the area."""
-    from morphogen.demo.simulator import TissueSimulator
-    from morphogen.slides.pyramid import PyramidWriter
+    from morphogen.demo.simulator.simulator import TissueSimulator
+    from morphogen.slides.pyramid.writer import PyramidWriter
 
     path = Path(folder) / f"large_{side}.ome.tif"
     tile = TissueSimulator(0, mpp=0.5).render(0, 0, 500, 500, ihc=False).he

@@ -20,7 +20,7 @@ from skimage.measure import label, regionprops
 from skimage.morphology import disk
 
 from bench.harness import Row, compare, rate
-from morphogen.slides.texture import TextureEncoder
+from morphogen.slides.encoders.texture.encoder import TextureEncoder
 
 
 def plain(image: np.ndarray) -> np.ndarray:

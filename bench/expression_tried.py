@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from bench.expression_her2st import PAGE, SPLITS
-from morphogen.expression.baselines import Ridge, tuned_ridge
 from morphogen.expression.config import SpatialConfig
-from morphogen.expression.features import ContextFeatures, Projection, within_section
-from morphogen.expression.neighbours import neighbourhood_mean
-from morphogen.expression.panels import training_panel
-from morphogen.expression.prepare import load_sections
-from morphogen.expression.readout import ALPHAS, Fold, _Fitter, _parts, choose
-from morphogen.expression.spatial import SpatialModel
-from morphogen.expression.tables import SectionTable, fold_numbers, inner_folds, tabulate
-from morphogen.expression.transforms import Transform
+from morphogen.expression.recipes.features import ContextFeatures, Projection, within_section
+from morphogen.expression.recipes.readout import ALPHAS, Fold, _Fitter, _parts, choose
+from morphogen.expression.recipes.spatial import SpatialModel
+from morphogen.expression.scoring.baselines import Ridge, tuned_ridge
+from morphogen.expression.sections.neighbours import neighbourhood_mean
+from morphogen.expression.sections.panels import training_panel
+from morphogen.expression.sections.prepare import load_sections
+from morphogen.expression.sections.tables import SectionTable, fold_numbers, inner_folds, tabulate
+from morphogen.expression.sections.transforms import Transform
 from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import crps
 

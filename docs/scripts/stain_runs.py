@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.files import read_json, write_json
-from morphogen.demo.tissue_writers import write_mist
+from morphogen.demo.writers.folders import write_mist
 from morphogen.metrics.stain import correlation, tile_means
-from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import (
     ApplyConfig,
     EvaluateConfig,
@@ -23,12 +22,13 @@ from morphogen.stain.config import (
 )
 from morphogen.stain.data import Found, Pair, find_pairs, read_image
 from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
-from morphogen.stain.figures import density_of, panel
-from morphogen.stain.geometry import align, read_aligned
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.motion import estimate_motion
-from morphogen.stain.pages import write_page
+from morphogen.stain.pairs.geometry import align, read_aligned
 from morphogen.stain.predict import Stained, save_png, stain_image
+from morphogen.stain.registration.motion import estimate_motion
+from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.scoring.figures import density_of, panel
+from morphogen.stain.scoring.pages import write_page
 from morphogen.stain.train import train_model
 
 KINDS = ("residual", "diffusion", "regression")

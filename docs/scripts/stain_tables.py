@@ -33,7 +33,7 @@ from stain_runs import (
     truth_table,
 )
 
-from morphogen.demo.tissue_writers import write_mist
+from morphogen.demo.writers.folders import write_mist
 from morphogen.stain.data import find_pairs, read_image
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"

@@ -13,8 +13,8 @@ def table() -> str:
     """One row per family: name, how many numbers, the first sentence of its documentation, an example."""
     import torch
 
-    from morphogen.slides.texture import FAMILIES, TextureEncoder
-    from morphogen.slides.texture_planes import planes
+    from morphogen.slides.encoders.texture.encoder import FAMILIES, TextureEncoder
+    from morphogen.slides.encoders.texture.planes import planes
 
     p = planes(torch.full((2, 64, 64, 3), 255, dtype=torch.uint8))
     rows = ["| family | numbers | what | example |", "|---|---:|---|---|"]

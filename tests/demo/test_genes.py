@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from morphogen.demo import Cell, TissueSimulator
-from morphogen.demo.tissue_genes import MARKERS, PROGRAMS, make_genes
+from morphogen.demo.simulator.genes import MARKERS, PROGRAMS, make_genes
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.demo import STYLES, TARGETS, Cell, DabNoise, Outline, Region, TissueSimulator
-from morphogen.demo import simulator as simulator_module
+from morphogen.demo.simulator import simulator as simulator_module
 
 LAYERS = ("he", "ihc", "dab_od", "dab_od_mean", "dab_od_sd", "instances", "classes", "regions")
 

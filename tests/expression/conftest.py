@@ -9,7 +9,7 @@ from scipy import sparse
 
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import SectionFacts, set_facts
-from morphogen.expression.prepare import index_neighbours
+from morphogen.expression.sections.prepare import index_neighbours
 
 WIDTH, GENES = 16, 12
 

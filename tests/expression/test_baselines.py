@@ -9,9 +9,9 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from morphogen.expression import baselines as b
-from morphogen.expression.panels import Panel
-from morphogen.expression.tables import inner_folds, tabulate
+from morphogen.expression.scoring import baselines as b
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.tables import inner_folds, tabulate
 from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import coverage
 

@@ -11,9 +11,9 @@ import pytest
 from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest
 from morphogen.expression import EvaluateConfig, ExpressionConfig, PredictConfig, evaluate_models, train_model
-from morphogen.expression.panels import Panel
-from morphogen.expression.scores import score
-from morphogen.expression.tables import tabulate
+from morphogen.expression.scoring.scores import score
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.tables import tabulate
 
 PANEL = {"size": 10, "highly_variable": 11}
 FAST = EvaluateConfig(predict=PredictConfig(samples=19, steps=4), maps=2)

@@ -10,12 +10,12 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
 from morphogen.expression import predict as predict_module
 from morphogen.expression.config import SpatialConfig
-from morphogen.expression.levels import OffsetScale
-from morphogen.expression.panels import Panel
-from morphogen.expression.residual import Residual, shared_part
-from morphogen.expression.spatial import SpatialModel
-from morphogen.expression.tables import tabulate
-from morphogen.expression.transforms import Transform
+from morphogen.expression.recipes.levels import OffsetScale
+from morphogen.expression.recipes.residual import Residual, shared_part
+from morphogen.expression.recipes.spatial import SpatialModel
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.tables import tabulate
+from morphogen.expression.sections.transforms import Transform
 from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import coverage
 

@@ -8,13 +8,13 @@ import pytest
 from scipy import sparse
 
 from morphogen.core.errors import InputError
-from morphogen.expression import panels
 from morphogen.expression.config import PanelConfig
 from morphogen.expression.data import SectionFacts, set_facts
-from morphogen.expression.neighbours import nearest_spots, neighbourhood_mean
-from morphogen.expression.readers import read_sections
-from morphogen.expression.splits import folds, split_sections
-from morphogen.expression.transforms import Standardiser, Transform, keep_for_training
+from morphogen.expression.sections import panels
+from morphogen.expression.sections.neighbours import nearest_spots, neighbourhood_mean
+from morphogen.expression.sections.readers import read_sections
+from morphogen.expression.sections.splits import folds, split_sections
+from morphogen.expression.sections.transforms import Standardiser, Transform, keep_for_training
 
 RNG = np.random.default_rng
 

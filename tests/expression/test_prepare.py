@@ -28,9 +28,9 @@ from morphogen.expression import (
     train_model,
     write_geojson,
 )
-from morphogen.expression import prepare as prepare_module
 from morphogen.expression.data import facts
-from morphogen.expression.slide import grid_neighbours, grid_section
+from morphogen.expression.sections import prepare as prepare_module
+from morphogen.expression.sections.grid import grid_neighbours, grid_section
 from morphogen.slides import dihedral, get_encoder, open_slide
 
 STEP, SPOTS = 80, 4

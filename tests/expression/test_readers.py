@@ -21,7 +21,7 @@ from morphogen.expression.data import (
     resolve_mpp,
     total_counts,
 )
-from morphogen.expression.readers import find_sections, read_sections
+from morphogen.expression.sections.readers import find_sections, read_sections
 
 RNG = np.random.default_rng
 

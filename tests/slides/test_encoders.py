@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from morphogen.core.errors import ConfigError, DependencyError, InputError, MorphogenError, WeightsError
-from morphogen.slides import EncoderSpec, get_encoder, hub, list_encoders
-from morphogen.slides.encoders import encoder_spec
-from morphogen.slides.spec import FILENAME, lazyslide_specs
+from morphogen.slides import EncoderSpec, get_encoder, list_encoders
+from morphogen.slides.encoders import hub
+from morphogen.slides.encoders.registry import encoder_spec
+from morphogen.slides.encoders.spec import FILENAME, lazyslide_specs
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,13 @@ import torch
 from morphogen.core.errors import InputError, OutputError
 from morphogen.slides import EncoderSpec, encode_slide, get_encoder, open_slide, read_boxes, tile_slide
 from morphogen.slides.config import TileConfig
-from morphogen.slides.exchange import FORMATS, export_features, export_slides, import_features, import_slides
+from morphogen.slides.exchange.transfer import (
+    FORMATS,
+    export_features,
+    export_slides,
+    import_features,
+    import_slides,
+)
 from morphogen.slides.store import read_attrs, read_table, table_names
 from morphogen.slides.tiles import read_tiles
 

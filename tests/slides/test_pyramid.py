@@ -18,9 +18,9 @@ import tifffile
 from PIL import Image
 
 from morphogen.core.errors import OutputError
-from morphogen.slides import pyramid_tiff
-from morphogen.slides.pyramid import PyramidWriter, write_pyramid
-from morphogen.slides.pyramid_spool import Spool
+from morphogen.slides.pyramid import tiff as pyramid_tiff
+from morphogen.slides.pyramid.spool import Spool
+from morphogen.slides.pyramid.writer import PyramidWriter, write_pyramid
 
 WIDTH, HEIGHT, TILE = 531, 397, 64
 
@@ -354,7 +354,7 @@ _LARGE = """
     import re, sys
     from pathlib import Path
     import numpy as np
-    from morphogen.slides.pyramid import PyramidWriter
+    from morphogen.slides.pyramid.writer import PyramidWriter
     side, band = 20_000, 700
     line = np.arange(side)
     with PyramidWriter(sys.argv[1], side, side, mpp=0.5, tile=512) as writer:

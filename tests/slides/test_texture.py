@@ -11,9 +11,16 @@ from skimage.feature import graycoprops
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.slides.colour import deconvolve, reconstruct
-from morphogen.slides.texture import SPEC, TOKEN_WIDTH, WIDTH, TextureEncoder
-from morphogen.slides.texture_planes import block_means, counts, gradient, largest_near, planes, smooth
-from morphogen.slides.texture_statistics import amounts, bands, cooccurrence, local_patterns, shares
+from morphogen.slides.encoders.texture.encoder import SPEC, TOKEN_WIDTH, WIDTH, TextureEncoder
+from morphogen.slides.encoders.texture.planes import (
+    block_means,
+    counts,
+    gradient,
+    largest_near,
+    planes,
+    smooth,
+)
+from morphogen.slides.encoders.texture.statistics import amounts, bands, cooccurrence, local_patterns, shares
 
 
 def tissue(n: int, side: int = 224, seed: int = 0) -> torch.Tensor:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from morphogen.stain.build import build_model
 from morphogen.stain.config import ModelConfig
+from morphogen.stain.fitting.build import build_model
 from morphogen.stain.model import StainOutput
 
 TINY = ModelConfig(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from morphogen.cli.main import main
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import TrainConfig
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import generator
-from morphogen.stain.checks import check_pairs, usable_pairs
-from morphogen.stain.crops import PairDataset, orient
 from morphogen.stain.data import Pair, find_pairs, pair_folders, read_image, stains_of
+from morphogen.stain.pairs.checks import check_pairs, usable_pairs
+from morphogen.stain.pairs.crops import PairDataset, orient
 
 
 def test_mist_and_bci_folders(make_pairs, tmp_path):

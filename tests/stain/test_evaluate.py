@@ -10,7 +10,6 @@ from PIL import Image
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest
-from morphogen.stain.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair, find_pairs
 from morphogen.stain.evaluate import (
@@ -20,9 +19,10 @@ from morphogen.stain.evaluate import (
     paired_differences,
     write_results,
 )
-from morphogen.stain.figures import dab_picture, density_of
-from morphogen.stain.pages import report_rows, write_page
-from morphogen.stain.scores import retrieval_view, score_pair
+from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.scoring.figures import dab_picture, density_of
+from morphogen.stain.scoring.pages import report_rows, write_page
+from morphogen.stain.scoring.scores import retrieval_view, score_pair
 
 from .conftest import he_like
 

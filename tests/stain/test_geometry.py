@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from morphogen.core.errors import InputError
-from morphogen.stain.checks import check_pairs
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.crops import PairDataset
 from morphogen.stain.data import Found, Pair, find_pairs
 from morphogen.stain.evaluate import evaluate_methods
-from morphogen.stain.geometry import align, cut, pair_map, read_aligned, shared_box, shared_side
-from morphogen.stain.registration import joined
+from morphogen.stain.pairs.checks import check_pairs
+from morphogen.stain.pairs.crops import PairDataset
+from morphogen.stain.pairs.geometry import align, cut, pair_map, read_aligned, shared_box, shared_side
+from morphogen.stain.registration.shift import joined
 
 from .conftest import he_like
 

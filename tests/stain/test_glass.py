@@ -5,7 +5,7 @@ import pytest
 from shapely import MultiPolygon, box
 
 from morphogen.metrics.seams import seam_score
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
 from morphogen.stain.glass import FADE_UM, MARGIN_UM, Glass
 from morphogen.stain.wholeslide import stain_slide

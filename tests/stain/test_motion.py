@@ -10,15 +10,15 @@ from PIL import Image
 
 from morphogen.cli.main import main
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.slides.pyramid import PyramidWriter
-from morphogen.stain import registered
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import DataConfig, TrainConfig
 from morphogen.stain.data import Pair, find_pairs, read_image
-from morphogen.stain.geometry import read_aligned
-from morphogen.stain.motion import MAX_TURN, estimate_motion
-from morphogen.stain.registered import register_slides, register_table
-from morphogen.stain.registration import register_pair
-from morphogen.stain.slidepairs import slide_table
+from morphogen.stain.pairs.geometry import read_aligned
+from morphogen.stain.pairs.slides import slide_table
+from morphogen.stain.registration import table as registered
+from morphogen.stain.registration.motion import MAX_TURN, estimate_motion
+from morphogen.stain.registration.shift import register_pair
+from morphogen.stain.registration.table import register_slides, register_table
 from morphogen.stain.train import prepared
 
 from .conftest import he_like
@@ -243,7 +243,7 @@ def many_pairs(folder, n=4):
 
 def test_a_killed_registration_goes_on(tmp_path, monkeypatch):
     """What was found before the kill is not looked for again; the table is that of a run without one."""
-    from morphogen.stain import registration
+    from morphogen.stain.registration import shift as registration
 
     data, whole = many_pairs(tmp_path / "data"), tmp_path / "whole.csv"
     register_table(data, whole, workers=1)

@@ -131,7 +131,7 @@ def test_sources_are_images_or_slides(folder, tmp_path, shared):
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"])
 def test_every_solver_runs_with_every_prediction(solver, tmp_path):
-    from morphogen.stain.build import build_model
+    from morphogen.stain.fitting.build import build_model
 
     from .conftest import TINY
 

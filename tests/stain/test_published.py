@@ -9,7 +9,7 @@ from morphogen.core.errors import CheckpointError
 from morphogen.diffusion import ddim_invert
 from morphogen.stain import StainTransfer
 from morphogen.stain.config import SamplerConfig
-from morphogen.stain.sampling import eta_function, invert, model_timesteps
+from morphogen.stain.recipes.sampling import eta_function, invert, model_timesteps
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from morphogen.core.errors import InputError
 from morphogen.stain.data import read_image
-from morphogen.stain.registration import estimate_shift
+from morphogen.stain.registration.shift import estimate_shift
 
 from .conftest import he_like
 

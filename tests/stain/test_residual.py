@@ -6,12 +6,12 @@ import torch
 
 from morphogen.core.errors import ConfigError
 from morphogen.stain import stain_image
-from morphogen.stain.build import build_model, silenced
 from morphogen.stain.config import ApplyConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from morphogen.stain.crops import PairDataset
 from morphogen.stain.data import find_pairs
+from morphogen.stain.fitting.build import build_model, silenced
+from morphogen.stain.fitting.residual import CROPS, SPREAD, attach, measured_scale, parts
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.residual import CROPS, SPREAD, attach, measured_scale, parts
+from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.train import StainTask, train_model
 from morphogen.training import Draws, TrainingConfig
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from morphogen.core.errors import InputError, SlideError
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.data import find_pairs
-from morphogen.stain.registered import register_table
-from morphogen.stain.slidepairs import cut_slide_pairs, is_slide, read_pairs, read_warped, slide_table
+from morphogen.stain.pairs.slides import cut_slide_pairs, is_slide, read_pairs, read_warped, slide_table
+from morphogen.stain.registration.table import register_table
 
 from .conftest import he_like
 

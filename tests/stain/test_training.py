@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.stain.build import build_model
-from morphogen.stain.cache import CachedCrops, cache_crops
 from morphogen.stain.config import DataConfig, ModelConfig, ObjectiveConfig, SamplerConfig, TrainConfig
-from morphogen.stain.crops import PairDataset
 from morphogen.stain.data import find_pairs
-from morphogen.stain.network import StainNetwork
+from morphogen.stain.fitting.build import build_model
+from morphogen.stain.fitting.cache import CachedCrops, cache_crops
+from morphogen.stain.pairs.crops import PairDataset
+from morphogen.stain.recipes.network import StainNetwork
 from morphogen.stain.train import StainTask, train_model
 from morphogen.training import Draws, TrainingConfig
 
@@ -279,7 +279,7 @@ def test_a_stain_is_learned(make_pairs, tmp_path, regression):
 
 
 def test_detail_head_changes_nothing_at_first_and_sees_across_blocks():
-    from morphogen.stain.network import DetailHead
+    from morphogen.stain.recipes.network import DetailHead
 
     head = DetailHead(4, 8)
     out, x, image = (torch.randn(1, 48, 6, 6) for _ in range(3))

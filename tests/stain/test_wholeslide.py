@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import OutputError, SlideError
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
 from morphogen.stain.wholeslide import stain_slide
 

@@ -53,8 +53,8 @@ def prepare(
     """
     from morphogen.expression.config import PrepareConfig
     from morphogen.expression.data import facts
-    from morphogen.expression.prepare import load_section, prepare_sections, save_section
-    from morphogen.expression.processed import is_processed, read_processed
+    from morphogen.expression.sections.prepare import load_section, prepare_sections, save_section
+    from morphogen.expression.sections.processed import is_processed, read_processed
 
     chosen = load_config(
         PrepareConfig,
@@ -121,8 +121,8 @@ def train(
     """
     from morphogen.expression.config import ExpressionConfig
     from morphogen.expression.data import facts
-    from morphogen.expression.prepare import load_sections
-    from morphogen.expression.splits import split_sections
+    from morphogen.expression.sections.prepare import load_sections
+    from morphogen.expression.sections.splits import split_sections
     from morphogen.expression.train import train_model
 
     chosen = load_config(
@@ -170,8 +170,8 @@ def predict(
     """
     from morphogen.expression.config import PredictConfig
     from morphogen.expression.model import ExpressionModel
-    from morphogen.expression.prepare import load_section
-    from morphogen.expression.slide import slide_section, write_geojson
+    from morphogen.expression.sections.grid import slide_section, write_geojson
+    from morphogen.expression.sections.prepare import load_section
 
     chosen = load_config(PredictConfig, config, settings, samples=samples, solver=solver, seed=seed)
     loaded = ExpressionModel.from_pretrained(model)
@@ -230,7 +230,7 @@ def evaluate(
     from morphogen.expression.config import EvaluateConfig
     from morphogen.expression.evaluate import evaluate_models
     from morphogen.expression.model import ExpressionModel
-    from morphogen.expression.prepare import load_sections
+    from morphogen.expression.sections.prepare import load_sections
 
     chosen = load_config(
         EvaluateConfig, config, settings, predict__samples=samples, predict__solver=solver, seed=seed

@@ -168,7 +168,7 @@ def encode(
     chosen = (tile_px, tile_mpp, overlap, min_tissue, tissue)
     tiles = None
     if any(value is not None for value in chosen):
-        from morphogen.slides.encoders import encoder_spec
+        from morphogen.slides.encoders.registry import encoder_spec
 
         spec = encoder_spec(encoder)
         tiles = _tiles(tile_px or spec.input_px, tile_mpp or spec.mpp, overlap, min_tissue, tissue)
@@ -227,7 +227,7 @@ def import_(
     json: AsJson = False,
 ) -> int:
     """Read tiles and features of TRIDENT, CLAM or HEST into the slides' stores, matched by slide name."""
-    from morphogen.slides.exchange import import_slides
+    from morphogen.slides.exchange.transfer import import_slides
 
     outcomes = import_slides(
         slides, format, source, encoder=encoder, mpp=mpp, out=out, overwrite=overwrite, recursive=recursive
@@ -251,7 +251,7 @@ def export(
     json: AsJson = False,
 ) -> int:
     """Write the tiles and features in the slides' stores as TRIDENT, CLAM or HEST files."""
-    from morphogen.slides.exchange import export_slides
+    from morphogen.slides.exchange.transfer import export_slides
 
     outcomes = export_slides(slides, format, to, encoder=encoder, mpp=mpp, out=out, recursive=recursive)
     return _report(outcomes, json)

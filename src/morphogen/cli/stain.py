@@ -17,7 +17,7 @@ from morphogen.cli.common import (
     load_config,
     say,
 )
-from morphogen.cli.stain_options import (
+from morphogen.cli.options import (
     Data,
     Encoder,
     Mpp,
@@ -65,7 +65,7 @@ def register(
 
     A run that was killed goes on with the pairs it had not come to.
     """
-    from morphogen.stain.registered import register_table
+    from morphogen.stain.registration.table import register_table
 
     table = register_table(
         data,
@@ -150,7 +150,7 @@ def train(
     stopped.
     """
     from morphogen.stain.config import TrainConfig
-    from morphogen.stain.slidepairs import read_pairs
+    from morphogen.stain.pairs.slides import read_pairs
     from morphogen.stain.train import train_model
 
     # The recipe of a size fills every section, so it is not laid over a configuration file.
@@ -323,7 +323,7 @@ def evaluate(
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import as_pairs, evaluate_folder
-    from morphogen.stain.pages import write_page
+    from morphogen.stain.scoring.pages import write_page
 
     resolved = load_config(
         EvaluateConfig,

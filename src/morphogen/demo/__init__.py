@@ -1,13 +1,13 @@
 """Tissue whose truth is known, and the demonstration that runs on it."""
 
-from morphogen.demo.simulator import Tissue, TissueSimulator
-from morphogen.demo.tissue_dab import TARGETS, DabNoise
-from morphogen.demo.tissue_fields import Outline
-from morphogen.demo.tissue_genes import Spots
-from morphogen.demo.tissue_hest import write_hest
-from morphogen.demo.tissue_slides import write_slide
-from morphogen.demo.tissue_styles import STYLES, Cell, Region
-from morphogen.demo.tissue_writers import write_mist, write_segmentation
+from morphogen.demo.simulator.dab import TARGETS, DabNoise
+from morphogen.demo.simulator.fields import Outline
+from morphogen.demo.simulator.genes import Spots
+from morphogen.demo.simulator.simulator import Tissue, TissueSimulator
+from morphogen.demo.simulator.styles import STYLES, Cell, Region
+from morphogen.demo.writers.folders import write_mist, write_segmentation
+from morphogen.demo.writers.hest import write_hest
+from morphogen.demo.writers.slides import write_slide
 
 __all__ = [
     "STYLES",

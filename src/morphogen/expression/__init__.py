@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     )
     from morphogen.expression.evaluate import Evaluation, evaluate_models
     from morphogen.expression.model import ExpressionModel
-    from morphogen.expression.prepare import load_section, load_sections, prepare_sections
-    from morphogen.expression.processed import read_processed
-    from morphogen.expression.readers import find_sections, read_sections
-    from morphogen.expression.slide import slide_section, write_geojson
-    from morphogen.expression.splits import split_sections
+    from morphogen.expression.sections.grid import slide_section, write_geojson
+    from morphogen.expression.sections.prepare import load_section, load_sections, prepare_sections
+    from morphogen.expression.sections.processed import read_processed
+    from morphogen.expression.sections.readers import find_sections, read_sections
+    from morphogen.expression.sections.splits import split_sections
     from morphogen.expression.train import train_model
 
 _HOME = {
@@ -36,15 +36,15 @@ _HOME = {
     "Evaluation": "evaluate",
     "evaluate_models": "evaluate",
     "ExpressionModel": "model",
-    "load_section": "prepare",
-    "load_sections": "prepare",
-    "prepare_sections": "prepare",
-    "read_processed": "processed",
-    "find_sections": "readers",
-    "read_sections": "readers",
-    "slide_section": "slide",
-    "write_geojson": "slide",
-    "split_sections": "splits",
+    "load_section": "sections.prepare",
+    "load_sections": "sections.prepare",
+    "prepare_sections": "sections.prepare",
+    "read_processed": "sections.processed",
+    "find_sections": "sections.readers",
+    "read_sections": "sections.readers",
+    "slide_section": "sections.grid",
+    "write_geojson": "sections.grid",
+    "split_sections": "sections.splits",
     "train_model": "train",
 }
 

@@ -20,16 +20,16 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest, writable_folder, write_json, write_text
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
-from morphogen.expression.baselines import all_baselines
 from morphogen.expression.config import EvaluateConfig
 from morphogen.expression.data import facts, gene_matrix, total_counts
 from morphogen.expression.model import ExpressionModel
-from morphogen.expression.panels import Panel
-from morphogen.expression.prepare import check_same_encoder, encoder_of
-from morphogen.expression.scores import COLUMNS, Scores, difference, score
-from morphogen.expression.splits import By, Split, split_sections
-from morphogen.expression.tables import SectionTable, tabulate
-from morphogen.expression.transforms import Transform
+from morphogen.expression.scoring.baselines import all_baselines
+from morphogen.expression.scoring.scores import COLUMNS, Scores, difference, score
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.prepare import check_same_encoder, encoder_of
+from morphogen.expression.sections.splits import By, Split, split_sections
+from morphogen.expression.sections.tables import SectionTable, tabulate
+from morphogen.expression.sections.transforms import Transform
 from morphogen.metrics.intervals import Interval, bootstrap
 
 PROTOCOL = {"id": "morphogen-expression", "version": 1}
@@ -68,7 +68,7 @@ class Evaluation:
 
     def save(self, folder: Path | str) -> Path:
         """``evaluation.json``, ``scores.csv``, ``genes.csv``, figures and ``report.html``; manifest last."""
-        from morphogen.expression.pages import write_page
+        from morphogen.expression.scoring.pages import write_page
 
         folder = writable_folder(folder)
         write_json(

@@ -16,11 +16,11 @@ from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import content_hash
 from morphogen.expression.config import ExpressionConfig, PredictConfig
 from morphogen.expression.data import facts
-from morphogen.expression.gene_diffusion import GeneDiffusion
-from morphogen.expression.panels import Panel
-from morphogen.expression.prepare import encoder_of
-from morphogen.expression.spatial import SpatialModel
-from morphogen.expression.transforms import Transform
+from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
+from morphogen.expression.recipes.spatial import SpatialModel
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.prepare import encoder_of
+from morphogen.expression.sections.transforms import Transform
 from morphogen.nets import fast_precision, optimise_for_inference
 
 KIND = "expression"

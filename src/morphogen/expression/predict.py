@@ -24,9 +24,9 @@ from morphogen.core.provenance import versions
 from morphogen.diffusion import ItemNoise
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.data import facts, log
-from morphogen.expression.gene_diffusion import PUBLISHED_STEPS, GeneDiffusion
-from morphogen.expression.spatial import SpatialModel
-from morphogen.expression.tables import SectionTable, tabulate
+from morphogen.expression.recipes.gene_diffusion import PUBLISHED_STEPS, GeneDiffusion
+from morphogen.expression.recipes.spatial import SpatialModel
+from morphogen.expression.sections.tables import SectionTable, tabulate
 from morphogen.metrics.probabilistic import sample_quantile
 
 if TYPE_CHECKING:

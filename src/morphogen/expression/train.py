@@ -17,15 +17,15 @@ from morphogen.core.seeds import generator
 from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig
 from morphogen.expression.data import check_embeddings, facts
-from morphogen.expression.gene_diffusion import GeneDiffusion
+from morphogen.expression.fitting.spatial import train_spatial
+from morphogen.expression.fitting.spots import Spots, data_hash, held_out_blocks, noise_levels
 from morphogen.expression.model import ExpressionModel
-from morphogen.expression.panels import choose_panel
-from morphogen.expression.prepare import check_same_encoder, encoder_of
-from morphogen.expression.splits import Split
-from morphogen.expression.spots import Spots, data_hash, held_out_blocks, noise_levels
-from morphogen.expression.tables import SectionTable, tabulate
-from morphogen.expression.train_residual import train_spatial
-from morphogen.expression.transforms import Transform
+from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
+from morphogen.expression.sections.panels import choose_panel
+from morphogen.expression.sections.prepare import check_same_encoder, encoder_of
+from morphogen.expression.sections.splits import Split
+from morphogen.expression.sections.tables import SectionTable, tabulate
+from morphogen.expression.sections.transforms import Transform
 from morphogen.nets import gather_neighbourhood
 from morphogen.training import TrainResult, fit
 

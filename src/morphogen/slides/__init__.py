@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from morphogen.slides.encode import encode_slide
-    from morphogen.slides.encoders import Encoder, get_encoder, list_encoders
+    from morphogen.slides.encoders.registry import Encoder, get_encoder, list_encoders
+    from morphogen.slides.encoders.spec import EncoderSpec
     from morphogen.slides.fields import crop_fields, dihedral, read_boxes
-    from morphogen.slides.pyramid import PyramidWriter
+    from morphogen.slides.pyramid.writer import PyramidWriter
     from morphogen.slides.slide import Slide, open_slide
-    from morphogen.slides.spec import EncoderSpec
     from morphogen.slides.tiles import tile_slide, tissue_windows
     from morphogen.slides.tissue import find_tissue
 
 _HOME = {
-    "Encoder": "encoders",
-    "EncoderSpec": "spec",
-    "PyramidWriter": "pyramid",
+    "Encoder": "encoders.registry",
+    "EncoderSpec": "encoders.spec",
+    "PyramidWriter": "pyramid.writer",
     "Slide": "slide",
     "crop_fields": "fields",
     "dihedral": "fields",
     "encode_slide": "encode",
     "find_tissue": "tissue",
-    "get_encoder": "encoders",
-    "list_encoders": "encoders",
+    "get_encoder": "encoders.registry",
+    "list_encoders": "encoders.registry",
     "open_slide": "slide",
     "read_boxes": "fields",
     "tile_slide": "tiles",

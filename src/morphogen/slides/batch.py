@@ -25,7 +25,7 @@ from morphogen.slides.tiles import tile_slide
 if TYPE_CHECKING:
     from distributed import Client
 
-    from morphogen.slides.encoders import Encoder
+    from morphogen.slides.encoders.registry import Encoder
 
 _PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image")
 _WORKER_BYTES = 3 << 30
@@ -125,7 +125,7 @@ def run_jobs(
         for job in jobs
     ]
     if encode is not None:
-        from morphogen.slides.encoders import encoder_spec
+        from morphogen.slides.encoders.registry import encoder_spec
 
         encoder_spec(encode.encoder)  # an unknown name is told before any work
     if scheduler is None and (len(jobs) == 1 or (workers or _default_workers(len(jobs), encode)) == 1):
@@ -211,7 +211,7 @@ def _work(job: Job, advance: Callable[[int, int], None] | None, encoder: Encoder
 @lru_cache(maxsize=1)
 def _encoder(config: EncodeConfig) -> Encoder:
     """The encoder, loaded once in each process."""
-    from morphogen.slides.encoders import get_encoder
+    from morphogen.slides.encoders.registry import get_encoder
 
     return get_encoder(
         config.encoder,

@@ -32,7 +32,7 @@ from morphogen.slides.store import (
 from morphogen.slides.tiles import Tiles, read_tiles, tile_slide
 
 if TYPE_CHECKING:
-    from morphogen.slides.encoders import Encoder
+    from morphogen.slides.encoders.registry import Encoder
     from morphogen.slides.slide import Slide
 
 NO_TISSUE = "no tissue was found, so there are no tiles (a smear, or all tissue? Try --tissue all)"

@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from morphogen.stain.build import build_model
-    from morphogen.stain.crops import PairDataset
     from morphogen.stain.data import Pair, find_pairs, pair_folders
     from morphogen.stain.evaluate import evaluate_folder
+    from morphogen.stain.fitting.build import build_model
     from morphogen.stain.model import StainOutput, StainTransfer
+    from morphogen.stain.pairs.crops import PairDataset
     from morphogen.stain.predict import Stained, stain_folder, stain_image
     from morphogen.stain.train import Trained, train_model
     from morphogen.stain.wholeslide import StainedSlide, stain_slide
 
 _HOME = {
     "Pair": "data",
-    "PairDataset": "crops",
+    "PairDataset": "pairs.crops",
     "StainOutput": "model",
     "StainTransfer": "model",
     "Stained": "predict",
     "StainedSlide": "wholeslide",
     "Trained": "train",
-    "build_model": "build",
+    "build_model": "fitting.build",
     "evaluate_folder": "evaluate",
     "find_pairs": "data",
     "pair_folders": "data",

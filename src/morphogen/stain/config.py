@@ -190,7 +190,8 @@ class TrainConfig(Config):
     @classmethod
     def recipe(cls, size: str = "small", steps: int | None = None, residual: bool = False) -> TrainConfig:
         """The settings a size is trained with, unless others are chosen; the warm-up is at most a tenth of
-        ``steps``. ``residual``: around a regression (:mod:`morphogen.stain.residual`), which knows the mean already.
+        ``steps``. ``residual``: around a regression (:mod:`morphogen.stain.fitting.residual`), which knows the
+        mean already.
 
         ``small``: minutes on a CPU. ``paper``: HistDiST, section 3 (batch 48 over 3 GPUs, 300 epochs of
         MIST).

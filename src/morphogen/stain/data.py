@@ -33,7 +33,7 @@ class Pair:
     """One H&E image and the IHC image of the same tissue.
 
     ``name`` is the file name without suffix. ``affine`` (a b tx c d ty) and then ``shift`` (dy, dx) take a pixel of
-    the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.geometry`).
+    the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.pairs.geometry`).
     """
 
     name: str

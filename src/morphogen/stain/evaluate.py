@@ -31,14 +31,14 @@ from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
-from morphogen.stain.baselines import Baseline, deconvolution, identity
-from morphogen.stain.checks import usable_pairs
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Found, Pair, list_images, read_image
-from morphogen.stain.figures import save_panels
-from morphogen.stain.geometry import cut, read_aligned
+from morphogen.stain.pairs.checks import usable_pairs
+from morphogen.stain.pairs.geometry import cut, read_aligned
 from morphogen.stain.predict import read_uncertainty
-from morphogen.stain.scores import (
+from morphogen.stain.scoring.baselines import Baseline, deconvolution, identity
+from morphogen.stain.scoring.figures import save_panels
+from morphogen.stain.scoring.scores import (
     COMPARED,
     POOLED,
     PROTOCOL,

@@ -17,10 +17,10 @@ from morphogen.diffusion import ItemNoise, network_denoiser
 from morphogen.nets import FirstStage, TextEncoder
 from morphogen.slides import Encoder, get_encoder
 from morphogen.slides.colour import dab_density
-from morphogen.slides.texture import TextureEncoder
+from morphogen.slides.encoders.texture.encoder import TextureEncoder
 from morphogen.stain.config import ModelConfig, SamplerConfig
-from morphogen.stain.network import HE, StainNetwork
-from morphogen.stain.sampling import expectation, invert, model_schedule, model_timesteps, translate
+from morphogen.stain.recipes.network import HE, StainNetwork
+from morphogen.stain.recipes.sampling import expectation, invert, model_schedule, model_timesteps, translate
 
 PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 
@@ -118,7 +118,7 @@ class StainTransfer:
             Settings of :class:`~morphogen.stain.config.ModelConfig` to override, e.g.
             ``prediction="epsilon"`` for a pipeline trained without zero-SNR and v.
         """
-        from morphogen.stain.folder import load
+        from morphogen.stain.recipes.folder import load
 
         return load(cls, folder, encoder, encoder_weights, changes).to(device)
 
@@ -126,7 +126,7 @@ class StainTransfer:
         """Write the model folder; with an autoencoder and a text encoder it also opens as a diffusers
         pipeline.
         """
-        from morphogen.stain.folder import save
+        from morphogen.stain.recipes.folder import save
 
         return save(self, folder)
 

@@ -14,10 +14,10 @@ import torch
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, read_json, writable_folder, write_json
 from morphogen.core.progress import progress
-from morphogen.stain.checks import magenta_share
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.pairs.checks import magenta_share
 from morphogen.stain.windows import (
     Band,
     RegionNoise,
@@ -140,7 +140,7 @@ def stain_folder(
 
 
 def _flat_images(folder: Path) -> dict[str, Path]:
-    from morphogen.stain.slidepairs import is_slide
+    from morphogen.stain.pairs.slides import is_slide
 
     return {name: path for name, path in list_images(folder).items() if not is_slide(path)}
 
@@ -311,7 +311,7 @@ def sort_sources(sources: Sequence[Path | str]) -> tuple[list[Path], list[Path]]
 
     :class:`InputError` for what is not there, or a folder with neither.
     """
-    from morphogen.stain.slidepairs import is_slide
+    from morphogen.stain.pairs.slides import is_slide
 
     plain: list[Path] = []
     slides: list[Path] = []

@@ -20,18 +20,18 @@ from morphogen.core.files import content_hash, writable_folder
 from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
-from morphogen.stain import residual
-from morphogen.stain.build import build_model
-from morphogen.stain.cache import CachedCrops, cache_crops
-from morphogen.stain.checks import usable_pairs
 from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
-from morphogen.stain.crops import PairDataset
 from morphogen.stain.data import Found, Pair, stains_of
-from morphogen.stain.folder import load_start
-from morphogen.stain.geometry import shared_side
+from morphogen.stain.fitting import residual
+from morphogen.stain.fitting.build import build_model
+from morphogen.stain.fitting.cache import CachedCrops, cache_crops
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.network import HE
-from morphogen.stain.registration import register_pairs
+from morphogen.stain.pairs.checks import usable_pairs
+from morphogen.stain.pairs.crops import PairDataset
+from morphogen.stain.pairs.geometry import shared_side
+from morphogen.stain.recipes.folder import load_start
+from morphogen.stain.recipes.network import HE
+from morphogen.stain.registration.shift import register_pairs
 from morphogen.training import Draws, TrainResult, fit
 
 log = logging.getLogger("morphogen.stain")
@@ -200,7 +200,7 @@ def train_model(
     are chosen).
 
     With ``config.model.residual`` the regression is trained first, into ``out/mean``
-    (:mod:`morphogen.stain.residual`). A run found in ``out`` goes on from its newest checkpoint. Raises
+    (:mod:`morphogen.stain.fitting.residual`). A run found in ``out`` goes on from its newest checkpoint. Raises
     :class:`~morphogen.core.errors.InputError` with one report when pairs cannot be used.
     """
     out = writable_folder(out)

@@ -18,7 +18,7 @@ from morphogen.core.files import atomic_path, content_hash, read_json, writable_
 from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import Slide, open_slide
-from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.slides.tissue import tissue_of
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.glass import Glass

@@ -58,7 +58,7 @@ def test(model: Any, sections: Any, out: Path, device: str) -> tuple[Any, Any]:
 
 def run(work: Workspace, report: Report) -> None:
     """Simulate four patients, train on three, map the fourth."""
-    from morphogen.demo.tissue_hest import write_hest
+    from morphogen.demo.writers.hest import write_hest
 
     side = 1200.0 if work.quick else 2200.0
     folder = write_hest(

@@ -86,7 +86,7 @@ def run(work: Workspace, report: Report) -> None:
 
 def _slide(work: Workspace, report: Report, model: Any) -> None:
     from morphogen.demo import TissueSimulator, write_slide
-    from morphogen.demo.tissue_fields import Outline
+    from morphogen.demo.simulator.fields import Outline
     from morphogen.slides import open_slide
 
     side = work.size(1024, 512)

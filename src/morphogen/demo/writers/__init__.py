@@ -1,0 +1,1 @@
+"""Folders and slides of simulated tissue, in the layouts that users have."""

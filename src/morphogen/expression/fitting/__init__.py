@@ -1,0 +1,1 @@
+"""What training needs beside the loop: spots as items, the steps of the spatial recipe."""

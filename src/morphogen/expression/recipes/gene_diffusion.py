@@ -1,0 +1,191 @@
+"""The recipes ``stem`` and ``hisdiff``: a gene transformer that denoises expression given the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphogen.core.errors import ConfigError, InputError
+from morphogen.diffusion import Schedule, ddpm, dpmpp_2m, network_denoiser, timesteps
+from morphogen.expression.config import NetworkConfig
+from morphogen.expression.sections.tables import SectionTable
+from morphogen.expression.sections.transforms import Standardiser
+from morphogen.nets import GeneTransformer, GeneTransformerConfig
+
+Noise = Callable[[int], Tensor]
+PUBLISHED_STEPS = 1000
+
+
+class GeneDiffusion(nn.Module):
+    """A gene transformer with its schedule, target scaling and condition scaling.
+
+    Conditions of a whole section are embedded once (:meth:`condition`); a sample is then a function of its rows and
+    its noise alone, so batches may mix spots and samples at will.
+    """
+
+    target_mean: Tensor
+    target_std: Tensor
+    condition_mean: Tensor
+    condition_std: Tensor
+
+    def __init__(
+        self, config: NetworkConfig, genes: int, embedding: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.hierarchical = config.conditioner != "image"
+        heads = config.condition_heads if self.hierarchical else 1
+        self.padding = -embedding % heads  # the hierarchical conditioner needs a multiple of its heads
+        self.network = GeneTransformer(
+            GeneTransformerConfig(
+                genes=genes,
+                condition_dim=embedding + self.padding,
+                width=config.width,
+                depth=config.depth,
+                heads=config.heads,
+                channels=2 if config.learned_variance else 1,
+                genes_per_token=config.genes_per_token,
+                conditioner=config.conditioner,
+                condition_heads=config.condition_heads,
+            ),
+            generator,
+        )
+        self._register(genes, embedding)
+        self.schedule = schedule_of(config)
+
+    def _register(self, genes: int, embedding: int) -> None:
+        self.register_buffer("target_mean", torch.zeros(genes))
+        self.register_buffer("target_std", torch.ones(genes))
+        self.register_buffer("condition_mean", torch.zeros(embedding))
+        self.register_buffer("condition_std", torch.ones(embedding))
+
+    @classmethod
+    def of_network(cls, network: GeneTransformer, config: NetworkConfig) -> GeneDiffusion:
+        """Around a network that is there already, such as a published one."""
+        out = cls.__new__(cls)
+        nn.Module.__init__(out)
+        out.config, out.padding = config, 0
+        out.hierarchical = network.config.conditioner.startswith("hierarchical")
+        out.network = network
+        out._register(network.config.genes, network.config.condition_dim)
+        out.schedule = schedule_of(config)
+        return out
+
+    @property
+    def genes(self) -> int:
+        return self.network.config.genes
+
+    def set_scaling(self, tables: Sequence[SectionTable], *, target: bool, condition: bool) -> None:
+        """Means and standard deviations over the training spots; identity where not wanted."""
+        if target:
+            z = Standardiser.fit(np.concatenate([t.y for t in tables]))
+            self.target_mean.copy_(torch.from_numpy(z.mean))
+            self.target_std.copy_(torch.from_numpy(z.std))
+        if condition:
+            z = Standardiser.fit(np.concatenate([t.embedding for t in tables]))
+            self.condition_mean.copy_(torch.from_numpy(z.mean))
+            self.condition_std.copy_(torch.from_numpy(z.std))
+
+    def scaled_condition(self, embedding: Tensor) -> Tensor:
+        """(…, C) embeddings → (…, C + padding) as the network takes them."""
+        return nn.functional.pad((embedding - self.condition_mean) / self.condition_std, (0, self.padding))
+
+    def scaled_target(self, values: Tensor) -> Tensor:
+        return (values - self.target_mean) / self.target_std
+
+    def unscaled(self, values: Tensor) -> Tensor:
+        """(B, G) network space → the targets' transform."""
+        return values * self.target_std + self.target_mean
+
+    # --- sampling -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def condition(self, table: SectionTable, batch: int = 4096) -> Tensor:
+        """Condition vectors (N, D) of all spots of a section."""
+        device = self.target_mean.device
+        expected = self.condition_mean.numel()
+        if table.embedding.shape[1] != expected:
+            raise InputError(
+                f"its embeddings have width {table.embedding.shape[1]}, the model was trained on {expected}",
+                where=table.section,
+                fix="Prepare the section with the model's encoder",
+            )
+        scaled = self.scaled_condition(torch.from_numpy(table.embedding).to(device))
+        if not self.hierarchical:
+            return torch.cat([self.network.embed_condition(part) for part in scaled.split(batch)])
+        near = torch.from_numpy(table.neighbours[:, : table.near]).long().to(device)
+        region = torch.from_numpy(table.neighbours).long().to(device)
+        conditioner: Any = self.network.conditioner
+        return conditioner.embed_slide(scaled, near, region)
+
+    def denoiser(self, precision: str = "fp32") -> Any:
+        return network_denoiser(
+            self.network,
+            self.schedule,
+            self.config.objective,
+            learned_variance=self.config.learned_variance,
+            precision=precision,
+        )
+
+    @torch.no_grad()
+    def draw(
+        self, embedded: Tensor, noise: Noise, solver: str, steps: int, precision: str = "fp32"
+    ) -> Tensor:
+        """One sample per row of ``embedded`` (B, D): (B, G) in the targets' transform.
+
+        noise(step) is (B, G) standard normal, step −1 the start. ``fast``: DPM-Solver++(2M) on a log-SNR grid of
+        ``steps`` evaluations. ``reference``: ancestral DDPM over all 1000 steps, as published (vp schedules).
+        """
+        x = noise(-1).to(embedded.device)
+        denoiser = self.denoiser(precision)
+        given = {"embedded": embedded}
+        if solver == "fast":
+            times = timesteps(self.schedule, steps, "log_snr")
+            return self.unscaled(dpmpp_2m(denoiser, x, times, self.schedule, condition=given))
+        if self.schedule.kind != "vp":
+            raise ConfigError("a flow has no ancestral sampler", where="--solver", fix="Use --solver fast")
+        variance = "learned" if self.config.learned_variance else "small"
+        return self.unscaled(
+            ddpm(
+                denoiser,
+                x,
+                [float(t) for t in range(self.schedule.T - 1, -1, -1)],
+                self.schedule,
+                variance=variance,  # type: ignore[arg-type]
+                noise=noise,
+                condition=given,
+            )
+        )
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether one forward gives the conditional mean: where the output at pure noise is (or fixes) x0.
+
+        An ε-network says nothing about x0 there: its error is amplified by σ/α, 157 times on the linear schedule.
+        """
+        return self.config.objective != "epsilon"
+
+    @torch.no_grad()
+    def mean(self, embedded: Tensor, precision: str = "fp32") -> Tensor:
+        """(B, G) expected values from one forward: E[x0 | tissue] is what the denoiser predicts at pure noise."""
+        x = torch.zeros((len(embedded), self.genes), device=embedded.device)
+        return self.unscaled(self.denoiser(precision)(x, self.schedule.last, embedded=embedded).x0)
+
+
+def schedule_of(config: NetworkConfig) -> Schedule:
+    """The noise schedule of a network; ``flow`` has its own."""
+    if config.learned_variance and config.objective != "epsilon":
+        raise ConfigError(
+            f"learned variance belongs to epsilon, not to {config.objective}",
+            where="network.learned_variance",
+            fix="Set it to false",
+        )
+    if config.objective == "flow":
+        return Schedule.flow()
+    return (
+        Schedule.linear(PUBLISHED_STEPS) if config.schedule == "linear" else Schedule.cosine(PUBLISHED_STEPS)
+    )

@@ -1,0 +1,1 @@
+"""Sections: readers of published layouts, preparation, panels, neighbours, splits."""

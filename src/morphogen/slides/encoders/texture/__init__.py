@@ -1,0 +1,1 @@
+"""The weight-free encoder ``texture``: named numbers of colour, texture and nuclei."""

@@ -1,0 +1,1 @@
+"""What training needs beside the loop: building a model, cached crops, the residual."""

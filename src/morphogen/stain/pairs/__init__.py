@@ -1,0 +1,1 @@
+"""Pairs of H&E and IHC images or slides: checks, geometry, crops."""

@@ -1,0 +1,169 @@
+"""Pairs checked up front, all of them, in one report."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from morphogen.core.errors import InputError
+from morphogen.core.progress import progress
+from morphogen.slides.colour import optical_density
+from morphogen.stain.data import Found, Pair, mode_problem
+from morphogen.stain.pairs.geometry import shared_box
+
+log = logging.getLogger("morphogen.stain")
+
+_TISSUE_DENSITY = 0.1  # mean optical density above which a pixel holds stain
+_SWAP_MARGIN = 0.03  # in magenta share; in the pairs at hand H&E has 0.13 to 0.29, immunostains −0.01 to 0.10
+_OVERVIEW = 512  # px of the longer side that stain statistics are taken from
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank)."""
+
+    size: tuple[int, int] | None
+    problem: str | None
+    magenta: float | None
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What the check of all pairs found.
+
+    ``good`` are usable pairs; ``bad`` maps a kind of problem to the files concerned; ``warnings`` are
+    sentences.
+    """
+
+    good: list[Pair]
+    bad: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        """Number of unusable pairs and lone files."""
+        return sum(len(files) for files in self.bad.values())
+
+    def summary(self, most: int = 5) -> str:
+        """All problems in one sentence, with up to ``most`` files of each kind."""
+        parts = []
+        for kind, files in self.bad.items():
+            shown = ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")
+            parts.append(f"{len(files)} {kind} ({shown})")
+        return "; ".join(parts)
+
+
+def magenta_share(image: np.ndarray) -> float | None:
+    """How much more green light stained tissue absorbs than red and blue, over all it absorbs.
+
+    Eosin takes green and little else, haematoxylin red and green, DAB mostly blue; so H&E lies near 0.2 and
+    haematoxylin with DAB near 0.03. ``image`` is (H, W, 3) uint8; ``None`` when it holds next to no tissue.
+    """
+    density = optical_density(np.array(image)[None])[0].numpy().reshape(3, -1)
+    tissue = density.mean(axis=0) > _TISSUE_DENSITY
+    if tissue.sum() < 50:
+        return None
+    red, green, blue = density[:, tissue].sum(axis=1)
+    return float((green - (red + blue) / 2) / (red + green + blue))
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Decode an image once (JPEG at reduced size) and say what it is."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            problem = mode_problem(image)
+            if problem is not None:
+                return ImageFacts(size, problem, None)
+            image.draft(
+                "RGB", (_OVERVIEW, _OVERVIEW)
+            )  # decodes every block of a JPEG, but at 1/2 … 1/8 scale
+            image.load()
+            step = max(1, round(max(image.size) / _OVERVIEW))
+            array = np.asarray(image)[::step, ::step]
+    except FileNotFoundError:
+        return ImageFacts(None, "the file is missing", None)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return ImageFacts(None, "the file cannot be read as an image", None)
+    if array.shape[-1] == 4 and int(array[..., 3].min()) < 255:
+        return ImageFacts(size, "the image has transparent pixels", None)
+    return ImageFacts(size, None, magenta_share(np.ascontiguousarray(array[..., :3])))
+
+
+def check_pairs(found: Found, *, crop: int = 0, threads: int = 8) -> PairReport:
+    """Look at every image of every pair; nothing is raised, everything is in the report.
+
+    Checked: a partner for each file; readable 8-bit RGB; one size per pair, at least ``crop``; and that the
+    H&E is redder than the IHC (a pair that looks swapped is kept and warned about).
+    """
+    bad: dict[str, list[str]] = {}
+    for name in found.alone:
+        bad.setdefault("without a partner", []).append(name)
+    files = [path for pair in found.pairs for path in (pair.he, pair.ihc)]
+    with ThreadPoolExecutor(threads) as pool:
+        facts = list(progress(pool.map(inspect_image, files), total=len(files), what="checking images"))
+    good, swapped = [], []
+    for pair, a, b in zip(found.pairs, facts[::2], facts[1::2], strict=True):
+        problem = _problem(pair, a, b, crop)
+        if problem is not None:
+            kind, name = problem
+            bad.setdefault(kind, []).append(name)
+            continue
+        good.append(pair)
+        if a.magenta is not None and b.magenta is not None and a.magenta < b.magenta - _SWAP_MARGIN:
+            swapped.append(pair.name)
+    warnings = []
+    if swapped:
+        names = ", ".join(swapped[:5]) + (f" and {len(swapped) - 5} more" if len(swapped) > 5 else "")
+        warnings.append(
+            f"{len(swapped)} of {len(good)} pairs look swapped (the H&E image is brown and blue, the IHC image pink): "
+            f"{names}. Check that the IHC is in the B folder."
+        )
+    return PairReport(good, bad, warnings)
+
+
+def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, str] | None:
+    for path, facts in ((pair.he, a), (pair.ihc, b)):
+        if facts.problem is not None:
+            return f"where {facts.problem}", str(path)
+    assert a.size is not None and b.size is not None
+    if a.size != b.size:
+        return "of two sizes", f"{pair.name}: {a.size[0]} × {a.size[1]} and {b.size[0]} × {b.size[1]} px"
+    rows, columns = shared_box(pair, (a.size[1], a.size[0]))
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    if min(width, height) < max(crop, 1):
+        moved = pair.affine is not None or any(pair.shift)
+        return (
+            f"smaller than the crop of {crop} px" if min(width, height) else "that share nothing",
+            f"{pair.name}: {width} × {height} px" + (" in both images" if moved else ""),
+        )
+    return None
+
+
+def usable_pairs(
+    found: Found, *, crop: int = 0, skip_bad: bool = False, where: object = None
+) -> tuple[list[Pair], PairReport]:
+    """Checked pairs, with warnings logged.
+
+    :class:`InputError` with one report of all problems, unless ``skip_bad``; or when no pair is left.
+    """
+    report = check_pairs(found, crop=crop)
+    for warning in report.warnings:
+        log.warning("%s", warning)
+    if report.bad and not skip_bad:
+        raise InputError(
+            f"{report.skipped} of {len(report.good) + report.skipped} pairs cannot be used: {report.summary()}",
+            where=where,
+            fix="Mend or remove them, or leave them out with --skip-bad",
+        )
+    if not report.good:
+        raise InputError(f"no usable pair is left: {report.summary() or 'none was found'}", where=where)
+    if report.bad:
+        log.warning("%d pairs are left out: %s.", report.skipped, report.summary())
+    return report.good, report

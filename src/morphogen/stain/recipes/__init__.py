@@ -1,0 +1,1 @@
+"""What a stain model is made of: network, sampling, its folder."""

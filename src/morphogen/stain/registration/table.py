@@ -1,0 +1,195 @@
+"""Register all pairs of a layout once, and write down what was found as a table of pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen._version import __version__
+from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.files import content_hash, plain, write_text
+from morphogen.core.journal import Journal, journalled
+from morphogen.slides import Slide
+from morphogen.stain.data import Pair, find_pairs, splits_of
+from morphogen.stain.pairs.checks import usable_pairs
+from morphogen.stain.pairs.slides import SlidePair, open_pair, slide_table
+from morphogen.stain.registration.motion import estimate_motion
+from morphogen.stain.registration.shift import file_state, register_pairs
+
+_OVERVIEW = 1024  # px of the longer side at which whole slides are registered
+_COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
+_SLIDE_COLUMNS = ("he", "ihc", "stain", "patient", "split", "affine", "he_mpp", "ihc_mpp", "score")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table that was written, pairs in it, and names of those that did not match."""
+
+    path: Path
+    pairs: int
+    unsure: list[str]
+
+
+def register_table(
+    data: Path | str,
+    out: Path | str,
+    motion: str = "rigid",
+    *,
+    max_shift: int = 32,
+    drop_unmatched: bool = False,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> Table:
+    """Register every pair of ``data``, in all its splits, and write the CSV ``out`` that training and evaluation read.
+
+    ``data`` is any layout of :mod:`morphogen.stain.data`, or a table of whole slides, which are registered from
+    overviews (``rigid`` or ``affine``; an ``affine`` that the table gives stays). Pairs whose images do not match
+    keep what they had, or are left out with ``drop_unmatched``; the column ``score`` says how well the others do.
+    ``workers`` pairs are looked at at a time (default: as many as cores). What a killed run had found lies in
+    ``.<out>.part`` and is not looked for again.
+    """
+    data, out = Path(data), Path(out)
+    if out.suffix.lower() != ".csv":
+        raise InputError(
+            "the table of pairs is a CSV file", where=out, fix=f"Write {out.with_suffix('.csv').name}"
+        )
+    if out.exists() and data.exists() and out.samefile(data):
+        raise InputError(
+            "the table would overwrite the one it is made from", where=out, fix="Choose another name"
+        )
+    if workers is not None and workers < 1:
+        raise ConfigError(
+            f"{workers} workers cannot register anything", where="--workers", fix="Use 1 or more"
+        )
+    slides = slide_table(data)
+    journal = Journal(out.with_name(f".{out.name}.part"), motion, max_shift, __version__)
+    if slides is not None:
+        return _register_slides(slides, out, motion, drop_unmatched, workers, journal)
+    rows, unsure = [], []
+    for split in splits_of(data) or ("",):  # without splits, or with what is wrong said by find_pairs
+        pairs, _ = usable_pairs(find_pairs(data, split or "train"), skip_bad=skip_bad, where=data)
+        for each in register_pairs(pairs, motion, max_shift, workers=workers, journal=journal):
+            if not each.sure:
+                unsure.append(each.pair.name)
+            if each.sure or not drop_unmatched:
+                rows.append(_row(each.pair, split, out, each.score))
+    _write(out, _COLUMNS, rows, journal)
+    return Table(out, len(rows), unsure)
+
+
+def _row(pair: Pair, split: str, out: Path, score: float | None) -> dict[str, Any]:
+    return {
+        "name": pair.name,
+        "he": _relative(pair.he, out),
+        "ihc": _relative(pair.ihc, out),
+        "stain": pair.stain,
+        "patient": pair.patient or "",
+        "split": split,
+        "shift_x": pair.shift[1] or "",
+        "shift_y": pair.shift[0] or "",
+        "affine": _numbers(pair.affine),
+        "score": "" if score is None else f"{score:.3f}",
+    }
+
+
+def _numbers(affine: Iterable[float] | None) -> str:
+    return "" if affine is None else " ".join(f"{value:.10g}" for value in affine)
+
+
+def _relative(path: Path, out: Path) -> str:
+    """As the table has to name it: relative to its own folder."""
+    return Path(os.path.relpath(path.resolve(), out.resolve().parent)).as_posix()
+
+
+def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]], journal: Journal) -> None:
+    if not rows:
+        raise InputError(
+            "no pair matches, so no table is written",
+            where=out,
+            fix="Leave --drop-unmatched out to keep them",
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out, text.getvalue())
+    journal.remove()
+
+
+def _register_slides(
+    pairs: list[SlidePair],
+    out: Path,
+    motion: str,
+    drop_unmatched: bool,
+    workers: int | None,
+    journal: Journal,
+) -> Table:
+    if motion == "shift":
+        raise InputError(
+            "whole slides are registered by rigid or affine maps", where=out, fix="Use --motion rigid"
+        )
+
+    def key(pair: SlidePair) -> str:
+        files = [file_state(path) for path in (pair.he, pair.ihc)]
+        return content_hash(files, pair.he_mpp, pair.ihc_mpp, plain(pair.affine))
+
+    def registered(pair: SlidePair) -> tuple[Any, float | None, bool]:
+        """Its level-0 map, the score, and whether it is sure."""
+        if pair.affine is not None:
+            return pair.affine.ravel(), None, True
+        moved, score, sure = register_slides(pair, motion)
+        return None if moved.affine is None else moved.affine.ravel(), score, sure
+
+    rows, unsure = [], []
+    results = journalled(
+        registered, pairs, key, journal, workers=workers, what=f"{motion} registration of slides"
+    )
+    for pair, (affine, score, sure) in zip(pairs, results, strict=True):
+        if not sure:
+            unsure.append(pair.he.name)
+        if sure or not drop_unmatched:
+            rows.append(_slide_row(pair, out, affine, score))
+    _write(out, _SLIDE_COLUMNS, rows, journal)
+    return Table(out, len(rows), unsure)
+
+
+def _slide_row(pair: SlidePair, out: Path, affine: Any, score: float | None) -> dict[str, Any]:
+    return {
+        "he": _relative(pair.he, out),
+        "ihc": _relative(pair.ihc, out),
+        "stain": pair.stain,
+        "patient": pair.patient or "",
+        "split": pair.split,
+        "affine": _numbers(affine),
+        "he_mpp": pair.he_mpp or "",
+        "ihc_mpp": pair.ihc_mpp or "",
+        "score": "" if score is None else f"{score:.3f}",
+    }
+
+
+def register_slides(pair: SlidePair, motion: str = "rigid") -> tuple[SlidePair, float, bool]:
+    """Two whole slides registered from overviews at one µm/px: the pair with its level-0 map, the score
+    (:class:`~morphogen.stain.registration.motion.Alignment`), and whether it is sure; if not, the pair is as it
+    came."""
+    with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc:
+        sides = [max(slide.width, slide.height) * slide.require_mpp() for slide in (he, ihc)]
+        mpp = max(max(sides) / _OVERVIEW, *(slide.require_mpp() for slide in (he, ihc)))
+        images, scales = zip(*(_overview(slide, mpp) for slide in (he, ihc)), strict=True)
+    found = estimate_motion(images[0], images[1], "affine" if motion == "affine" else "rigid")
+    if not found.sure:
+        return pair, found.score, False
+    linear = np.diag(scales[1]) @ found.matrix[:, :2] @ np.diag(1 / scales[0])
+    return replace(pair, affine=np.column_stack([linear, scales[1] * found.matrix[:, 2]])), found.score, True
+
+
+def _overview(slide: Slide, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """The slide at about ``mpp``, and its level-0 pixels per pixel of that, (x, y)."""
+    image = slide.overview(max(1.0, mpp / slide.require_mpp()))
+    return image, np.array([slide.width / image.shape[1], slide.height / image.shape[0]])

@@ -1,0 +1,1 @@
+"""Scores, baselines, pictures and the page of an evaluation."""

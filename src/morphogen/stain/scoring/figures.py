@@ -1,0 +1,75 @@
+"""Pictures a pathologist reads: H&E, predicted, real, both DAB maps, uncertainty, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from morphogen.core.files import writable_folder
+from morphogen.slides.colour import dab_density
+from morphogen.stain.data import Pair
+from morphogen.stain.pairs.geometry import cut, read_aligned
+from morphogen.stain.predict import save_png
+
+STRONGEST = 1.0  # DAB optical density drawn darkest
+DOUBTFUL = 0.4  # SD of DAB optical density drawn brightest
+GAP = 8
+
+
+def dab_picture(density: np.ndarray, strongest: float = STRONGEST) -> np.ndarray:
+    """A DAB map (H, W) as brown on white, (H, W, 3) uint8: the colour that this much DAB alone would have."""
+    from morphogen.slides.colour import reconstruct
+
+    amounts = np.zeros((1, 3, *density.shape), np.float32)
+    amounts[0, 1] = np.clip(density, 0, strongest)
+    return reconstruct(amounts, "hdab", dtype="uint8")[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def uncertainty_picture(uncertainty: np.ndarray, most: float = DOUBTFUL) -> np.ndarray:
+    """An uncertainty map (H, W), DAB optical density, in the magma colours up to ``most``; (H, W, 3)
+    uint8.
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps["magma"](np.clip(uncertainty / most, 0, 1))[..., :3]
+    return (colours * 255).round().astype(np.uint8)
+
+
+def density_of(image: np.ndarray) -> np.ndarray:
+    """(H, W) DAB optical density of an image (H, W, 3) uint8."""
+    return dab_density(np.array(image), layout="nhwc")[0].numpy()
+
+
+def panel(
+    he: np.ndarray, predicted: np.ndarray, real: np.ndarray, uncertainty: np.ndarray | None = None
+) -> np.ndarray:
+    """One row: H&E | predicted | real | predicted DAB | real DAB | uncertainty; (H, W', 3) uint8."""
+    pictures = [he, predicted, real, dab_picture(density_of(predicted)), dab_picture(density_of(real))]
+    if uncertainty is not None:
+        pictures.append(uncertainty_picture(uncertainty))
+    gap = np.full((he.shape[0], GAP, 3), 255, np.uint8)
+    row = [part for picture in pictures for part in (picture, gap)][:-1]
+    return np.concatenate(row, axis=1)
+
+
+def save_panels(
+    folder: Path | str,
+    pairs: Sequence[Pair],
+    predicted: Callable[[Pair, np.ndarray], np.ndarray],
+    uncertainty: Callable[[Pair], np.ndarray | None],
+) -> list[Path]:
+    """``<name>.png`` for each pair; returns the files."""
+    folder, files = writable_folder(folder), []
+    for pair in pairs:
+        he, real = read_aligned(pair)
+        image, doubt = predicted(pair, he), uncertainty(pair)
+        if image.shape != real.shape:
+            image = cut(pair, image)
+        if doubt is not None and doubt.shape != real.shape[:2]:
+            doubt = cut(pair, doubt)
+        path = folder / f"{pair.name}.png"
+        save_png(path, panel(he, image, real, doubt))
+        files.append(path)
+    return files
