@@ -111,7 +111,7 @@ def test_lite0_knows_a_cat(images, tmp_path):
     scores = encoder(chelsea()[None]) @ file["_fc.weight"].T + file["_fc.bias"]
     assert int(scores.argmax()) in range(281, 286)  # ImageNet's cats
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="its 1 tensors are not the 247"):
+    with pytest.raises(WeightsError, match="its 1 tensors are not the"):
         get_encoder("lite0", tmp_path / "other.pth", device="cpu")
 
 

