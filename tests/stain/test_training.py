@@ -279,7 +279,7 @@ def test_a_stain_is_learned(make_pairs, tmp_path, regression):
 
 
 def test_detail_head_changes_nothing_at_first_and_sees_across_blocks():
-    from morphogen.stain.recipes.network import DetailHead
+    from morphogen.nets import DetailHead
 
     head = DetailHead(4, 8)
     out, x, image = (torch.randn(1, 48, 6, 6) for _ in range(3))

@@ -103,6 +103,8 @@ def unet_settings(network: LatentUNet) -> UNetConfig:
         attention=attention,
         heads=config.attention_head_dim,
         context_dim=network.context_dim,
+        context_vector=config.get("projection_class_embeddings_input_dim") or 0,
+        scale_shift=config.resnet_time_scale_shift == "scale_shift",
         groups=config.norm_num_groups,
         dropout=config.dropout,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from morphogen.nets.config import GeneTransformerConfig, UNetConfig
 from morphogen.nets.embedders import ImageEmbedder, RepresentationTokens, TimeEmbedder, sinusoid
 from morphogen.nets.gene_transformer import GeneTransformer
+from morphogen.nets.heads import DetailHead
 from morphogen.nets.inference import fast_precision, optimise_for_inference
 from morphogen.nets.neighbourhood import HierarchicalConditioner, gather_neighbourhood
 
@@ -42,6 +43,7 @@ _LATER = {
 }
 
 __all__ = [
+    "DetailHead",
     "FirstStage",
     "GeneTransformer",
     "GeneTransformerConfig",

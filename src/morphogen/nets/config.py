@@ -76,6 +76,15 @@ class UNetConfig(Config):
     context_dim: int = Field(
         0, ge=0, description="Width of the context tokens for cross-attention. 0: no context (UNet2DModel)."
     )
+    context_vector: int = Field(
+        0,
+        ge=0,
+        description="Width of the context tokens side by side, where they are also added to the time embedding. "
+        "0: they enter by cross-attention alone.",
+    )
+    scale_shift: bool = Field(
+        False, description="The time embedding scales and shifts the residual blocks' features (AdaGN)."
+    )
     groups: int = Field(32, gt=0, description="Groups of the group norms; must divide every width.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
 
@@ -84,6 +93,8 @@ class UNetConfig(Config):
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"width {width} is no multiple of groups {self.groups}")
+        if self.context_vector and not self.context_dim:
+            raise ValueError("context_vector needs context tokens: set context_dim")
         for level in self.attention:
             if not 0 <= level < len(self.widths):
                 raise ValueError(f"attention level {level} does not exist with {len(self.widths)} widths")

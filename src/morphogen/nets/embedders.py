@@ -52,16 +52,20 @@ class ImageEmbedder(nn.Module):
 
 class RepresentationTokens(nn.Module):
     """Embeddings of a self-supervised encoder → context tokens: L2-normalise → Linear, one token per
-    embedding
-    (Graikos et al., CVPR 2024).
+    embedding (Graikos et al., CVPR 2024).
 
     features: name → width of each embedding, in token order: ``{"patch": 768}``, or ``{"patch": 384,
-    "region": 768}`` for the two-token model. A missing embedding is the zero vector before the Linear, and
-    so is the null condition of guidance: its token is the Linear's bias.
+    "region": 768}`` for the two-token model. A missing embedding is the zero vector before the Linear, and so is the
+    null condition of guidance: its token is the Linear's bias. normalise: whether a vector's length is divided out.
+    unit: the root mean square of a normalised vector's entries; None leaves its length at 1, as published, which
+    makes the first tokens of a wide embedding very small.
     """
 
-    def __init__(self, features: Mapping[str, int], width: int) -> None:
+    def __init__(
+        self, features: Mapping[str, int], width: int, *, normalise: bool = True, unit: float | None = None
+    ) -> None:
         super().__init__()
+        self.normalise, self.unit = normalise, unit
         self.features = dict(features)
         self.width = width
         self.projections = nn.ModuleDict(
@@ -92,7 +96,12 @@ class RepresentationTokens(nn.Module):
                 raise InputError(
                     f"embedding '{name}' must be {(batch, self.features[name])}, but is {tuple(vector.shape)}"
                 )
-            out.append(linear(F.normalize(vector.to(linear.weight.dtype), dim=-1)))
+            vector = vector.to(linear.weight.dtype)
+            if self.normalise:
+                vector = F.normalize(vector, dim=-1)
+                if self.unit is not None:
+                    vector = vector * (self.unit * math.sqrt(vector.shape[-1]))
+            out.append(linear(vector))
         return torch.stack(out, dim=1)
 
     def null(self, batch: int = 1) -> Tensor:

@@ -70,7 +70,9 @@ class LatentUNet(nn.Module):
         if context is None:
             return self.unet(joined, time).sample.to(x.dtype)
         tokens = context.to(self.unet.dtype).expand(batch, -1, -1)
-        return self.unet(joined, time, encoder_hidden_states=tokens).sample.to(x.dtype)
+        # With a context vector the tokens, side by side, also enter beside the time.
+        vector = tokens.flatten(1) if self.unet.class_embedding is not None else None
+        return self.unet(joined, time, encoder_hidden_states=tokens, class_labels=vector).sample.to(x.dtype)
 
 
 def build_unet(config: UNetConfig, seed: int | None = None) -> LatentUNet:
@@ -90,12 +92,18 @@ def build_unet(config: UNetConfig, seed: int | None = None) -> LatentUNet:
         "norm_num_groups": config.groups,
         "norm_eps": 1e-5,
         "dropout": config.dropout,
+        "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
     }
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         if config.context_dim:
             # diffusers reads attention_head_dim as the NUMBER of heads here, for the sake of old checkpoints.
+            if config.context_vector:
+                common |= {
+                    "class_embed_type": "projection",
+                    "projection_class_embeddings_input_dim": config.context_vector,
+                }
             unet = UNet2DConditionModel(
                 **common, cross_attention_dim=config.context_dim, attention_head_dim=config.heads
             )

@@ -11,12 +11,12 @@ import torch
 from morphogen.checkpoints import load_pipeline
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
-from morphogen.nets import UNetConfig, build_unet, widen_input
+from morphogen.nets import DetailHead, UNetConfig, build_unet, widen_input
 from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import StainTransfer, build_encoder
 from morphogen.stain.recipes.folder import load_start, pixel_first_stage, text_context
-from morphogen.stain.recipes.network import DetailHead, StainNetwork, add_labels, change_labels
+from morphogen.stain.recipes.network import StainNetwork, add_labels, change_labels
 
 log = logging.getLogger("morphogen.stain")
 

@@ -13,11 +13,11 @@ from morphogen.checkpoints import load_histdist, load_model, resolve_folder, sav
 from morphogen.checkpoints.folder import NAME, ModelFolder
 from morphogen.core.errors import CheckpointError, ConfigError, nearest
 from morphogen.core.provenance import versions
-from morphogen.nets import KLFirstStage, load_first_stage, load_text_encoder, load_unet
+from morphogen.nets import DetailHead, KLFirstStage, load_first_stage, load_text_encoder, load_unet
 from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import PROMPT, StainTransfer, build_encoder
-from morphogen.stain.recipes.network import DetailHead, StainNetwork
+from morphogen.stain.recipes.network import StainNetwork
 
 KIND = "stain"
 PUBLISHED_ENCODER = "phikon"

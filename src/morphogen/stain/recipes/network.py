@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
-from morphogen.nets import LatentUNet
+from morphogen.nets import DetailHead, LatentUNet
 
 HE = 0  # label of the H&E generation task; target stains follow from 1
 
@@ -128,31 +128,6 @@ class StainNetwork(nn.Module):
         time = torch.as_tensor(t, device=x.device).expand(batch)
         out = self.latent.unet(joined, time, **options).sample
         return out if self.detail is None else self.detail(out, x, image)
-
-
-class DetailHead(nn.Module):
-    """A correction of the U-Net's output at full resolution, for networks whose channels are blocks of
-    pixels.
-
-    Output, noisy stain and H&E are laid out as pixels again; two small convolutions see across the borders
-    of blocks, which the U-Net's output does not, and add what they find. Zero at first.
-    """
-
-    def __init__(self, factor: int, width: int) -> None:
-        super().__init__()
-        self.factor, self.width = factor, width
-        self.first = nn.Conv2d(9, width, 3, padding=1)
-        self.last = nn.Conv2d(width, 3, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, out: Tensor, x: Tensor, image: Tensor) -> Tensor:
-        """All (B, 3·factor², h, w); returns the corrected ``out``."""
-        pixels = torch.cat(
-            [nn.functional.pixel_shuffle(each, self.factor) for each in (out, x, image)], dim=1
-        )
-        correction = self.last(nn.functional.silu(self.first(pixels)))
-        return out + nn.functional.pixel_unshuffle(correction, self.factor)
 
 
 def add_labels(latent: LatentUNet, stains: Sequence[str]) -> None:
