@@ -1,0 +1,157 @@
+"""Small well-formed inputs of every kind, made once; a case works on a copy of one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+
+TINY = {"network.depth": 1, "network.width": 16, "network.heads": 2}
+
+
+def picture(seed: int = 0, size: int = 64) -> np.ndarray:
+    """A pink field with purple discs; uint8 (size, size, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    image = np.full((size, size, 3), (228, 170, 200), float) + rng.normal(0, 6, (size, size, 3))
+    for _ in range(size * size // 300):
+        cy, cx = rng.integers(0, size, 2)
+        image[(y - cy) ** 2 + (x - cx) ** 2 < rng.integers(6, 24)] = (110, 70, 150)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def images(root: Path) -> None:
+    """``images/``: one file of each format."""
+    import tifffile
+    from PIL import Image
+
+    root.mkdir(parents=True)
+    pixels = picture()
+    Image.fromarray(pixels).save(root / "a.png")
+    Image.fromarray(pixels).save(root / "b.jpg", quality=90)
+    tifffile.imwrite(root / "c.tif", pixels, photometric="rgb", compression="zlib")
+
+
+def slides(root: Path) -> None:
+    """``slides/``: a tiled pyramid, an OME-TIFF, a flat PNG, and a list of them."""
+    import tifffile
+
+    root.mkdir(parents=True)
+    pixels = picture(3, 512)
+    options: dict = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg"}
+    scale: dict = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(root / "pyramid.tif") as file:
+        file.write(pixels, **options, **scale)
+        file.write(np.ascontiguousarray(pixels[::2, ::2]), subfiletype=1, **options)
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(root / "ome.ome.tif", pixels, ome=True, metadata=metadata, **options)
+    (root / "list.csv").write_text("slide,mpp\npyramid.tif,0.5\nome.ome.tif,0.5\n")
+
+
+def pairs(root: Path) -> None:
+    """``pairs/``: MIST folders of three pairs, with patients and a table."""
+    from PIL import Image
+
+    for side in "AB":
+        (root / "TrainValAB" / f"train{side}").mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(picture(k)).save(root / "TrainValAB" / f"train{side}" / f"p{k}.png")
+    (root / "patients.csv").write_text("name,patient\np0,P1\np1,P1\np2,P2\n")
+    base = "TrainValAB/train"
+    rows = [f"{base}A/p{k}.png,{base}B/p{k}.png,ER,P{k},train" for k in range(3)]
+    (root / "pairs.csv").write_text("he,ihc,stain,patient,split\n" + "\n".join(rows) + "\n")
+
+
+def sections(root: Path) -> None:
+    """``prepared/``: two prepared sections; ``raw/`` ST tables with their image; ``visium/`` AnnData with an image."""
+    import anndata
+    import pandas as pd
+    from PIL import Image
+    from scipy import sparse
+
+    from morphogen.expression import PrepareConfig, prepare_sections
+
+    rng = np.random.default_rng(1)
+    raw = root / "raw"
+    raw.mkdir(parents=True)
+    side, pitch = 6, 60
+    for name in ("S1", "S2"):
+        Image.fromarray(picture(len(name), 420)).save(raw / f"{name}_HE.png")
+        spots = [(x, y) for y in range(side) for x in range(side)]
+        counts = rng.poisson(4.0, (len(spots), 8))
+        frame = pd.DataFrame(counts, [f"{x}x{y}" for x, y in spots], [f"G{k}" for k in range(8)])
+        frame.to_csv(raw / f"{name}.tsv", sep="\t")
+        rows = [f"{x}\t{y}\t{x}\t{y}\t{40 + x * pitch}\t{40 + y * pitch}\t1" for x, y in spots]
+        header = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+        (raw / f"{name}_selection.tsv").write_text(header + "\n".join(rows) + "\n")
+    (raw / "patients.csv").write_text("section,patient\nS1,P1\nS2,P2\n")
+    config = PrepareConfig.load(
+        overrides={"data.mpp": 200 / pitch, "data.patients": str(raw / "patients.csv")}
+    )
+    prepare_sections(raw, root / "prepared", config)
+    visium = root / "visium"
+    visium.mkdir()
+    x = sparse.csr_matrix(rng.poisson(3.0, (side * side, 8)).astype(np.float32))
+    data = anndata.AnnData(x)
+    data.obsm["spatial"] = np.array(
+        [(40 + x * pitch, 40 + y * pitch) for y in range(side) for x in range(side)], float
+    )
+    data.obs["array_row"], data.obs["array_col"] = np.divmod(np.arange(side * side), side)
+    data.uns["spatial"] = {
+        "V1": {
+            "images": {"hires": picture(5, 420)},
+            "scalefactors": {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 30.0},
+        }
+    }
+    data.write_h5ad(visium / "V1.h5ad")
+    with gzip.open(root / "list.txt.gz", "wt") as file:
+        file.write("V1\n")
+
+
+def stain_model(folder: Path) -> None:
+    """A stain model of some thousand parameters with random weights."""
+    from morphogen.stain.config import ModelConfig
+    from morphogen.stain.fitting.build import build_model
+
+    config = ModelConfig(
+        widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4, detail=4
+    )
+    build_model(config, crop=64, seed=3).save_pretrained(folder)
+
+
+def gene_model(prepared: Path, folder: Path) -> None:
+    """A spatial model trained for a few steps."""
+    from morphogen.expression import ExpressionConfig, load_sections, train_model
+
+    config = ExpressionConfig.load(
+        overrides={"recipe": "stem", "panel.size": 6, "training.steps": 2, "training.batch_size": 8, **TINY}
+    )
+    train_model(load_sections(prepared), config, folder)
+
+
+def checkpoints(root: Path) -> None:
+    """``weights.safetensors``, ``weights.pt``, a gene list and a YAML file."""
+    import torch
+    from safetensors.torch import save_file
+
+    root.mkdir(parents=True)
+    state = {"linear.weight": torch.ones(3, 3), "linear.bias": torch.zeros(3)}
+    save_file(state, root / "weights.safetensors")
+    torch.save({"model": state, "ema": state, "epoch": 3}, root / "weights.pt")
+    (root / "genes.txt").write_text("G0\nG1\nG2\n")
+    (root / "config.yaml").write_text("seed: 3\n")
+    (root / "config.json").write_text(json.dumps({"a": 1}))
+
+
+def all_specimens(root: Path) -> Path:
+    """Every kind below ``root``."""
+    images(root / "images")
+    slides(root / "slides")
+    pairs(root / "pairs")
+    sections(root / "sections")
+    checkpoints(root / "checkpoints")
+    stain_model(root / "stain")
+    gene_model(root / "sections" / "prepared", root / "genes")
+    return root

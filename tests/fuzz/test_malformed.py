@@ -1,0 +1,205 @@
+"""Malformed input of every kind, from seeds: one sentence, the right exit status, nothing written elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _module(name: str):
+    spec = importlib.util.spec_from_file_location(f"malformed_{name}", HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+harness, mutations, specimens = (_module(name) for name in ("harness", "mutations", "specimens"))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is spoiled, how, and the command that meets it. ``{out}`` is the output, the rest relative paths."""
+
+    need: tuple[str, ...]
+    target: str
+    spoil: str
+    command: str
+    cases: int
+
+
+SLIDE = "slide encode {target} --out {out} --workers 1 --tissue all --tile-px 64 --tile-mpp 0.5"
+KINDS = {
+    "png": Kind(("images",), "images/a.png", "bytes", "slide info {target}", 25),
+    "jpeg": Kind(("images",), "images/b.jpg", "bytes", "slide info {target}", 20),
+    "tiff": Kind(("images",), "images/c.tif", "bytes", "slide info {target}", 25),
+    "pyramid info": Kind(("slides",), "slides/pyramid.tif", "bytes", "slide info {target}", 30),
+    "pyramid encode": Kind(("slides",), "slides/pyramid.tif", "bytes", SLIDE, 30),
+    "ome encode": Kind(("slides",), "slides/ome.ome.tif", "bytes", SLIDE, 20),
+    "slide list": Kind(("slides",), "slides/list.csv", "table", "slide info {target}", 30),
+    "slide name": Kind(("slides",), "slides/ome.ome.tif", "name", "slide info slides", 15),
+    "one of a folder": Kind(
+        ("images", "stain"),
+        "images/b.jpg",
+        "bytes",
+        "stain apply stain images --out {out} --steps 1",
+        25,
+    ),
+    "stain image": Kind(
+        ("images", "stain"),
+        "images/a.png",
+        "bytes",
+        "stain apply stain {target} --out {out} --steps 1",
+        20,
+    ),
+    "image name": Kind(
+        ("images", "stain"),
+        "images/a.png",
+        "name",
+        "stain apply stain images --out {out} --steps 1",
+        15,
+    ),
+    "stain model json": Kind(
+        ("images", "stain"),
+        "stain/morphogen.json",
+        "json",
+        "stain apply stain images --out {out} --steps 1",
+        40,
+    ),
+    "stain model unet json": Kind(
+        ("images", "stain"),
+        "stain/unet/config.json",
+        "json",
+        "stain apply stain images --out {out} --steps 1",
+        25,
+    ),
+    "stain model weights": Kind(
+        ("images", "stain"),
+        "stain/unet/diffusion_pytorch_model.safetensors",
+        "bytes",
+        "stain apply stain images --out {out} --steps 1",
+        15,
+    ),
+    "stain yaml": Kind(
+        ("images", "stain", "checkpoints"),
+        "checkpoints/config.yaml",
+        "yaml",
+        "stain apply stain images --out {out} --steps 1 --config {target}",
+        20,
+    ),
+    "pair table": Kind(
+        ("pairs",),
+        "pairs/pairs.csv",
+        "table",
+        "stain register {target} --out {out}/maps.csv --motion shift",
+        25,
+    ),
+    "patients": Kind(
+        ("pairs",),
+        "pairs/patients.csv",
+        "table",
+        "stain register pairs --out {out}/maps.csv --motion shift",
+        10,
+    ),
+    "prepared": Kind(
+        ("sections", "genes"),
+        "sections/prepared/S1.h5ad",
+        "h5",
+        "expression predict {target} --model genes/model --out {out}/map.h5ad --samples 1",
+        50,
+    ),
+    "prepared bytes": Kind(
+        ("sections", "genes"),
+        "sections/prepared/S1.h5ad",
+        "bytes",
+        "expression predict {target} --model genes/model --out {out}/map.h5ad --samples 1",
+        15,
+    ),
+    "train": Kind(
+        ("sections",),
+        "sections/prepared/S1.h5ad",
+        "h5",
+        "expression train sections/prepared --recipe stem --training.steps 1 --panel.size 6 --network.width 16 "
+        "--network.depth 1 --network.heads 2 --out {out}",
+        25,
+    ),
+    "raw counts": Kind(
+        ("sections",),
+        "sections/raw/S1.tsv",
+        "table",
+        "expression prepare sections/raw --out {out} --data.mpp 3.33",
+        20,
+    ),
+    "raw spots": Kind(
+        ("sections",),
+        "sections/raw/S1_selection.tsv",
+        "table",
+        "expression prepare sections/raw --out {out} --data.mpp 3.33",
+        20,
+    ),
+    "visium": Kind(
+        ("sections",),
+        "sections/visium/V1.h5ad",
+        "h5",
+        "expression prepare sections/visium --out {out} --data.mpp 1.6",
+        30,
+    ),
+    "gene model json": Kind(
+        ("sections", "genes"),
+        "genes/model/morphogen.json",
+        "json",
+        "expression predict sections/prepared/S1.h5ad --model genes/model --out {out}/map.h5ad --samples 1",
+        40,
+    ),
+    "safetensors": Kind(
+        ("checkpoints",), "checkpoints/weights.safetensors", "bytes", "checkpoint info {target}", 20
+    ),
+    "torch file": Kind(("checkpoints",), "checkpoints/weights.pt", "bytes", "checkpoint info {target}", 20),
+}
+FOUND: dict[str, Path] = {}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    harness.preload()
+    return specimens.all_specimens(tmp_path_factory.mktemp("specimens"))
+
+
+def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:
+    """One malformed input through its command; what is wrong with the answer."""
+    rng = random.Random(f"{kind.target} {kind.spoil} {seed}")
+    work = root / "work"
+    shutil.rmtree(root, ignore_errors=True)
+    for need in kind.need:
+        shutil.copytree(originals / need, work / need)
+    out = work / "out"
+    how = getattr(mutations, f"spoil_{kind.spoil}")(work / kind.target, rng)
+    words = [word.format(target=kind.target, out="out") for word in kind.command.split()]
+    outcome = harness.run(words, work, out)
+    wrong = harness.faults(outcome)
+    if (work / "code-was-run").exists():
+        wrong.append("code of the file was run")
+    last = (outcome.err.strip().splitlines() or [""])[-1][:160]
+    return [f"seed {seed}, {how}: {fault} | {last}" for fault in wrong]
+
+
+def test_there_are_enough_cases():
+    assert sum(kind.cases for kind in KINDS.values()) >= 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_malformed_input_is_answered_in_one_sentence(name, originals, tmp_path):
+    kind = KINDS[name]
+    wrong = [
+        fault for seed in range(kind.cases) for fault in attempt(kind, seed, originals, tmp_path / "case")
+    ]
+    assert not wrong, f"{len(wrong)} faults of {kind.cases} cases:\n" + "\n".join(wrong)
