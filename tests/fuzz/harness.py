@@ -10,6 +10,7 @@ import re
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +72,21 @@ def run(arguments: list[str], folder: Path, out: Path) -> Outcome:
     strays = sorted(path for path in after if before.get(path) != after[path])
     strays += [f"{path} is gone" for path in before if path not in after]
     return Outcome(status, *texts, time.monotonic() - started, stopped, strays)
+
+
+def apart(work: Callable[[], object]) -> None:
+    """Call ``work`` in a child, so that no thread of a library is alive here when further children are made."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the well-formed inputs could not be made"
 
 
 def _child(arguments: list[str], folder: Path, out: Path, err: Path) -> None:

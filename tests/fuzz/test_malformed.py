@@ -170,7 +170,9 @@ FOUND: dict[str, Path] = {}
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> Path:
     harness.preload()
-    return specimens.all_specimens(tmp_path_factory.mktemp("specimens"))
+    root = tmp_path_factory.mktemp("specimens")
+    harness.apart(lambda: specimens.all_specimens(root))
+    return root
 
 
 def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:
