@@ -152,6 +152,24 @@ def test_no_call_opens_the_door_to_foreign_code(keyword, value, why):
     assert not found, f"{why}: {found}"
 
 
+SOLVERS = ("ddim", "ddim_invert", "ddpm", "dpmpp_2m", "plms", "euler", "heun")
+INVERSION = {"ddim_invert": "stain/recipes/sampling.py"}  # a start for the sampler, not a sample
+
+
+def test_rooms_sample_through_the_sampler():
+    """Solvers are called in diffusion/ alone; every other room goes through ``diffusion.sampler.sample``."""
+    found = []
+    for path in python_files():
+        inside = path.relative_to(SOURCE)
+        if inside.parts[0] == "diffusion":
+            continue
+        for line, name, _ in calls(path):
+            last = name.rpartition(".")[2]
+            if last in SOLVERS and INVERSION.get(last) != inside.as_posix():
+                found.append(f"{inside}:{line} calls {name}")
+    assert not found, f"use morphogen.diffusion.sample: {found}"
+
+
 def test_nothing_is_unpickled():
     found = [
         f"{p.name}:{line}"

@@ -105,7 +105,7 @@ def test_inversion_on_disk(tmp_path):
 def test_learned_variance_on_disk(tmp_path):
     def denoiser(x, t):
         predicted = oracle(LINEAR)(x, t)
-        return predicted._replace(log_variance=torch.tanh(x))
+        return predicted._replace(variance_position=torch.tanh(x))
 
     noise, times = CanvasNoise(0, SHAPE), timesteps(LINEAR, 4)
     store = CanvasStore.memmap(tmp_path, SHAPE)

@@ -240,7 +240,7 @@ def test_the_last_step_to_data_returns_x0_and_to_the_first_level_its_noise():
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_a_step_from_the_first_level_to_itself_changes_nothing(variance):
     def denoiser(x, t):
-        return data.denoiser(LINEAR)(x, t)._replace(log_variance=torch.zeros_like(x))
+        return data.denoiser(LINEAR)(x, t)._replace(variance_position=torch.zeros_like(x))
 
     data, x = gaussian(), normals(9, 2)
     noise = ItemNoise(0, range(9), (2,))
@@ -278,7 +278,7 @@ def test_learned_variance_lies_between_small_and_large():
         def denoiser(x, t):
             predicted = plain(x, t)
             log_variance = None if position is None else torch.full_like(x, position)
-            return predicted._replace(log_variance=log_variance)
+            return predicted._replace(variance_position=log_variance)
 
         return ddpm(denoiser, x, times, LINEAR, variance=variance, noise=noise)
 

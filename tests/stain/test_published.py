@@ -7,9 +7,10 @@ import torch
 
 from morphogen.core.errors import CheckpointError
 from morphogen.diffusion import ddim_invert
+from morphogen.diffusion.sampler import eta_function, spaced
 from morphogen.stain import StainTransfer
 from morphogen.stain.config import SamplerConfig
-from morphogen.stain.recipes.sampling import eta_function, invert, model_timesteps
+from morphogen.stain.recipes.sampling import invert
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_schedule_and_timesteps(model, numbers):
     near(model.schedule.alpha_bar.float(), numbers["alphas_cumprod_zero_snr"], 1e-6)
     assert float(model.schedule.alpha_bar[-1]) == 0
     for n in (20, 100):
-        times = model_timesteps(model.config, model.schedule, n)
+        times = spaced(model.schedule, n)
         assert times == numbers[f"timesteps_trailing_{n}"].tolist()
         assert times[::-1] == numbers[f"inverse_timesteps_trailing_{n}"].tolist()
 
@@ -73,7 +74,7 @@ def test_components(model, numbers):
 
 
 def test_inversion_raw_standardised_and_at_every_step(model, numbers):
-    times = model_timesteps(model.config, model.schedule, 20)
+    times = spaced(model.schedule, 20)
     start, condition = numbers["inversion_start"], model.generation_condition(1)
     path = []
     with torch.no_grad():
@@ -110,7 +111,7 @@ def test_reference_translation_with_the_cosine_eta_and_its_noises(model, numbers
 
 def test_epsilon_variant(folder, numbers):
     model = StainTransfer.from_pretrained(folder / "pipeline", encoder=folder / "vit", prediction="epsilon")
-    times = model_timesteps(model.config, model.schedule, 20)
+    times = spaced(model.schedule, 20)
     assert times == numbers["eps_timesteps_translation"].tolist()
     assert times[::-1] == numbers["eps_timesteps_inversion"].tolist()
     start, condition = numbers["inversion_start"], model.generation_condition(1)

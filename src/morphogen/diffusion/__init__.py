@@ -19,6 +19,7 @@ from morphogen.diffusion.predictions import (
     network_denoiser,
     to_x0_eps,
 )
+from morphogen.diffusion.sampler import SamplerConfig, expectation, sample
 from morphogen.diffusion.schedules import Schedule
 from morphogen.diffusion.solvers import ddim, ddim_invert, ddpm, dpmpp_2m, euler, heun, plms
 from morphogen.diffusion.spacing import respaced, time_at_log_snr, timesteps
@@ -36,6 +37,7 @@ __all__ = [
     "PerWindow",
     "Prediction",
     "PredictionType",
+    "SamplerConfig",
     "Schedule",
     "SolverState",
     "WindowLayout",
@@ -46,6 +48,7 @@ __all__ = [
     "ddpm",
     "dpmpp_2m",
     "euler",
+    "expectation",
     "feather",
     "from_x0_eps",
     "guided",
@@ -57,6 +60,7 @@ __all__ = [
     "plms",
     "resumable",
     "respaced",
+    "sample",
     "save_state",
     "shifted_windows",
     "time_at_log_snr",

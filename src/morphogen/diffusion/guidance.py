@@ -62,7 +62,7 @@ def guided(
             dims = tuple(range(1, x.ndim))
             factor = wanted.std(dims, keepdim=True) / got.std(dims, keepdim=True)
             x0, eps = to_x0_eps(of, got * (rescale * factor + (1 - rescale)), x, alpha, sigma)
-        return Prediction(x0, eps, with_c.log_variance)
+        return Prediction(x0, eps, with_c.variance_position)
 
     return guide
 
@@ -80,7 +80,7 @@ def column_guided(denoiser: Denoiser, null: Mapping[str, Any], scale: float, sch
         factor = with_c.eps.std((1, 2), keepdim=True) / eps.std((1, 2), keepdim=True)
         eps = 0.7 * (eps * factor) + 0.3 * with_c.eps
         alpha, sigma = schedule.levels_like(t, x)
-        return Prediction(*to_x0_eps("epsilon", eps, x, alpha, sigma), with_c.log_variance)
+        return Prediction(*to_x0_eps("epsilon", eps, x, alpha, sigma), with_c.variance_position)
 
     return guide
 

@@ -32,10 +32,15 @@ class Prediction(NamedTuple):
     """The expected clean data, shaped like x."""
     eps: Tensor
     """The expected noise, shaped like x."""
-    log_variance: Tensor | None = None
+    variance_position: Tensor | None = None
     """The learned log-variance of a reverse step, as a position in [−1, 1] between its two bounds: −1 is log beta~,
     +1 is log beta (Nichol & Dhariwal 2021, eq. 15). The bounds depend on where the step goes, which only the solver
     knows; that is why the position and not the variance is handed on."""
+
+    @property
+    def log_variance(self) -> Tensor | None:
+        """The earlier name of :attr:`variance_position`."""
+        return self.variance_position
 
 
 class Denoiser(Protocol):
@@ -51,8 +56,7 @@ class Denoiser(Protocol):
 def check_prediction(prediction: str, schedule: Schedule) -> None:
     """:class:`ConfigError` when ``prediction`` is unknown, or undefined at this schedule's last step."""
     if prediction not in get_args(PredictionType):
-        hint = nearest(prediction, get_args(PredictionType))
-        raise ConfigError(f"unknown prediction type '{prediction}'.{hint}", fix="Use epsilon, x0, v or flow")
+        raise _unknown(prediction)
     if prediction == "epsilon" and schedule.zero_snr:
         raise ConfigError(
             "an epsilon-model cannot start from pure noise: at zero signal-to-noise ratio its output is x itself "
@@ -73,6 +77,8 @@ def to_x0_eps(kind: str, output: Tensor, x: Tensor, alpha: Time, sigma: Time) ->
     if kind == "v":
         norm = alpha * alpha + sigma * sigma  # 1 for variance-preserving schedules
         return (alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm
+    if kind != "flow":
+        raise _unknown(kind)
     total = alpha + sigma  # 1 for flow schedules
     return (x - sigma * output) / total, (x + alpha * output) / total
 
@@ -85,7 +91,14 @@ def from_x0_eps(kind: str, x0: Tensor, eps: Tensor, alpha: Time, sigma: Time) ->
         return x0
     if kind == "v":
         return alpha * eps - sigma * x0
+    if kind != "flow":
+        raise _unknown(kind)
     return eps - x0
+
+
+def _unknown(kind: str) -> ConfigError:
+    hint = nearest(kind, get_args(PredictionType))
+    return ConfigError(f"unknown prediction type '{kind}'.{hint}", fix="Use epsilon, x0, v or flow")
 
 
 def split_variance(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,6 +165,6 @@ def clipped(denoiser: Denoiser, schedule: Schedule, low: float = -1.0, high: flo
         predicted = denoiser(x, t, **condition)
         alpha, sigma = schedule.levels_like(t, x)
         x0 = torch.clamp(predicted.x0, low, high)
-        return Prediction(x0, (x - alpha * x0) / sigma, predicted.log_variance)
+        return Prediction(x0, (x - alpha * x0) / sigma, predicted.variance_position)
 
     return clip

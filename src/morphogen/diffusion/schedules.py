@@ -40,9 +40,14 @@ class Schedule:
     _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.kind not in ("vp", "flow"):
+            raise ConfigError(
+                f"unknown kind of schedule '{self.kind}'", where="schedule", fix="Use vp or flow"
+            )
         if self.kind == "flow":
             return
-        assert self.table is not None
+        if self.table is None:
+            raise ConfigError("a vp schedule needs its table of alpha_bar", where="schedule")
         bar = self.table.detach().to("cpu", torch.float64)
         if bar.ndim != 1 or len(bar) < 2 or bool((bar[1:] >= bar[:-1]).any()) or bar[0] >= 1 or bar[-1] < 0:
             raise ConfigError(

@@ -36,7 +36,7 @@ def ddpm(
     timesteps: Sequence[float],
     schedule: Schedule,
     *,
-    variance: Literal["small", "large", "learned"] = "small",
+    variance: Literal["model", "small", "large", "learned"] = "small",
     noise: Noise | None = None,
     final: Final = "data",
     condition: Mapping[str, Any] | None = None,
@@ -46,12 +46,12 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), over all steps or a subset (Nichol & Dhariwal 2021, sec. 4).
 
     ``variance`` of a step: ``small`` is the posterior's beta~, ``large`` is beta, ``learned`` lies between as the
-    denoiser says. Cutting the steps of this sampler shrinks the variance of its samples: use :func:`dpmpp_2m` to go
-    fast.
+    denoiser says, ``model`` is learned where the denoiser says one and small elsewhere. Cutting the steps of this
+    sampler shrinks the variance of its samples: use :func:`dpmpp_2m` to go fast.
     """
-    if variance not in ("small", "large", "learned"):
+    if variance not in ("model", "small", "large", "learned"):
         raise ConfigError(
-            f"unknown variance '{variance}'", where="variance", fix="Use small, large or learned"
+            f"unknown variance '{variance}'", where="variance", fix="Use model, small, large or learned"
         )
     alpha, sigma = _path(timesteps, schedule, final)
     state = begin(x, start)
@@ -63,12 +63,12 @@ def ddpm(
         mean = x_weight * x + alpha[i + 1] * beta / sigma[i] ** 2 * predicted.x0
         if beta_posterior == 0:  # into the data
             x = mean
-        elif variance == "learned":
-            if predicted.log_variance is None:
+        elif variance == "learned" or (variance == "model" and predicted.variance_position is not None):
+            if predicted.variance_position is None:
                 raise ConfigError(
                     "this denoiser has no learned variance", where="variance", fix="Use small or large"
                 )
-            part = 0.5 * (predicted.log_variance + 1)
+            part = 0.5 * (predicted.variance_position + 1)
             log_variance = part * math.log(beta) + (1 - part) * math.log(beta_posterior)
             x = mean + (0.5 * log_variance).exp() * _draw(noise, i, x)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +60,15 @@ def resumable(
 
     Parameters
     ----------
+    solver:
+        A solver of this package, or a :func:`functools.partial` of one.
     job:
-        Anything that tells this job from another (seed, model hash): a state of another job, other timesteps or
-        another shape is refused with :class:`InputError`.
+        Anything that tells this job from another (seed, model hash, prompts). A state of another job, solver, option
+        (eta, variance, final, …), schedule, list of timesteps, shape or set of conditions is refused with
+        :class:`InputError`.
     """
     path = Path(path)
+    function, given = _unwrapped(solver)
 
     def run(
         denoiser: Any,
@@ -74,7 +79,10 @@ def resumable(
         callback: Callback | None = None,
         **options: Any,
     ) -> Any:
-        mark = content_hash(solver.__name__, list(timesteps), list(x.shape), job)
+        steps = len(timesteps)
+        chosen = {k: _described(v, steps) for k, v in {**given, **options}.items() if v is not None}
+        levels = [schedule.kind, schedule.table if schedule.table is not None else ""]
+        mark = content_hash(function, list(timesteps), list(x.shape), job, chosen, levels)
         store = x.store if isinstance(x, Canvas) else None
         state = load_state(path, mark, store, x) if path.exists() else SolverState(0, x)
         saved = [state]  # keeps the arrays of the last saved state from being used again
@@ -89,6 +97,35 @@ def resumable(
         return solver(denoiser, state, timesteps, schedule, callback=save, **options)
 
     return run
+
+
+def _unwrapped(solver: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """Name of the solver under all partials, and the options they set."""
+    options: dict[str, Any] = {}
+    while isinstance(solver, partial):
+        options = {**solver.keywords, **options}
+        solver = solver.func
+    return f"{solver.__module__}.{solver.__qualname__}", options
+
+
+def _described(value: Any, steps: int) -> Any:
+    """What of an option tells one run from another: numbers and names as they are, functions of the progress by their
+    values, the rest by its kind and shape (what it holds is the business of ``job``)."""
+    if isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): _described(each, steps) for key, each in value.items() if each is not None}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [_described(each, steps) for each in value]
+    if isinstance(value, (Tensor, Canvas)):
+        return ["tensor", *map(int, value.shape)]
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if callable(value) and not hasattr(value, "seed"):
+        try:  # eta: a function of the progress
+            return [name, [float(value(i / max(steps - 1, 1))) for i in range(steps)]]
+        except Exception:
+            return name
+    return [name, repr(getattr(value, "seed", ""))]
 
 
 def save_state(path: Path | str, state: SolverState, mark: str = "") -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from morphogen.core.config import Config
+from morphogen.diffusion import sampler as diffusion
 from morphogen.training.config import TrainingConfig
 
 
@@ -229,17 +231,27 @@ class TrainConfig(Config):
         )
 
 
-class SamplerConfig(Config):
-    """How an image is made. `reference` and `fast` are presets of these fields."""
+class SamplerConfig(diffusion.SamplerConfig):
+    """How an image is made: the sampler of the diffusion core, and the inversion of HistDiST.
 
-    solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"] = Field(
-        "dpmpp_2m",
-        description="mean: one evaluation at pure noise, the expected stain (regression's answer).",
-    )
+    ``reference`` is HistDiST (100-step inversion, standardised, then 100 DDIM steps with the cosine eta); ``fast`` a
+    few second-order steps from position-keyed noise; ``mean`` one evaluation.
+    """
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "reference": {
+            "solver": "ddim",
+            "steps": 100,
+            "spacing": "model",
+            "inversion_steps": 100,
+            "eta": "cosine",
+            "final": "first",
+        },
+        "fast": {},
+        "mean": {"solver": "mean", "steps": 1},
+    }
+
     steps: int = Field(10, ge=1, description="Translation steps.")
-    spacing: Literal["model", "trailing", "leading", "log_snr"] = Field(
-        "trailing", description="Where the steps lie; model = as the model was made for."
-    )
     inversion_steps: int = Field(
         0,
         ge=0,
@@ -253,40 +265,6 @@ class SamplerConfig(Config):
         description="DDIM noise: cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide "
         "(0.65−0.35cos), linear, or a number 0…1.",
     )
-    final: Literal["data", "first"] = Field(
-        "data", description="Where the last step ends: data, or first level."
-    )
-
-    @classmethod
-    def reference(cls) -> SamplerConfig:
-        """HistDiST: 100-step inversion, standardised, then 100 DDIM steps with the cosine eta."""
-        return cls(
-            solver="ddim", steps=100, spacing="model", inversion_steps=100, eta="cosine", final="first"
-        )
-
-    @classmethod
-    def fast(cls) -> SamplerConfig:
-        """A few second-order steps from position-keyed noise, no inversion."""
-        return cls()
-
-    @classmethod
-    def mean(cls) -> SamplerConfig:
-        """One evaluation."""
-        return cls(solver="mean", steps=1)
-
-    @classmethod
-    def named(cls, name: str) -> SamplerConfig:
-        """The preset of this name."""
-        from morphogen.core.errors import ConfigError, nearest
-
-        presets = {"reference": cls.reference, "fast": cls.fast, "mean": cls.mean}
-        if name not in presets:
-            raise ConfigError(
-                f"unknown solver '{name}'.{nearest(name, presets)}",
-                where="--solver",
-                fix=f"Use {', '.join(presets)}",
-            )
-        return presets[name]()
 
 
 class WindowConfig(Config):

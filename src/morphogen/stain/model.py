@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from morphogen.core.devices import resolve_device
 from morphogen.core.errors import ConfigError, InputError, nearest
-from morphogen.diffusion import ItemNoise, network_denoiser
+from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
+from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder
 from morphogen.slides import Encoder, get_encoder
 from morphogen.slides.colour import dab_density
 from morphogen.slides.encoders.texture.encoder import TextureEncoder
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.recipes.network import HE, StainNetwork
-from morphogen.stain.recipes.sampling import expectation, invert, model_schedule, model_timesteps, translate
+from morphogen.stain.recipes.sampling import invert, model_schedule
 
 PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 
@@ -226,7 +227,9 @@ class StainTransfer:
         blank start: what a regression is trained to give.
         """
         condition = self.condition(latents, tokens, label)
-        return expectation(self.denoiser(precision), torch.zeros_like(latents), self.schedule, condition)
+        return expectation(
+            self.denoiser(precision), torch.zeros_like(latents), self.schedule, condition=condition
+        )
 
     def base(
         self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
@@ -276,7 +279,7 @@ class StainTransfer:
         precision:
             ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
         """
-        sampler = SamplerConfig.named(sampler) if isinstance(sampler, str) else sampler
+        sampler = SamplerConfig.of(sampler)
         if self.config.regression:
             sampler = SamplerConfig.mean()  # it knows nothing of noise
         pixels = self.pixels(images)
@@ -291,7 +294,7 @@ class StainTransfer:
             if posterior_noise is None:
                 posterior_noise = ItemNoise(seed, [("posterior", i) for i in range(len(images))], shape)(-1)
             latent = self.first_stage.scaling * encoded.sample(posterior_noise)
-            times = model_timesteps(self.config, self.schedule, sampler.inversion_steps)
+            times = spaced(self.schedule, sampler.inversion_steps)
             condition = self.generation_condition(len(latent))
             start = invert(
                 denoiser, latent, times, self.schedule, when=sampler.standardise, condition=condition
@@ -308,9 +311,9 @@ class StainTransfer:
             key: None if value is None else value.repeat_interleave(samples, dim=0)
             for key, value in condition.items()
         }
-        latents = translate(
-            denoiser, start, self.config, sampler, self.schedule, noise=noise, condition=condition
-        ).unflatten(0, (len(images), samples))
+        latents = sample(denoiser, start, self.schedule, sampler, noise=noise, condition=condition).unflatten(
+            0, (len(images), samples)
+        )
         base = self.base(image, tokens, self.label(stain), precision)
         if base is not None:
             latents = base[:, None] + self.residual_scale * latents

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.seeds import generator
-from morphogen.diffusion import dpmpp_2m, network_denoiser, timesteps
+from morphogen.diffusion import SamplerConfig, network_denoiser, sample
 from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig
 from morphogen.expression.data import log
@@ -87,10 +87,9 @@ class ResidualTask:
         device = next(self.model.parameters()).device
         truth = self.factors[:256]
         noise = torch.randn(truth.shape, generator=generator("preview", step)).to(device)
-        times = timesteps(self.residual.schedule, 20, "trailing")
         denoiser = network_denoiser(self.model, self.residual.schedule, "v")
         given = {"condition": self.conditions[:256].to(device)}
-        drawn = dpmpp_2m(denoiser, noise, times, self.residual.schedule, condition=given)
+        drawn = sample(denoiser, noise, self.residual.schedule, SamplerConfig(), condition=given)
         np.savez(folder / "factors.npz", truth=truth.numpy(), sample=drawn.cpu().numpy())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.diffusion import Schedule, ddpm, dpmpp_2m, network_denoiser, timesteps
+from morphogen.diffusion import SamplerConfig, Schedule, expectation, network_denoiser, sample
 from morphogen.expression.config import NetworkConfig
 from morphogen.expression.sections.tables import SectionTable
 from morphogen.expression.sections.transforms import Standardiser
@@ -140,24 +140,19 @@ class GeneDiffusion(nn.Module):
         noise(step) is (B, G) standard normal, step −1 the start. ``fast``: DPM-Solver++(2M) on a log-SNR grid of
         ``steps`` evaluations. ``reference``: ancestral DDPM over all 1000 steps, as published (vp schedules).
         """
-        x = noise(-1).to(embedded.device)
-        denoiser = self.denoiser(precision)
-        given = {"embedded": embedded}
-        if solver == "fast":
-            times = timesteps(self.schedule, steps, "log_snr")
-            return self.unscaled(dpmpp_2m(denoiser, x, times, self.schedule, condition=given))
-        if self.schedule.kind != "vp":
+        if solver == "reference" and self.schedule.kind != "vp":
             raise ConfigError("a flow has no ancestral sampler", where="--solver", fix="Use --solver fast")
-        variance = "learned" if self.config.learned_variance else "small"
+        config = SamplerConfig.named(solver)
+        if solver == "fast":
+            config = config.replace(steps=steps, spacing="log_snr")
         return self.unscaled(
-            ddpm(
-                denoiser,
-                x,
-                [float(t) for t in range(self.schedule.T - 1, -1, -1)],
+            sample(
+                self.denoiser(precision),
+                noise(-1).to(embedded.device),
                 self.schedule,
-                variance=variance,  # type: ignore[arg-type]
+                config,
                 noise=noise,
-                condition=given,
+                condition={"embedded": embedded},
             )
         )
 
@@ -173,7 +168,9 @@ class GeneDiffusion(nn.Module):
     def mean(self, embedded: Tensor, precision: str = "fp32") -> Tensor:
         """(B, G) expected values from one forward: E[x0 | tissue] is what the denoiser predicts at pure noise."""
         x = torch.zeros((len(embedded), self.genes), device=embedded.device)
-        return self.unscaled(self.denoiser(precision)(x, self.schedule.last, embedded=embedded).x0)
+        return self.unscaled(
+            expectation(self.denoiser(precision), x, self.schedule, condition={"embedded": embedded})
+        )
 
 
 def schedule_of(config: NetworkConfig) -> Schedule:
