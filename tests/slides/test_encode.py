@@ -101,7 +101,7 @@ def test_a_finished_slide_is_kept_and_a_change_is_told(synthetic, tmp_path):
     with torch.no_grad():
         other.module.gain += 1
     with pytest.raises(
-        OutputError, match=r"already holds 'tiny_tiles' from other tiles, weights or precision"
+        OutputError, match=r"holds 'tiny_tiles' of another run \(other encoder\).*--overwrite"
     ):
         encode_slide(slide, other)
     assert encode_slide(slide, other, overwrite=True).status == "done"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.errors import ConfigError, OutputError
 from morphogen.stain.config import DataConfig, ModelConfig, ObjectiveConfig, SamplerConfig, TrainConfig
 from morphogen.stain.data import find_pairs
 from morphogen.stain.fitting.build import build_model
@@ -140,7 +140,7 @@ def test_cached_crops_train_and_equal_fresh_ones(make_pairs, tmp_path):
     torch.testing.assert_close(item["he_mean"], expected, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(item["tokens"], model.tokens(fresh["he"][None])[0], atol=2e-2, rtol=2e-3)
     assert cache_crops(model, dataset, folder, crops=3, seed=0) == folder  # found, not made again
-    with pytest.raises(InputError, match="latents of other crops"):
+    with pytest.raises(OutputError, match=r"cached crops of another run \(crops was 3, now 2\)"):
         cache_crops(model, dataset, folder, crops=2, seed=0)
     changed = config(
         data=DataConfig(crop=32, cache_crops=2), model=TINY.replace(encoder="texture", texture_grid=2)

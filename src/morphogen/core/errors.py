@@ -77,6 +77,15 @@ class DependencyError(MorphogenError):
     """An optional package is needed for what was asked."""
 
 
+def shortened(value: object, most: int = 60) -> str:
+    """``str(value)`` on one line, its middle cut out where it is longer than ``most`` characters."""
+    text = " ".join(str(value).split())
+    if len(text) <= most:
+        return text
+    head = (most - 3) * 2 // 3
+    return f"{text[:head]} … {text[len(text) - (most - 3 - head) :]}"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the choice nearest to ``name``, or ``""`` when none is near."""
     names = [str(choice) for choice in choices]

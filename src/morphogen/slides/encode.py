@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ import numpy as np
 
 from morphogen.core.errors import OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.jobs import Job
 from morphogen.core.provenance import versions
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.fields import read_boxes, reading_order
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from morphogen.slides.encoders.registry import Encoder
     from morphogen.slides.slide import Slide
 
+_REPLACE = "Pass --overwrite to replace it, or choose another --out"
 NO_TISSUE = "no tissue was found, so there are no tiles (a smear, or all tissue? Try --tissue all)"
 _CHUNK_BYTES = 128 << 20
 
@@ -117,27 +120,23 @@ def encode_slide(
             f"tiles of {laid.mpp:g} µm/px; '{encoder.spec.name}' is meant for {encoder.spec.mpp:g}"
         )
     key = features_key(encoder.spec.name)
-    fingerprint = content_hash(encoder.identity(), laid.identity(), slide_identity(slide.path))
+    job = Job({"encoder": encoder.identity(), "tiles": laid.identity(), "slide": fingerprint(slide.path)})
     if key in table_names(slide.store) and not overwrite:
-        if table_note(slide.store, key, "fingerprint") != fingerprint:
-            raise OutputError(
-                f"already holds '{key}' from other tiles, weights or precision",
-                where=slide.store,
-                fix="Pass --overwrite to replace it, or choose another --out",
-            )
+        _check_same(slide, key, job)
         result.status = "kept"
         result.width = int(table_note(slide.store, key, "width") or 0)
         result.seconds = time.perf_counter() - began
         return result
     parts = slide.store.with_name(f"{slide.store.stem}.{key}.parts")
-    features = _features(slide, encoder, laid, config, parts, fingerprint, clock, advance)
+    features = _features(slide, encoder, laid, config, parts, job.mark, clock, advance)
     with clock("store"):
         notes = {
             "encoder": encoder.spec.name,
             "licence": encoder.spec.licence,
             "precision": encoder.precision,
+            "made_of": json.dumps(job.facts),
         }
-        table = feature_table(laid, features, fingerprint, notes, encoder.names)
+        table = feature_table(laid, features, job.mark, notes, encoder.names)
         write_store(slide, tables={key: table})
         shutil.rmtree(parts, ignore_errors=True)
     result.width, result.stages = int(features.shape[1]), clock.seconds
@@ -174,16 +173,28 @@ def feature_table(
     return TableModel.parse(table, region=TILES, region_key="library_id", instance_key="tile_id")
 
 
-def slide_identity(path: Path) -> str:
-    """Hex digest of a slide file's size and its first and last 64 KiB; fast on any size, unchanged by copying."""
-    digest = hashlib.sha256()
+def _check_same(slide: Slide, key: str, job: Job) -> None:
+    """Refuse to take the table ``key`` for the result of ``job`` when it is that of another one."""
+    if table_note(slide.store, key, "fingerprint") in (job.mark, _former_mark(slide, job)):
+        return
+    with suppress(ValueError, TypeError):
+        kept = json.loads(table_note(slide.store, key, "made_of") or "")
+        job.check(kept, f"'{key}'", slide.store, fix=_REPLACE)
+    raise OutputError(
+        f"already holds '{key}' from other tiles, weights or precision", where=slide.store, fix=_REPLACE
+    )
+
+
+def _former_mark(slide: Slide, job: Job) -> str:
+    """How tables were marked that do not say what they were made of: by the slide's size and both its ends."""
+    digest, path = hashlib.sha256(), slide.path
     with open(path, "rb") as file:
         digest.update(file.read(1 << 16))
         size = file.seek(0, 2)
         file.seek(max(0, size - (1 << 16)))
         digest.update(file.read())
     digest.update(str(size).encode())
-    return digest.hexdigest()
+    return content_hash(job.facts["encoder"], job.facts["tiles"], digest.hexdigest())
 
 
 def _features(
@@ -192,7 +203,7 @@ def _features(
     tiles: Tiles,
     config: EncodeConfig,
     parts: Path,
-    fingerprint: str,
+    mark: str,
     clock: _Clock,
     advance: Callable[[int, int], None] | None,
 ) -> np.ndarray:
@@ -201,10 +212,10 @@ def _features(
     Tiles are read block by block, so that a JPEG tile of the file is decoded about once; chunks are in that order.
     """
     found = Manifest.read(parts)
-    if found is None or found.get("fingerprint") != fingerprint:
+    if found is None or found.get("fingerprint") != mark:
         # Of other tiles or weights, or cut short before its first chunk.
         shutil.rmtree(parts, ignore_errors=True)
-        Manifest.write(writable_folder(parts), kind="encode-parts", fingerprint=fingerprint)
+        Manifest.write(writable_folder(parts), kind="encode-parts", fingerprint=mark)
     order = reading_order(slide, tiles.boxes, tiles.tile_px)
     size = max(64, _CHUNK_BYTES // (tiles.tile_px**2 * 3) // 64 * 64)
     chunks = [slice(start, min(start + size, len(tiles))) for start in range(0, len(tiles), size)]

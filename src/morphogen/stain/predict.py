@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from morphogen.core.errors import InputError, OutputError
-from morphogen.core.files import Manifest, atomic_path, content_hash, read_json, writable_folder, write_json
+from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
+from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
@@ -106,12 +107,12 @@ def stain_folder(
     if any(path.parent.resolve() == out.resolve() for path in files.values()):
         raise OutputError("the output folder is the input folder", where=out, fix="Choose another --out")
     model.label(config.stain)
-    start_run(out, model, config, precision)
+    goes_on = start_run(out, model, config, precision)
     sizes = {name: _size(path) for name, path in files.items()}
     waiting, doubtful = 0, []
     with progress.bar(len(files), "staining images") as bar:
         for group in _groups(model, config, sizes):
-            if all(_finished(out, name, config, keep_samples) for name in group):
+            if goes_on and all(_finished(out, name, config, keep_samples) for name in group):
                 bar.advance(len(group))
                 waiting += len(group)
                 continue
@@ -172,23 +173,9 @@ def _evaluations(model: StainTransfer, config: ApplyConfig) -> float:
     return config.samples * config.sampler.steps + config.sampler.inversion_steps + (model.mean is not None)
 
 
-def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: str) -> None:
-    """Write ``run.json``, or make sure that the one there is of this very run."""
-    facts = run_facts(model, config, precision)
-    path = out / RUN
-    if path.is_file():
-        there = read_json(path)
-        if content_hash(there) != content_hash(facts):
-            different = sorted(
-                key for key in facts if content_hash(there.get(key)) != content_hash(facts[key])
-            )
-            raise OutputError(
-                f"this folder holds the images of another run (other {', '.join(different)})",
-                where=out,
-                fix="Choose another --out, or remove it",
-            )
-        return
-    write_json(path, facts)
+def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: str) -> bool:
+    """Whether this very run was begun in ``out`` before (``run.json``); if not, it is now."""
+    return Job(run_facts(model, config, precision)).begin(out / RUN, "images")
 
 
 def _size(path: Path) -> tuple[int, int]:

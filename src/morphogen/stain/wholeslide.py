@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import OutputError
-from morphogen.core.files import atomic_path, content_hash, read_json, writable_folder, write_json
+from morphogen.core.files import atomic_path, read_json, writable_folder, write_json
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.jobs import Job, kept_facts
 from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import Slide, open_slide
@@ -87,6 +88,7 @@ def stain_slide(
     facts = run_facts(model, config, precision) | {
         "slide": slide.path.name,
         "slide_bytes": slide.path.stat().st_size,
+        "slide_fingerprint": fingerprint(slide.path),
         "size": [slide.width, slide.height],
         "mpp": mpp,
         "window": plan.window,
@@ -147,7 +149,8 @@ class _Job:
         self.uncertainty = out / f"{stem}_uncertainty.ome.tif" if config.samples > 1 else None
         self.report = out / f"{stem}.json"
         self.state = out / f".{stem}.state.npz"
-        self.mark = content_hash(facts)
+        self.job = Job(facts, newer=("slide_fingerprint",))
+        self.mark = self.job.mark
         self.quality = config.quality
         columns, rows = plan.borders()
         self.meter = (
@@ -161,15 +164,7 @@ class _Job:
         files = [self.report, self.image] + ([self.uncertainty] if self.uncertainty is not None else [])
         if not self.report.is_file():
             return False
-        there = read_json(self.report)
-        if there.get("mark") != self.mark:
-            known = {key: content_hash(value) for key, value in self.facts.items()}
-            different = [key for key, value in known.items() if content_hash(there.get(key)) != value]
-            raise OutputError(
-                f"there is a stained slide of another run (other {', '.join(different)})",
-                where=self.image,
-                fix="Choose another --out, or remove it",
-            )
+        self.job.check(kept_facts(self.report) or {}, "the stained slide", self.image)
         return all(path.is_file() for path in files)
 
     def result(self) -> StainedSlide:

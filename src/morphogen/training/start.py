@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from morphogen.core.devices import resolve_device, torch_dtype
-from morphogen.core.errors import ConfigError, DependencyError
-from morphogen.core.files import plain, read_json, write_json
+from morphogen.core.errors import ConfigError, DependencyError, shortened
+from morphogen.core.files import write_json
+from morphogen.core.jobs import Job, flat, kept_facts
 from morphogen.training.checkpoint import CHECKPOINTS, list_steps
 from morphogen.training.config import TrainingConfig
 
@@ -135,7 +136,7 @@ def start_trackers(accelerator: Any, config: TrainingConfig, out: Path, *, run_i
         }
         accelerator.init_trackers(
             "morphogen",
-            config=_flat(config.to_dict()),
+            config={key: _scalar(value) for key, value in flat(config.to_dict()).items()},
             init_kwargs={name: options[name] for name in config.trackers},
         )
 
@@ -222,21 +223,24 @@ def check_same_run(out: Path, record: dict[str, Any]) -> str:
     path = out / RUN
     if not path.is_file() or not list_steps(out / CHECKPOINTS):
         return uuid.uuid4().hex[:12]
-    kept = read_json(path)
-    run_id = str(kept.pop("id", ""))
-    before, now = _flat(kept), _flat(plain(record))
+    kept = kept_facts(path)
+    if kept is None:
+        raise ConfigError(
+            "is damaged, so nothing tells what its checkpoints are of",
+            where=path,
+            fix="Remove the folder, or choose another",
+        )
     free = {f"training.{name}" for name in FREE}
     if record["training"]["lr_schedule"] == "constant":
         free.add("training.steps")  # a constant rate does not know where the run ends
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key) and key not in free:
-            name = key.removeprefix("training.")
-            raise ConfigError(
-                f"this run was started with {name} = {before.get(key)}, now it is {now.get(key)}",
-                where=path,
-                fix=f"Set {name} back to continue the run, or choose another folder",
-            )
-    return run_id
+    for key, before, now in Job(record, free=free).differences(kept):
+        name = key.removeprefix("training.")
+        raise ConfigError(
+            f"this run was started with {name} = {shortened(before)}, now it is {shortened(now)}",
+            where=path,
+            fix=f"Set {name} back to continue the run, or choose another folder",
+        )
+    return str(kept.get("id", ""))
 
 
 def write_run(out: Path, record: dict[str, Any], run_id: str) -> None:
@@ -244,11 +248,5 @@ def write_run(out: Path, record: dict[str, Any], run_id: str) -> None:
     write_json(out / RUN, {"id": run_id, **record})
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool)) else str(value)

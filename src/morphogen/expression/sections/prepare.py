@@ -7,7 +7,6 @@ Slots beside those of :mod:`morphogen.expression.data`: ``obsm["embedding"]`` (N
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import atomic_path, content_hash, file_hash, writable_folder
+from morphogen.core.files import atomic_path, content_hash, writable_folder
+from morphogen.core.fingerprints import fingerprint, fingerprints
 from morphogen.core.progress import progress
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
@@ -36,7 +36,6 @@ from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder,
 FIELD_UM = 112.0
 INVARIANT = {"texture"}  # kinds of encoder for which the 8 orientations are one
 HIRES_PX, LOWRES_PX = 2000, 600
-_CHUNK = 1 << 16
 
 
 def prepare_sections(
@@ -255,26 +254,10 @@ def spot_diameter(section: ad.AnnData) -> float:
 def prepare_key(source: Source, image: str, config: PrepareConfig, encoder: Encoder) -> str:
     """Identity of a prepared section: contents of its files, settings and encoder, never a folder's name."""
     parts: list[Any] = [source.section, config.to_dict(), encoder.identity(), encoder.spec.to_dict()]
-    files = (
-        [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
-    )
-    parts += [fingerprint(path) for path in files]
+    parts += [fingerprint(source.path)] if source.path.is_file() else fingerprints(source.path)
     patches = _patches_of(source)
-    parts += [fingerprint(Path(image)) if image else "", fingerprint(patches) if patches else ""]
+    parts += [fingerprint(image) if image else "", fingerprint(patches) if patches else ""]
     return content_hash(*parts)
-
-
-def fingerprint(path: Path, pieces: int = 64) -> str:
-    """Hash of a file's contents; of files over 64 MiB, of their size and evenly spaced pieces."""
-    size = path.stat().st_size
-    if size <= 64 << 20:
-        return file_hash(path)
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(pieces):
-            file.seek((size - _CHUNK) * i // (pieces - 1))
-            digest.update(file.read(_CHUNK))
-    return digest.hexdigest()
 
 
 def stored_key(path: Path) -> str | None:

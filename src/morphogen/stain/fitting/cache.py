@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
+from morphogen.core.jobs import RECORD, Job, kept_facts
 from morphogen.core.progress import progress
 from morphogen.core.seeds import generator
 from morphogen.stain.model import StainTransfer
@@ -33,23 +34,35 @@ def cache_crops(
     """
     assert isinstance(dataset, PairDataset)
     folder = writable_folder(folder)
-    mark = content_hash(
-        {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_LATENTS},
-        model.encoder.identity() if model.encoder is not None else "none",
-        [pair.identity() for pair in dataset.pairs],
-        [dataset.crop, dataset.orient, crops, seed, len(dataset)],
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_LATENTS}
+    encoder = model.encoder.identity() if model.encoder is not None else "none"
+    pairs = [pair.identity() for pair in dataset.pairs]
+    former = content_hash(settings, encoder, pairs, [dataset.crop, dataset.orient, crops, seed, len(dataset)])
+    job = Job(
+        {
+            "model": settings,
+            "encoder": encoder,
+            "pairs": content_hash(pairs),
+            "crop": dataset.crop,
+            "orient": dataset.orient,
+            "crops": crops,
+            "seed": seed,
+        }
     )
     manifest = Manifest.read(folder)
-    if manifest is not None and manifest.get("mark") == mark:
+    if manifest is not None and manifest.get("mark") in (job.mark, former):
         return folder
-    if (folder / "mark.txt").is_file() and (folder / "mark.txt").read_text() != mark:
-        raise InputError(
-            "this folder holds latents of other crops or another model",
-            where=folder,
-            fix="Remove it or choose another output folder",
+    if manifest is not None and kept_facts(folder / RECORD) is None:
+        raise OutputError(
+            "holds cached crops of another run", where=folder, fix="Remove it, or choose another --out"
         )
-    (folder / "mark.txt").write_text(mark)
     rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if rank == 0 and not job.begin(folder / RECORD, "cached crops", fix="Remove it, or choose another --out"):
+        for stray in folder.glob("crops-*.safetensors"):  # of a job that nothing tells of
+            stray.unlink()
+        (folder / "mark.txt").unlink(missing_ok=True)
+    while not job.same(kept_facts(folder / RECORD) or {}):
+        time.sleep(1)  # for the first process
     total = crops * len(dataset)
     shards = range(0, total, SHARD)[rank::world]
     for first in progress(shards, total=len(shards), what="encoding shards"):
@@ -65,7 +78,7 @@ def cache_crops(
     while len(list(folder.glob("crops-*.safetensors"))) < -(-total // SHARD):
         time.sleep(1)  # for the shards of other processes
     if rank == 0:
-        Manifest.write(folder, kind="cached crops", mark=mark, crops=total, shard=SHARD)
+        Manifest.write(folder, kind="cached crops", mark=job.mark, crops=total, shard=SHARD)
     while Manifest.read(folder) is None:
         time.sleep(1)
     return folder

@@ -12,6 +12,8 @@ import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
 from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.slide import SLIDE_SUFFIXES
@@ -127,13 +129,25 @@ def cut_slide_pairs(
     A finished folder is used as it is; a run that was killed goes on.
     """
     out = writable_folder(out)
-    mark = content_hash(
+    job = Job(
+        {
+            "slides": {p.he.name: [fingerprint(p.he), fingerprint(p.ihc)] for p in pairs},
+            "maps": content_hash([[p.stain, p.affine, p.he_mpp, p.ihc_mpp] for p in pairs]),
+            "patients and splits": content_hash([[p.patient, p.split] for p in pairs]),
+            "tile": tile,
+            "mpp": mpp,
+            "min_tissue": min_tissue,
+            "most": most,
+        }
+    )
+    former = content_hash(
         [[str(p.he), str(p.ihc), p.stain, p.affine, p.he_mpp, p.ihc_mpp] for p in pairs], tile, mpp, most
     )
     manifest = Manifest.read(out)
     table = out / "pairs.csv"
-    if manifest is not None and manifest.get("mark") == mark:
+    if manifest is not None and manifest.get("mark") in (job.mark, former):
         return table
+    goes_on = job.begin(out / RECORD, "pairs cut from slides")
     rows = []
     for pair in pairs:
         with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc:
@@ -148,7 +162,7 @@ def cut_slide_pairs(
                 x, y, side, _ = (float(value) for value in box)
                 name = f"{pair.he.stem}_{round(x)}_{round(y)}"
                 files = [out / kind / f"{name}.png" for kind in ("he", "ihc")]
-                if not all(file.is_file() for file in files):
+                if not (goes_on and all(file.is_file() for file in files)):
                     save_png(files[0], he.read_box(x, y, side, side, tile, tile))
                     save_png(files[1], read_warped(ihc, affine, x, y, side, tile))
                 rows.append(
@@ -168,7 +182,7 @@ def cut_slide_pairs(
     writer.writeheader()
     writer.writerows(rows)
     write_text(table, text.getvalue())
-    Manifest.write(out, kind="pairs cut from slides", mark=mark, pairs=len(rows), mpp=mpp, tile=tile)
+    Manifest.write(out, kind="pairs cut from slides", mark=job.mark, pairs=len(rows), mpp=mpp, tile=tile)
     return table
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.files import content_hash
+from morphogen.core.fingerprints import fingerprint
 from morphogen.core.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
 from morphogen.stain.data import Pair, read_image
@@ -184,14 +184,8 @@ def register_pairs(
 
 
 def _key(pair: Pair) -> str:
-    """A pair as it comes, with the state of its files."""
-    return content_hash(pair.identity(), [file_state(path) for path in (pair.he, pair.ihc)])
-
-
-def file_state(path: Path) -> list[Any]:
-    """Where a file is, its size and when it was changed: what tells whether it is still the same."""
-    facts = path.stat()
-    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+    """A pair as it comes, with the contents of its files."""
+    return content_hash(pair.identity(), [fingerprint(path) for path in (pair.he, pair.ihc)])
 
 
 def joined(first: np.ndarray, then: np.ndarray, corner: tuple[float, float]) -> tuple[float, ...]:

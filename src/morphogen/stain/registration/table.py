@@ -15,13 +15,14 @@ import numpy as np
 from morphogen._version import __version__
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, plain, write_text
+from morphogen.core.fingerprints import fingerprint
 from morphogen.core.journal import Journal, journalled
 from morphogen.slides import Slide
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.slides import SlidePair, open_pair, slide_table
 from morphogen.stain.registration.motion import estimate_motion
-from morphogen.stain.registration.shift import file_state, register_pairs
+from morphogen.stain.registration.shift import register_pairs
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
 _COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
@@ -137,7 +138,7 @@ def _register_slides(
         )
 
     def key(pair: SlidePair) -> str:
-        files = [file_state(path) for path in (pair.he, pair.ihc)]
+        files = [fingerprint(path) for path in (pair.he, pair.ihc)]
         return content_hash(files, pair.he_mpp, pair.ihc_mpp, plain(pair.affine))
 
     def registered(pair: SlidePair) -> tuple[Any, float | None, bool]:
