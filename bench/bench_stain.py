@@ -26,8 +26,10 @@ from morphogen.stain.data import find_pairs
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.geometry import read_aligned
 from morphogen.stain.predict import stain_image
+from morphogen.stain.recipes.translator import StainTranslator
 from morphogen.stain.scoring.scores import features_of
-from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows, posterior_field, stain_windows
+from morphogen.tasks import plan_windows
+from morphogen.tasks.bands import RegionNoise
 
 CROP = 128
 
@@ -130,7 +132,7 @@ def batches(model: StainTransfer, quick: bool) -> list[Row]:
         )
 
     where = resolve_device(model.device).type
-    windows = len(plan_windows(model, ApplyConfig(), side, side))
+    windows = len(plan_windows(model, ApplyConfig().windows, side, side))
     pairs = 2 if quick else 5
     return [
         compare(
@@ -157,16 +159,16 @@ def overhead(model: StainTransfer, quick: bool) -> list[Row]:
     crop, device = 256, model.device
     config = ApplyConfig(sampler=SamplerConfig.fast().replace(steps=steps))
     config = config.replace(windows=config.windows.replace(window=crop, batch=batch))
-    plan = plan_windows(model, config, crop, crop)
-    region = slice(0, plan.canvas[0]), slice(0, plan.canvas[1])
+    plan = plan_windows(model, config.windows, crop, crop)
+    region = [plan.region(0, 0)]
     images = np.random.default_rng(0).integers(120, 255, (batch, crop, crop, 3), dtype=np.uint8)
-    fields = [noise_fields(model, plan, config, str(k))[0] for k in range(batch)]
-    start = torch.stack([posterior_field(model, plan, config, str(k))(-1, region) for k in range(batch)])
+    noises = [StainTranslator(model, config).noise(plan, str(k)) for k in range(batch)]
+    fields = RegionNoise([each.fields[0] for each in noises], region)
+    start = torch.cat([each.start(region) for each in noises])
 
     def sampled(steps: int) -> Any:
         chosen = config.replace(sampler=config.sampler.replace(steps=steps))
-        noise = RegionNoise(fields, [region])
-        return stain_windows(model, images, chosen, noise, start, precision="fp32")
+        return StainTranslator(model, chosen).make(images, fields, start)
 
     image = model.first_stage.encode(model.pixels(torch.from_numpy(images))).mode()
     condition = model.condition(image, model.tokens(torch.from_numpy(images)), 1)

@@ -14,7 +14,8 @@ from morphogen.metrics.stain import tile_means
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.windows import RegionNoise, noise_fields, plan_windows
+from morphogen.stain.recipes.translator import StainTranslator
+from morphogen.tasks import plan_windows
 
 
 def run(quick: bool) -> list[Row]:
@@ -27,11 +28,11 @@ def antithetic(model: StainTransfer, crops: dict[str, torch.Tensor], quick: bool
     """Variance of the mean DAB of two samples, per tile of 32 px: of opposite noise over independent ones."""
     few, pairs = crops["he"][: 2 if quick else 6], 4 if quick else 24
     config = ApplyConfig(samples=2 * pairs)
-    plan = plan_windows(model, config, CROP, CROP)
+    plan = plan_windows(model, config.windows, CROP, CROP)
+    translator = StainTranslator(model, config)
     ratios = []
     for k, image in enumerate(few):
-        fields = noise_fields(model, plan, config, str(k))
-        noise = RegionNoise(fields, [(slice(0, plan.canvas[0]), slice(0, plan.canvas[1]))])
+        noise = translator.noise(plan, str(k)).over([plan.region(0, 0)])
         made = model(image[None], config.sampler, samples=2 * pairs, noise=noise).samples[0]
         density = dab_density(made, layout="nhwc").cpu().numpy()
         tiles = np.stack([tile_means(plane, 32) for plane in density])

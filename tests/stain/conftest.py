@@ -38,7 +38,7 @@ class CopyModel:
     class network:
         channels = 2
 
-    multiple, crop, mpp, stains, mean = 8, 64, None, ("IHC",), None
+    multiple, factor, crop, mpp, stains, mean = 8, 4, 64, None, ("IHC",), None
     identity = "copy"
 
     class config:

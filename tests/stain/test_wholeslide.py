@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from shapely import box
 
 from morphogen.core.errors import OutputError, SlideError
 from morphogen.slides.pyramid.writer import PyramidWriter
@@ -76,7 +77,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(tiny, slide, tmp_path, monkey
         windows=QUICK.windows.replace(tissue_only=False),
     )
     whole = stain_slide(tiny, slide, tmp_path / "whole", config)
-    real, count = module.stain_bands, [0]
+    real, count = module.make_bands, [0]
 
     def dies(*args, **options):
         for band in real(*args, **options):
@@ -85,13 +86,13 @@ def test_interrupted_run_resumes_to_the_same_bytes(tiny, slide, tmp_path, monkey
             if count[0] == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "stain_bands", dies)
+    monkeypatch.setattr(module, "make_bands", dies)
     with pytest.raises(KeyboardInterrupt):
         stain_slide(tiny, slide, tmp_path / "part", config)
-    monkeypatch.setattr(module, "stain_bands", real)
+    monkeypatch.setattr(module, "make_bands", real)
     assert not (tmp_path / "part" / whole.image.name).exists()
     firsts = []
-    monkeypatch.setattr(module, "stain_bands", lambda *a, **o: firsts.append(o["first"]) or real(*a, **o))
+    monkeypatch.setattr(module, "make_bands", lambda *a, **o: firsts.append(o["first"]) or real(*a, **o))
     part = stain_slide(tiny, slide, tmp_path / "part", config)
     assert firsts == [3]
     assert part.image.read_bytes() == whole.image.read_bytes()
@@ -122,13 +123,13 @@ def test_killed_process_resumes_to_the_same_bytes(tiny, slide, tmp_path):
         from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
         model, slide, out, kill = sys.argv[1:]
         if kill == "yes":
-            real = module.stain_bands
+            real = module.make_bands
             def dies(*args, **options):
                 for number, band in enumerate(real(*args, **options)):
                     if number == 2:
                         os.kill(os.getpid(), 9)
                     yield band
-            module.stain_bands = dies
+            module.make_bands = dies
         config = ApplyConfig(sampler=SamplerConfig(solver="mean", steps=1),
                              windows=WindowConfig(window=128, overlap=32, batch=4, tissue_only=False))
         module.stain_slide(StainTransfer.from_pretrained(model), slide, out, config)
@@ -176,4 +177,20 @@ def test_real_slide_region(tiny, shared, tmp_path):
     assert opened.dimensions == (2220, 2967) and float(opened.properties["openslide.mpp-x"]) == pytest.approx(
         0.499
     )
+    assert out.seams.worst <= 1.03
+
+
+def test_tinted_glass_has_no_seam(copying, tmp_path):
+    """A model that paints glass as it finds it, on a slide with grey glass: no step where windows end."""
+    image = np.full((1200, 1100, 3), 225, np.uint8)
+    image[300:700, 200:600] = he_like(np.random.default_rng(0), 400)
+    path = tmp_path / "tinted.ome.tif"
+    with PyramidWriter(path, 1100, 1200, mpp=0.5, tile=256, codec="deflate") as writer:
+        writer.write(image, 0)
+    copying.mpp = 0.5
+    config = ApplyConfig(
+        sampler=SamplerConfig(solver="mean", steps=1), windows=WindowConfig(window=128, overlap=32, batch=4)
+    )
+    out = stain_slide(copying, path, tmp_path / "out", config, tissue=[box(200, 300, 600, 700)])
+    assert 0 < out.windows < 80  # of 156
     assert out.seams.worst <= 1.03

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from morphogen.core.config import Config
 from morphogen.diffusion import sampler as diffusion
+from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
 
 
@@ -265,21 +266,6 @@ class SamplerConfig(diffusion.SamplerConfig):
         description="DDIM noise: cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide "
         "(0.65−0.35cos), linear, or a number 0…1.",
     )
-
-
-class WindowConfig(Config):
-    """How images larger than a window are cut and joined."""
-
-    window: int | None = Field(
-        None, ge=32, description="Side of a window in model pixels. null = the training crop."
-    )
-    overlap: int | None = Field(
-        None,
-        ge=0,
-        description="Overlap of neighbouring windows in model pixels. null = a quarter of the window.",
-    )
-    batch: int = Field(8, ge=1, description="Windows that go through the network together.")
-    tissue_only: bool = Field(True, description="Whole slides: leave glass white and skip it.")
 
 
 class ApplyConfig(Config):

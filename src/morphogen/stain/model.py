@@ -344,6 +344,11 @@ class StainTransfer:
         return StainOutput(colours, mean, uncertainty, latents)
 
     @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return self.first_stage.factor
+
+    @property
     def multiple(self) -> int:
         """Sides of a crop must be multiples of this many pixels."""
         return self.first_stage.factor * 2 ** (len(self.network.latent.unet.config.block_out_channels) - 1)

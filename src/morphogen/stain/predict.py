@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
@@ -19,18 +18,8 @@ from morphogen.stain.config import ApplyConfig
 from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.checks import magenta_share
-from morphogen.stain.windows import (
-    Band,
-    RegionNoise,
-    WindowPlan,
-    array_reader,
-    noise_fields,
-    plan_windows,
-    posterior_field,
-    scale_between,
-    stain_bands,
-    stain_windows,
-)
+from morphogen.stain.recipes.translator import MEAN, SAMPLE, SAMPLES, UNCERTAINTY, StainTranslator
+from morphogen.tasks.bands import Band, make_images, together
 
 log = logging.getLogger("morphogen.stain")
 
@@ -66,24 +55,14 @@ def stain_image(
     ``name`` and ``config.seed`` decide the noise: the same pair gives the same image, alone or in a folder.
     """
     config = config or ApplyConfig()
-    ratio = scale_between(config.mpp, model.mpp)
-    plan = plan_windows(model, config, image.shape[1], image.shape[0], ratio)
-    bands = list(
-        stain_bands(
-            model, plan, array_reader(image), config, name=name, keep_samples=True, precision=precision
-        )
-    )
-    return _joined(bands)
+    translator = StainTranslator(model, config, precision=precision, keep_samples=True)
+    (band,) = make_images(translator, [image], [name], config.windows, mpp=config.mpp)
+    return _stained(band)
 
 
-def _joined(bands: Sequence[Band]) -> Stained:
-    samples = [band.samples for band in bands if band.samples is not None]
-    return Stained(
-        np.concatenate([band.sample for band in bands]),
-        np.concatenate([band.mean for band in bands]),
-        np.concatenate([band.uncertainty for band in bands]),
-        np.concatenate(samples, axis=1),
-    )
+def _stained(band: Band) -> Stained:
+    kept = [band.picture(plane) for plane in range(SAMPLES, len(band.planes), 3)]
+    return Stained(band.picture(SAMPLE), band.picture(MEAN), band.values(UNCERTAINTY), np.stack(kept))
 
 
 def stain_folder(
@@ -109,17 +88,19 @@ def stain_folder(
     model.label(config.stain)
     goes_on = start_run(out, model, config, precision)
     sizes = {name: _size(path) for name, path in files.items()}
+    translator = StainTranslator(model, config, precision=precision, keep_samples=True)
     waiting, doubtful = 0, []
     with progress.bar(len(files), "staining images") as bar:
-        for group in _groups(model, config, sizes):
+        for group in together(translator, sizes, config.windows, mpp=config.mpp):
             if goes_on and all(_finished(out, name, config, keep_samples) for name in group):
                 bar.advance(len(group))
                 waiting += len(group)
                 continue
             images = [read_image(files[name]) for name in group]
             doubtful += [name for name, image in zip(group, images, strict=True) if not looks_like_he(image)]
-            for name, stained in zip(group, _stained(model, images, group, config, precision), strict=True):
-                save_stained(out, name, stained, config, keep_samples)
+            made = make_images(translator, images, group, config.windows, mpp=config.mpp)
+            for name, band in zip(group, made, strict=True):
+                save_stained(out, name, _stained(band), config, keep_samples)
                 bar.advance(1)
     if doubtful:
         log.warning(
@@ -188,62 +169,6 @@ def _size(path: Path) -> tuple[int, int]:
         raise InputError(
             f"the image cannot be read ({error})", where=path, fix="Copy it again or leave it out"
         ) from None
-
-
-def _groups(
-    model: StainTransfer, config: ApplyConfig, sizes: dict[str, tuple[int, int]]
-) -> Iterator[list[str]]:
-    """Images that go through the network together: runs of equal images of one window each, up to a batch.
-
-    The groups depend on the list of files alone, so that a resumed run makes the same batches.
-    """
-    group: list[str] = []
-    for name, size in sizes.items():
-        single = len(_plan(model, config, size)) == 1
-        if group and (not single or sizes[group[0]] != size or len(group) == config.windows.batch):
-            yield group
-            group = []
-        if single:
-            group.append(name)
-        else:
-            yield [name]
-    if group:
-        yield group
-
-
-def _plan(model: StainTransfer, config: ApplyConfig, size: tuple[int, int]) -> WindowPlan:
-    return plan_windows(model, config, size[0], size[1], scale_between(config.mpp, model.mpp))
-
-
-def _stained(
-    model: StainTransfer, images: list[np.ndarray], names: list[str], config: ApplyConfig, precision: str
-) -> Iterator[Stained]:
-    height, width = images[0].shape[:2]
-    plan = _plan(model, config, (width, height))
-    whole = len(plan) == 1 and plan.side == plan.window == width == height
-    if not whole:
-        for image, name in zip(images, names, strict=True):
-            yield stain_image(model, image, config, name=name, precision=precision)
-        return
-    region = slice(0, plan.canvas[0]), slice(0, plan.canvas[1])
-    fields = [noise_fields(model, plan, config, name) for name in names]
-    noises = [RegionNoise(each, [region]) for each in fields]
-    posterior = torch.stack([posterior_field(model, plan, config, name)(-1, region) for name in names])
-    out = stain_windows(
-        model,
-        np.stack(images),
-        config,
-        lambda step: torch.cat([each(step) for each in noises]),
-        posterior,
-        precision=precision,
-    )
-    for index in range(len(images)):
-        yield Stained(
-            out.samples[index, 0].cpu().numpy(),
-            out.mean[index].cpu().numpy(),
-            out.uncertainty[index].cpu().numpy(),
-            out.samples[index].cpu().numpy(),
-        )
 
 
 def _outputs(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> dict[str, Path]:

@@ -20,12 +20,13 @@ from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.pyramid.writer import PyramidWriter
-from morphogen.slides.tissue import tissue_of
 from morphogen.stain.config import ApplyConfig
-from morphogen.stain.glass import Glass
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.predict import run_facts
-from morphogen.stain.windows import Band, WindowPlan, plan_windows, scale_between, stain_bands
+from morphogen.stain.recipes.translator import MEAN, SAMPLE, UNCERTAINTY, StainTranslator
+from morphogen.tasks.bands import Band, make_bands
+from morphogen.tasks.glass import glass_of
+from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 
 log = logging.getLogger("morphogen.stain")
 
@@ -59,10 +60,10 @@ def stain_slide(
 ) -> StainedSlide:
     """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples.
 
-    Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at
-    their own. Glass stays white; the stain fades along the contour of the tissue (:mod:`.glass`). A run that
-    was killed goes on with the band it was at, to the same bytes; a finished one is recognised and left as it
-    is. Memory is bounded by a batch and a band of windows.
+    Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at their own.
+    Glass stays white; the stain fades along the contour of the tissue (:mod:`morphogen.tasks.glass`). A run that was
+    killed goes on with the band it was at, to the same bytes; a finished one is recognised and left as it is. Memory is
+    bounded by a batch and a band of windows.
 
     Parameters
     ----------
@@ -84,7 +85,9 @@ def stain_slide(
     stain = config.stain or model.stains[0]
     model.label(config.stain)
     stem = f"{slide.path.stem.removesuffix('.ome')}_{stain}"
-    plan = plan_windows(model, config, slide.width, slide.height, scale_between(mpp, model.mpp))
+    translator = StainTranslator(model, config, precision=precision)
+    ratio = scale_between(mpp, model.mpp)
+    plan = plan_windows(translator, config.windows, slide.width, slide.height, ratio)
     facts = run_facts(model, config, precision) | {
         "slide": slide.path.name,
         "slide_bytes": slide.path.stat().st_size,
@@ -95,7 +98,7 @@ def stain_slide(
         "overlap": plan.window - plan.columns[1] if len(plan.columns) > 1 else 0,
         "read_mpp": mpp * plan.ratio,
     }
-    glass = _glass(slide, config, tissue)
+    glass = glass_of(slide, tissue, config.windows.tissue_only)
     facts["tissue"] = None if glass is None else glass.identity
     job = _Job(out, stem, facts, plan, config)
     if job.complete():
@@ -110,15 +113,14 @@ def stain_slide(
         total = len(wanted)
         done = sum(y < plan.bands()[first][0] for _, y in wanted) if first < len(plan.rows) else total
         with progress.bar(total, "staining windows", done=done) as bar:
-            for band in stain_bands(
-                model,
+            for band in make_bands(
+                translator,
                 plan,
                 _reader(slide, plan),
-                config,
                 name=slide.path.stem,
+                batch=config.windows.batch,
                 wanted=lambda x, y, side: (x, y) in wanted,
                 first=first,
-                precision=precision,
                 advance=bar.advance,
             ):
                 job.write(band if glass is None else glass.over(band), writer, second, config)
@@ -129,13 +131,6 @@ def _reader(slide: Slide, plan: WindowPlan) -> Callable[[int, int, int, int], np
     if plan.side == plan.window:
         return lambda x, y, side, model_side: slide.read_region(x, y, side, side)
     return lambda x, y, side, model_side: slide.read_box(x, y, side, side, model_side, model_side)
-
-
-def _glass(slide: Slide, config: ApplyConfig, tissue: Sequence[Any] | None) -> Glass | None:
-    if tissue is None and not config.windows.tissue_only:
-        return None
-    polygons = list(tissue_of(slide).geometry) if tissue is None else list(tissue)
-    return Glass(polygons, slide.width, slide.height, slide.require_mpp())
 
 
 class _Job:
@@ -226,11 +221,11 @@ class _Job:
     def write(
         self, band: Band, writer: PyramidWriter, second: PyramidWriter | None, config: ApplyConfig
     ) -> None:
-        pixels = band.mean if config.show == "mean" else band.sample
+        pixels = band.picture(MEAN if config.show == "mean" else SAMPLE)
         writer.write(pixels, band.top)
         writer.flush()
         if second is not None:
-            levels = np.clip(np.rint(band.uncertainty / UNCERTAINTY_STEP), 0, 255).astype(np.uint8)
+            levels = np.clip(np.rint(band.values(UNCERTAINTY) / UNCERTAINTY_STEP), 0, 255).astype(np.uint8)
             second.write(levels, band.top)
             second.flush()
         self._band += 1

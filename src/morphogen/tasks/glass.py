@@ -1,21 +1,27 @@
-"""Glass stays white: where a slide is stained, and how the stain fades into the glass around it.
+"""Glass stays white: where a slide is translated, and how the picture fades into the glass around it.
 
-A stain network paints glass in its own off-white, so that a window beside one that was left out would end in
-a step. The stain therefore fades along the contour of the tissue, not along borders of windows: it is whole
-up to ``MARGIN_UM`` outside of the contour, gone ``FADE_UM`` further out, and every window that shows any of
-it is computed.
+A network paints glass in its own off-white, so that a window beside one that was left out would end in a step. The
+picture therefore fades along the contour of the tissue, not along borders of windows: it is whole up to ``MARGIN_UM``
+outside of the contour, gone ``FADE_UM`` further out, and every window that shows any of it is computed.
+
+A room asks :func:`glass_of` a slide, leaves out the windows that :meth:`Glass.wants` not, and hands every band through
+:meth:`Glass.over`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from morphogen.core.files import content_hash
-from morphogen.stain.windows import Band
+from morphogen.tasks.bands import Band
+
+if TYPE_CHECKING:
+    from morphogen.slides import Slide
 
 MARGIN_UM, FADE_UM = 16.0, 32.0
 _STEP_UM = 4.0  # resolution of the map: that of the overview on which tissue is found
@@ -23,12 +29,12 @@ _LONGEST = 8192  # cells of the map along the longer side, at most (64 MiB)
 
 
 class Glass:
-    """Weights of the stain over a slide, 1 on tissue and 0 on glass.
+    """Weights of the picture over a slide, 1 on tissue and 0 on glass.
 
     Parameters
     ----------
     polygons:
-        Tissue contours in level-0 pixels (shapely), holes included. Holes that the margin fills are stained.
+        Tissue contours in level-0 pixels (shapely), holes included. Holes that the margin fills are no glass.
     width, height:
         Size of the slide in level-0 pixels.
     mpp:
@@ -67,7 +73,7 @@ class Glass:
         return content_hash(self.map)
 
     def wants(self, x: int, y: int, side: int) -> bool:
-        """Whether the square of ``side`` level-0 pixels at (x, y) shows any stain."""
+        """Whether the square of ``side`` level-0 pixels at (x, y) shows any of the picture."""
         rows, columns = (
             slice(max(0, int(at / self.step)), max(0, math.ceil((at + side) / self.step))) for at in (y, x)
         )
@@ -85,14 +91,18 @@ class Glass:
 
     def over(self, band: Band) -> Band:
         """The band with its glass white and certain."""
-        weight = self.weights(band.top, band.top + len(band.sample))
+        return replace(band, weights=self.weights(band.top, band.top + len(band)))
 
-        def faded(pixels: np.ndarray) -> np.ndarray:
-            mixed = 255 + (pixels.astype(np.float32) - 255) * weight[..., None]
-            return np.rint(mixed).astype(np.uint8)
 
-        samples = None if band.samples is None else np.stack([faded(each) for each in band.samples])
-        return Band(band.top, faded(band.sample), faded(band.mean), band.uncertainty * weight, samples)
+def glass_of(slide: Slide, tissue: Sequence[Any] | None = None, tissue_only: bool = True) -> Glass | None:
+    """The glass around ``tissue`` (polygons in level-0 pixels; default: the tissue of the slide's store, else what is
+    found in it); ``None`` where the whole slide is wanted and nothing fades."""
+    from morphogen.slides.tissue import tissue_of
+
+    if tissue is None and not tissue_only:
+        return None
+    polygons = list(tissue_of(slide).geometry) if tissue is None else list(tissue)
+    return Glass(polygons, slide.width, slide.height, slide.require_mpp())
 
 
 def _between(positions: np.ndarray, step: float, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,17 +1,12 @@
-"""Glass stays white, and the stain fades into it along the tissue, not along windows."""
+"""Glass stays white, and the picture fades into it along the tissue, not along windows."""
 
 import numpy as np
 import pytest
 from shapely import MultiPolygon, box
 
 from morphogen.metrics.seams import seam_score
-from morphogen.slides.pyramid.writer import PyramidWriter
-from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
-from morphogen.stain.glass import FADE_UM, MARGIN_UM, Glass
-from morphogen.stain.wholeslide import stain_slide
-from morphogen.stain.windows import Band
-
-from .conftest import he_like
+from morphogen.tasks.bands import Band
+from morphogen.tasks.glass import FADE_UM, MARGIN_UM, Glass
 
 REACH = 2 * (MARGIN_UM + FADE_UM)  # pixels at 0.5 µm/px
 
@@ -28,7 +23,7 @@ def test_weights_follow_the_distance_to_the_tissue():
     assert halfway == pytest.approx(2 * (MARGIN_UM + FADE_UM / 2), abs=glass.step)
 
 
-def test_every_window_that_shows_stain_is_wanted():
+def test_every_window_that_shows_the_picture_is_wanted():
     hole = box(0, 0, 1150, 1150) - box(150, 150, 1000, 1000)
     glass = Glass([MultiPolygon([hole]), box(1500, 900, 1600, 1000)], 2000, 1500, 0.25)
     weights = glass.weights(0, 1500)
@@ -48,27 +43,14 @@ def test_no_tissue_wants_nothing():
 
 def test_band_is_white_and_certain_on_glass():
     glass = Glass([box(0, 0, 100, 400)], 400, 400, 0.5)
-    grey = np.full((200, 400, 3), 100, np.uint8)
-    band = glass.over(Band(100, grey, grey + 1, np.ones((200, 400), np.float32), grey[None]))
-    assert (band.sample[:, :90] == 100).all() and (band.mean[:, :90] == 101).all()
-    assert (band.sample[:, 320:] == 255).all() and (band.uncertainty[:, 320:] == 0).all()
-    assert (band.samples[0] == band.sample).all() and band.top == 100
-
-
-def test_tinted_glass_has_no_seam(copying, tmp_path):
-    """A model that paints glass as it finds it, on a slide with grey glass: no step where windows end."""
-    image = np.full((1200, 1100, 3), 225, np.uint8)
-    image[300:700, 200:600] = he_like(np.random.default_rng(0), 400)
-    path = tmp_path / "tinted.ome.tif"
-    with PyramidWriter(path, 1100, 1200, mpp=0.5, tile=256, codec="deflate") as writer:
-        writer.write(image, 0)
-    copying.mpp = 0.5
-    config = ApplyConfig(
-        sampler=SamplerConfig(solver="mean", steps=1), windows=WindowConfig(window=128, overlap=32, batch=4)
-    )
-    out = stain_slide(copying, path, tmp_path / "out", config, tissue=[box(200, 300, 600, 700)])
-    assert 0 < out.windows < 80  # of 156
-    assert out.seams.worst <= 1.03
+    planes = np.full((4, 200, 400), 100, np.float32)
+    band = glass.over(Band(100, planes, np.ones((200, 400), bool)))
+    picture, values = band.picture(), band.values(3)
+    assert (picture[:, :90] == 100).all() and (values[:, :90] == 100).all()
+    assert (picture[:, 320:] == 255).all() and (values[:, 320:] == 0).all()
+    fading = slice(140, 260)
+    assert (np.diff(picture[0, fading, 0].astype(int)) >= 0).all() and (np.diff(values[0, fading]) <= 0).all()
+    assert band.top == 100
 
 
 def test_blocks_of_a_jpeg_are_not_blamed_on_windows():

@@ -1,0 +1,153 @@
+"""The base of the pipeline objects: what every task's model can do, written once.
+
+A room's model derives from :class:`Pretrained`, names its ``kind`` and says three things: its components (the network
+that learns first), what else is written beside them, and how it is put together from a folder that was read::
+
+    class Segmenter(Pretrained):
+        kind = "segmenter"
+
+        def components(self):
+            return {"network": self.network}
+
+        def saved(self):
+            return {"preprocessing": {"crop": self.crop, "mpp": self.mpp}}
+
+        @classmethod
+        def restored(cls, read):
+            config = read.settings(SegmenterConfig)
+            network = read.restore(build_network(config), "network")
+            return cls(network, config, **read.facts["preprocessing"])
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.checkpoints import load_model, resolve_folder, save_model
+from morphogen.checkpoints.folder import ModelFolder
+from morphogen.core.config import Config
+from morphogen.core.devices import resolve_device
+from morphogen.core.errors import InputError
+from morphogen.core.files import content_hash
+from morphogen.core.provenance import versions
+
+
+class Pretrained(ABC):
+    """A model of components that is moved, compiled, hashed, saved and loaded as one.
+
+    Attributes
+    ----------
+    kind:
+        What its folder is, for the room that reads it.
+    config:
+        What the model is; saved with it.
+    multiple:
+        Sides of a crop are multiples of this many pixels.
+    """
+
+    kind: ClassVar[str]
+    config: Config
+
+    @abstractmethod
+    def components(self) -> Mapping[str, Any]:
+        """Modules by name, the network that learns first; ``None`` for what this model does not have."""
+
+    @abstractmethod
+    def saved(self) -> dict[str, Any]:
+        """Facts written beside config and components: anything JSON can hold."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, read: ModelFolder, **options: Any) -> Self:
+        """The model of a folder of this kind, on the CPU; ``options`` are those of :meth:`from_pretrained`."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The component that learns, and that sampling calls."""
+        network: nn.Module = next(iter(self.components().values()))
+        return network
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    # -- where it is and how it runs
+    # -----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(chain(self.network.parameters(), self.network.buffers())).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move every component; convolutions of the network are laid out channels last."""
+        where = resolve_device(device)
+        for part in self.components().values():
+            if part is not None:
+                part.to(where)
+        if where.type in ("cpu", "cuda"):  # vector units and tensor cores read channels last
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def compile(self) -> Self:
+        """Run the network through torch.compile from now on, and those of models inside this one."""
+        self.network.compile()
+        for part in self.components().values():
+            if isinstance(part, Pretrained):
+                part.compile()
+        return self
+
+    # -- what it is
+    # ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the weights and of what the model is: part of every result."""
+        return content_hash(*self.hashed())
+
+    def hashed(self) -> tuple[Any, ...]:
+        """What :attr:`identity` is a hash of."""
+        states = [dict(part.state_dict()) for part in self.components().values() if part is not None]
+        return (self.config.to_dict(), *states)
+
+    # -- folders
+    # -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, device: str | torch.device = "cpu", **options: Any
+    ) -> Self:
+        """Load a folder written by :meth:`save_pretrained`, or a hub id ``owner/name``, onto a device."""
+        return cls.restored(load_model(resolve_folder(folder), cls.kind), **options).to(device)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write config, components, facts and library versions as one folder, whole or not at all."""
+        components = {name: part for name, part in self.components().items() if part is not None}
+        facts = self.saved()
+        return save_model(folder, components, self.config, kind=self.kind, versions=versions(), **facts)
+
+    # -- images
+    # --------------------------------------------------------------------------------------------------------
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) → (B, 3, H, W) in −1…1 on the model's device; :class:`InputError` for other images, and
+        for sides that are no multiples of :attr:`multiple`."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(
+                f"images must be uint8 (B, H, W, 3), not {str(images.dtype).removeprefix('torch.')} "
+                f"{tuple(images.shape)}"
+            )
+        if images.shape[1] % self.multiple or images.shape[2] % self.multiple:
+            raise InputError(
+                f"crops of {images.shape[2]} × {images.shape[1]} px do not fit the network",
+                fix=f"Use sides that are multiples of {self.multiple}, or cut the image into windows",
+            )
+        return images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
