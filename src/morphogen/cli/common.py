@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from morphogen.core.errors import ConfigError
+from morphogen.core.presets import parse_settings
 
 if TYPE_CHECKING:
     from morphogen.core.config import Config
@@ -31,7 +31,7 @@ PrecisionOption = Annotated[str, Parameter(name="--precision", help="fp32, bf16 
 Compile = Annotated[
     bool, Parameter(name="--compile", help="Compile the network with torch.compile.", negative=())
 ]
-Seed = Annotated[int, Parameter(name="--seed", help="Seed of every random draw.")]
+Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw (0 when not said).")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]
 
 _SETTING = re.compile(r"--(?P<key>[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)+)(=(?P<value>.*))?$", re.DOTALL)
@@ -84,16 +84,12 @@ def _folded(key: str, value: str | None, rest: list[str]) -> str:
 
 
 def load_config(cls: type[C], config: Path | None = None, settings: Iterable[str] = (), **chosen: Any) -> C:
-    """The resolved configuration: YAML file, then ``--section.key`` settings, then the verb's own options.
+    """The resolved configuration, in the one order of :mod:`morphogen.core.presets`: class defaults, the preset that is
+    chosen, the YAML file, ``--section.key`` settings, and the verb's own options.
 
     ``chosen`` holds dotted keys with ``__`` for the dot (``training__steps=100``); ``None`` means not chosen.
     """
-    overrides: dict[str, Any] = {}
-    for setting in settings:
-        key, found, value = setting.partition("=")
-        if not found:
-            raise ConfigError(f"'{setting}' is not of the form key=value", where="--set")
-        overrides[key.strip()] = value
+    overrides: dict[str, Any] = dict(parse_settings(settings))
     overrides |= {key.replace("__", "."): value for key, value in chosen.items() if value is not None}
     resolved = cls.load(config, overrides)
     if _state["show_settings"]:

@@ -19,7 +19,7 @@ def demo(
     only: Annotated[str | None, Parameter(help="Chapters to run, separated by commas.")] = None,
     quick: Annotated[bool, Parameter(help="A smoke run at cut-down sizes.", negative=())] = False,
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
     """Run every task on small data and write one report that opens in a browser.
 
@@ -31,5 +31,5 @@ def demo(
     from morphogen.demo.run import run_demo
 
     chapters = [name.strip() for name in only.split(",")] if only else None
-    page = run_demo(out, chapters=chapters, device=device, seed=seed, quick=quick)
+    page = run_demo(out, chapters=chapters, device=device, seed=seed or 0, quick=quick)
     say(f"\nThe report is at {page.resolve()}: open it in a browser.")

@@ -88,10 +88,13 @@ def train(
     /,
     *,
     out: Out,
-    recipe: Annotated[Literal["spatial", "stem", "hisdiff"], Parameter(help="Method.")] = "spatial",
+    recipe: Annotated[
+        Literal["spatial", "stem", "hisdiff"] | None, Parameter(help="Method; spatial when not said.")
+    ] = None,
     size: Annotated[
-        Literal["small", "paper"], Parameter(help="small: minutes on a CPU. paper: as published.")
-    ] = "small",
+        Literal["small", "paper"] | None,
+        Parameter(help="small (default): minutes on a CPU. paper: as published."),
+    ] = None,
     test: Annotated[
         list[str] | None, Parameter(help="Sections held out; all others are trained on.", negative=())
     ] = None,
@@ -110,7 +113,7 @@ def train(
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
     """Train on prepared sections and write a model folder.
 
@@ -137,7 +140,10 @@ def train(
         load_sections(store, named)  # says which name is unknown
     model = train_model(used, chosen, out, split=split, device=device, precision=precision, compile=compile)
     label = f" ({split.label})" if split is not None else ""
-    say(f"Trained {recipe} on {', '.join(model.training['sections'])}{label}", f"Model: {out / 'model'}")
+    say(
+        f"Trained {chosen.recipe} on {', '.join(model.training['sections'])}{label}",
+        f"Model: {out / 'model'}",
+    )
 
 
 @app.command
@@ -159,7 +165,7 @@ def predict(
         str, Parameter(help="auto (bf16 where it pays, with the fast solver), fp32, bf16 or fp16.")
     ] = "auto",
     compile: Compile = False,
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
     """Predict a prepared section, or any H&E slide or image on a grid over its tissue.
 
@@ -218,7 +224,7 @@ def evaluate(
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
-    seed: Seed = 0,
+    seed: Seed = None,
 ) -> None:
     """Score models on held-out sections beside all baselines: JSON, CSV, figures, HTML.
 

@@ -1,10 +1,9 @@
-"""What the verbs of ``morphogen stain`` share: their options, and two helpers."""
+"""What the verbs of ``morphogen stain`` share: their options."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -44,14 +43,3 @@ def started(start: str | None) -> str | None:
             f"no such folder.{hint}", where=f"--start {start}", fix="Give a model folder or a hub id"
         )
     return start
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Nested settings as ``section.key=value``."""
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += flat(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return lines

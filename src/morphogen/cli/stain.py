@@ -26,7 +26,6 @@ from morphogen.cli.options import (
     Split,
     Stain,
     Weights,
-    flat,
     started,
 )
 
@@ -139,7 +138,7 @@ def train(
         ),
     ] = None,
     skip_bad: SkipBad = False,
-    seed: Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw.")] = None,
+    seed: Seed = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
@@ -153,23 +152,16 @@ def train(
     from morphogen.stain.pairs.slides import read_pairs
     from morphogen.stain.train import train_model
 
-    # The recipe of a size fills every section, so it is not laid over a configuration file.
-    recipe = (
-        flat(TrainConfig.recipe(size or "small", steps, bool(residual or mean)).to_dict())
-        if config is None
-        else []
-    )
-    start = started(start)
     resolved = load_config(
         TrainConfig,
         config,
-        [*recipe, *settings],
+        settings,
         model__size=size,
         model__encoder=encoder,
         model__encoder_weights=str(weights) if weights is not None else None,
-        start=start,
+        start=started(start),
         mean=str(mean) if mean is not None else None,
-        model__residual=residual,
+        model__residual=residual or (True if mean is not None else None),
         training__steps=steps,
         training__seed=seed,
         data__crop=crop,
@@ -232,7 +224,7 @@ def apply(
     batch: Annotated[
         int | None, Parameter(name="--batch", help="Windows through the network together.")
     ] = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
@@ -241,17 +233,16 @@ def apply(
 ) -> int:
     """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
     from morphogen.core.errors import MorphogenError
-    from morphogen.stain.config import ApplyConfig, SamplerConfig
+    from morphogen.stain.config import ApplyConfig
     from morphogen.stain.model import StainTransfer
     from morphogen.stain.predict import sort_sources, stain_folder
     from morphogen.stain.wholeslide import stain_slide
 
-    # A preset fills the whole section, so it is not laid over a configuration file unless asked for.
-    preset = {"sampler": SamplerConfig.named(solver or "fast").to_dict()} if solver or config is None else {}
     resolved = load_config(
         ApplyConfig,
         config,
-        [*flat(preset), *settings],
+        settings,
+        sampler__preset=solver,
         sampler__steps=steps,
         samples=samples,
         show=show,
@@ -312,7 +303,7 @@ def evaluate(
         Path | None, Parameter(name="--resnet-weights", help="torchvision resnet50 file: adds PHV.")
     ] = None,
     skip_bad: SkipBad = False,
-    seed: Seed = 0,
+    seed: Seed = None,
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> int:

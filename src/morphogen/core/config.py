@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.core.presets import layered, nested, spelt_out
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _Metaclass
@@ -38,17 +39,35 @@ class Config(BaseModel, metaclass=_Explained):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
+    ALIASES: ClassVar[Mapping[str, str]] = {}
+    """Short names of settings: ``seed`` for ``training.seed``."""
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values under those that were given (nested, short names spelt out): the preset that they choose."""
+        return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, values: Any) -> Any:
+        return spelt_out(cls, values) if isinstance(values, Mapping) and cls.ALIASES else values
+
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a YAML file (optional), then apply dotted overrides such as ``{"train.lr": "1e-4"}``.
+        """Settings in the one order of :mod:`morphogen.core.presets`: class defaults, the preset that is chosen, a
+        YAML file (optional), and dotted overrides such as ``{"train.lr": "1e-4"}``.
 
         Values of overrides may be strings; they are parsed as YAML scalars, so ``"1e-4"``, ``"true"``,
         ``"[1, 2]"`` and ``"null"`` mean what they say. Raises :class:`ConfigError` on unknown keys or bad values
         and :class:`InputError` when the file is missing or is not a YAML mapping.
         """
         values = _read_yaml(Path(path)) if path is not None else {}
-        for key, value in (overrides or {}).items():
-            _assign(values, key, _scalar(value) if isinstance(value, str) else value)
+        given = {
+            key: _scalar(value) if isinstance(value, str) else value
+            for key, value in (overrides or {}).items()
+        }
+        _check_sections(values, given)
+        values = layered(cls, values, nested(given))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -134,14 +153,15 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.replace("-", "_").split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"'{section}' is a single value, not a section", where=key)
-        values = inner
-    values[last] = value
+def _check_sections(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A dotted override must not reach into what the file gives as a single value."""
+    for key in overrides:
+        inner: Any = values
+        for section in key.replace("-", "_").split(".")[:-1]:
+            inner = inner.get(section, {}) if isinstance(inner, Mapping) else inner
+            if inner is not None and not isinstance(inner, Mapping):
+                raise ConfigError(f"'{section}' is a single value, not a section", where=key)
+            inner = inner or {}
 
 
 def _explain(cls: type[Config], error: ValidationError, where: object = None) -> ConfigError:

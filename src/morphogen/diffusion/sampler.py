@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from morphogen.core.config import Config
@@ -35,7 +35,8 @@ _ETA = {  # name → (middle, swing) of eta(x) = middle − swing·cos(πx)
 
 
 class SamplerConfig(Config):
-    """How a sample is made. The presets ``fast``, ``reference`` and ``mean`` are values of these fields.
+    """How a sample is made. The presets ``fast``, ``reference`` and ``mean`` are values of these fields; beside other
+    fields, ``preset: NAME`` (``--sampler.preset NAME``, ``--solver NAME``) fills what they leave unset.
 
     >>> SamplerConfig.named("fast").solver
     'dpmpp_2m'
@@ -88,16 +89,38 @@ class SamplerConfig(Config):
         0.0, ge=0, le=1, description="Pull the spread of guided predictions back (Lin et al. 2024). 0 = not."
     )
 
+    @model_validator(mode="before")
     @classmethod
-    def named(cls, name: str) -> Self:
-        """The preset of this name. :class:`ConfigError` names the near one."""
+    def _under(cls, values: Any) -> Any:
+        """``preset: reference`` in a file or on the command line fills what is not said beside it."""
+        if not isinstance(values, Mapping) or "preset" not in values:
+            return values
+        name, said = values["preset"], {key: value for key, value in values.items() if key != "preset"}
+        return {**cls.preset_values(name), **said} if name is not None else said
+
+    @classmethod
+    def preset_values(cls, name: str) -> Mapping[str, Any]:
+        """The fields that a preset sets. :class:`ConfigError` names the near one."""
         if name not in cls.PRESETS:
             raise ConfigError(
-                f"unknown solver '{name}'.{nearest(name, cls.PRESETS)}",
+                f"unknown solver '{name}'.{nearest(str(name), cls.PRESETS)}",
                 where="--solver",
                 fix=f"Use {', '.join(cls.PRESETS)}",
             )
-        return cls(**cls.PRESETS[name])
+        return cls.PRESETS[name]
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The preset of this name."""
+        return cls(**cls.preset_values(name))
+
+    @property
+    def name(self) -> str:
+        """The preset that these settings are, whatever the number of steps; else the solver."""
+        for name in self.PRESETS:
+            if self.named(name).replace(steps=self.steps) == self:
+                return name
+        return self.solver
 
     @classmethod
     def of(cls, choice: SamplerConfig | str) -> Self:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
+from morphogen.core.presets import merged, spelt_out
 from morphogen.training.config import TrainingConfig
 
 
@@ -176,29 +178,28 @@ class ExpressionConfig(Config):
         description="Share of TRAINING tissue blocks kept for choosing the checkpoint. 0 = the last.",
     )
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"seed": "training.seed"}
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the recipe and size are trained with; a shorter run keeps a warm-up that fits into it."""
+        recipe, size = given.get("recipe", "spatial"), given.get("size", "small")
+        preset: dict[str, Any] = dict(PRESETS.get((str(recipe), str(size)), {}))
+        training = given.get("training")
+        steps = training.get("steps") if isinstance(training, Mapping) else None
+        if preset and isinstance(steps, int):
+            warmup = min(preset["training"].get("warmup_steps", 0), steps)
+            preset["training"] = {**preset["training"], "warmup_steps": warmup}
+        return preset
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+        """The preset holds in Python too: ``ExpressionConfig(recipe="stem")``."""
+        if not isinstance(values, Mapping):
             return values
-        preset = PRESETS.get((values.get("recipe", "spatial"), values.get("size", "small")))
-        if not preset:
-            return values
-        filled, given = _under(preset, values), values.get("training")
-        if isinstance(given, dict) and "warmup_steps" not in given and isinstance(given.get("steps"), int):
-            # A shorter run than the preset's keeps a warm-up that fits into it.
-            warmup = min(filled["training"].get("warmup_steps", 0), given["steps"])
-            filled["training"] = {**filled["training"], "warmup_steps": warmup}
-        return filled
-
-
-def _under(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """``high`` over ``low``, section by section."""
-    out = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _under(out[key], value) if both else value
-    return out
+        values = spelt_out(cls, values)
+        return merged(cls.preset(values), values)
 
 
 _SMALL_NETWORK = {"width": 96, "depth": 3, "heads": 4, "genes_per_token": 8, "objective": "v"}

@@ -190,6 +190,20 @@ class TrainConfig(Config):
         4, ge=1, description="Validation pairs shown in previews and scored in validation."
     )
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"seed": "training.seed", "size": "model.size"}
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe of the size that is given, for the steps that are given."""
+        model, training = (given.get(key) or {} for key in ("model", "training"))
+        size = model.get("size", "small") if isinstance(model, Mapping) else "small"
+        steps = training.get("steps") if isinstance(training, Mapping) else None
+        residual = isinstance(model, Mapping) and bool(model.get("residual"))
+        recipe = cls.recipe(
+            size, steps if isinstance(steps, int) else None, residual or bool(given.get("mean"))
+        )
+        return recipe.model_dump(exclude={"start", "mean"})
+
     @classmethod
     def recipe(cls, size: str = "small", steps: int | None = None, residual: bool = False) -> TrainConfig:
         """The settings a size is trained with, unless others are chosen; the warm-up is at most a tenth of
