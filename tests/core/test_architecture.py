@@ -197,6 +197,26 @@ def test_no_global_random_state():
     assert not found
 
 
+def test_images_are_opened_in_one_place():
+    """Pillow's other formats run programs, and only one place knows what samples, sizes and tags mean."""
+    homes = {"slides/images.py"}
+    openers = (
+        "Image.open",
+        "PIL.Image.open",
+        "tifffile.TiffFile",
+        "tifffile.imread",
+        "cv2.imread",
+        "plt.imread",
+    )
+    found = [
+        f"{path.relative_to(SOURCE)}:{line}"
+        for path in python_files()
+        for line, name, _ in calls(path)
+        if name in openers and str(path.relative_to(SOURCE)) not in homes
+    ]
+    assert not found
+
+
 def test_no_stub():
     found = [
         f"{path.name}:{number}"

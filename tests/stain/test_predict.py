@@ -93,13 +93,20 @@ def test_saved_model_gives_the_same_images(tiny, folder, tmp_path):
     assert json.loads((tmp_path / "model" / "morphogen.json").read_text())["kind"] == "stain"
 
 
-def test_bad_images_are_named(tiny, folder, tmp_path):
+def test_bad_images_are_named_and_the_others_stained(tiny, folder, tmp_path, caplog):
     Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "i1.png")
-    with pytest.raises(InputError, match="i1.png: the image has 16 or more bits per channel.*8-bit RGB"):
-        stain_folder(tiny, folder, tmp_path / "out", QUICK)
-    (folder / "i1.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="i1.png: the image cannot be read"):
-        stain_folder(tiny, folder, tmp_path / "out2", QUICK)
+    (folder / "i2.png").write_bytes(b"not an image")
+    out = stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    assert sorted(path.name for path in out.glob("*.png")) == ["i0.png", "i3.png"]
+    failed = Manifest.read(out)["failed"]
+    assert "i1.png: the image is grey, not RGB" in failed["i1"] and "i2.png: is not an image" in failed["i2"]
+    assert "2 of 4 images are left out" in caplog.text
+    with pytest.raises(InputError, match="i2.png: is not an image"):
+        stain_folder(tiny, folder / "i2.png", tmp_path / "out2", QUICK)
+    for name in ("i0", "i3"):
+        (folder / f"{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 4 images can be read; the first: .*i0.png: is empty"):
+        stain_folder(tiny, folder, tmp_path / "out4", QUICK)
     with pytest.raises(ConfigError, match="no stain 'HER2'"):
         stain_folder(tiny, folder, tmp_path / "out3", QUICK.replace(stain="HER2"))
     with pytest.raises(ConfigError, match="unknown solver 'fastt'. Did you mean 'fast'"):

@@ -324,6 +324,8 @@ def _print_info(row: dict) -> None:
     size = "" if row["size_mm"] is None else " ({:.2f} × {:.2f} mm)".format(*row["size_mm"])
     say(f"  size           {row['width']} × {row['height']} px{size}")
     say(f"  µm/px          {mpp}{'; ' + row['mpp_note'] if row['mpp_note'] else ''}")
+    if row["damage"]:
+        say(f"  damage         {row['damage']}")
     say(f"  magnification  {row['magnification'] or 'unknown'}")
     for number, level in enumerate(row["levels"]):
         say(f"  level {number}        {level['width']} × {level['height']} px, 1/{level['downsample']:.4g}")

@@ -233,6 +233,7 @@ def apply(
 ) -> int:
     """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
     from morphogen.core.errors import MorphogenError
+    from morphogen.core.files import Manifest
     from morphogen.stain.config import ApplyConfig
     from morphogen.stain.model import StainTransfer
     from morphogen.stain.predict import sort_sources, stain_folder
@@ -258,6 +259,7 @@ def apply(
     failed = 0
     for folder in folders:
         stain_folder(transfer, folder, out, resolved, precision=precision, keep_samples=keep_samples)
+        failed += len((Manifest.read(out) or {}).get("failed", {}))
         say(f"{folder} → {out}")
     for path in slides:
         try:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from morphogen.core.errors import InputError
+from morphogen.slides.images import open_flat
 
 #: Longest side and bytes of an embedded picture; larger ones are scaled down until they fit.
 LONGEST = 1800
@@ -66,20 +67,19 @@ def _plot(figure: Figure, largest: int) -> Picture:
         )
         if buffer.tell() <= largest:
             break
-    image = Image.open(buffer)
-    return Picture(_uri(buffer.getvalue(), "png"), *image.size, plot=True)
+    data = buffer.getvalue()
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))  # IHDR
+    return Picture(_uri(data, "png"), width, height, plot=True)
 
 
 def _read(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.draft("RGB", (LONGEST, LONGEST))  # JPEG can be decoded at a fraction of its size
-        image.load()
-    except FileNotFoundError:
-        raise InputError("there is no such picture", where=path) from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"this picture cannot be read ({error})", where=path) from None
-    return image
+        with open_flat(path) as image:
+            image.draft("RGB", (LONGEST, LONGEST))  # JPEG can be decoded at a fraction of its size
+            image.load()
+            return image
+    except InputError as error:
+        raise InputError(f"this picture {error.what}", where=path) from None
 
 
 def _array(source: Any) -> np.ndarray:

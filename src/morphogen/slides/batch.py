@@ -19,7 +19,8 @@ from morphogen.core.files import writable_folder
 from morphogen.core.progress import progress
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
-from morphogen.slides.slide import SLIDE_SUFFIXES, open_slide
+from morphogen.slides.images import SLIDE_SUFFIXES
+from morphogen.slides.slide import open_slide, store_name
 from morphogen.slides.tiles import tile_slide
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def _tile_bar() -> Iterator[Callable[[int, int], None]]:
 def _refuse_equal_names(jobs: list[Job]) -> None:
     seen: dict[str, str] = {}
     for job in jobs:
-        name = Path(job.path).with_suffix(".zarr").name
+        name = store_name(Path(job.path))
         if name in seen:
             raise SlideError(
                 f"would share its store with {seen[name]}",

@@ -23,6 +23,7 @@ def slide_info(slide: Slide) -> dict[str, Any]:
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source,
         "mpp_note": slide.mpp_note,
+        "damage": slide.damage,
         "magnification": slide.magnification,
         "size_mm": None if slide.mpp is None else [n * slide.mpp / 1000 for n in (slide.width, slide.height)],
         "levels": [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +11,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
-from morphogen.slides import readers
+from morphogen.slides.formats.opening import Opened, open_reader
+from morphogen.slides.formats.pixels import WHITE
+from morphogen.slides.formats.scale import Scale, printing_resolution
+from morphogen.slides.images import FLAT_SUFFIXES, SLIDE_SUFFIXES, TIFF_SUFFIXES, first_bytes, short
 from morphogen.slides.resample import margin, resample
 
 if TYPE_CHECKING:
     from wsidata import WSIData
-    from wsidata.reader.base import ReaderBase
 
 PLAUSIBLE_MPP = (0.05, 20.0)  # µm/px of level 0: from oil immersion to a whole-slide overview
-FLAT_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-SLIDE_SUFFIXES = FLAT_SUFFIXES | {
-    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm", ".tif", ".tiff"
-}  # fmt: skip
 _BAND_PIXELS = 16_000_000
 
 
@@ -43,17 +40,16 @@ class Slide:
         Objective power or ``None``; scanner vendor as OpenSlide names it, or the kind of image.
     """
 
-    def __init__(
-        self, path: Path, reader: ReaderBase, vendor: str, source: str, mpp: float | None, store: Path
-    ) -> None:
-        self.path, self.reader, self.vendor, self.store = path, reader, vendor, store
-        properties = reader.properties
+    def __init__(self, path: Path, opened: Opened, mpp: float | None, store: Path) -> None:
+        self.path, self.reader, self.vendor, self.store = path, opened.reader, opened.vendor, store
+        self._gaps = opened.gaps
+        properties = opened.reader.properties
         self.height, self.width = (int(n) for n in properties.shape)
         self.level_downsamples = [float(d) for d in properties.level_downsample]
         self.level_shapes = [(int(h), int(w)) for h, w in properties.level_shape]
-        self.magnification: float | None = properties.magnification
+        self.magnification: float | None = properties.magnification or opened.scale.magnification
         self.given_mpp = mpp
-        self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(path, properties.mpp, source, mpp, store)
+        self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(opened.scale, mpp, store)
         properties.mpp = self.mpp
 
     def __repr__(self) -> str:
@@ -68,6 +64,17 @@ class Slide:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_slide, (str(self.path), self.given_mpp, str(self.store.parent))
+
+    @property
+    def damage(self) -> str | None:
+        """What of the file is missing, in a sentence; reading it is a :class:`SlideError`."""
+        gap = next((each for each in self._gaps if each is not None), None)
+        if gap is None:
+            return None
+        return (
+            f"the last {gap.total - gap.first} of {gap.total} tiles of the level of {gap.width} × {gap.height} px "
+            "hold no data: the file was not written to its end"
+        )
 
     def close(self) -> None:
         """Release the file; a later read opens it again."""
@@ -135,20 +142,32 @@ class Slide:
         c, e = min(max(top, 0), rows), min(max(bottom, 0), rows)
         if (a, b, c, e) == (left, right, top, bottom):
             return self._level_pixels(level, a, c, b - a, e - c), left, top
-        block = np.full((bottom - top, right - left, 3), readers.WHITE, dtype=np.uint8)
+        block = np.full((bottom - top, right - left, 3), WHITE, dtype=np.uint8)
         if b > a and e > c:
             block[c - top : e - top, a - left : b - left] = self._level_pixels(level, a, c, b - a, e - c)
         return block, left, top
 
     def _level_pixels(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         d = self.level_downsamples[level]
+        gap = self._gaps[level] if self._gaps else None
+        if gap is not None:
+            scale = gap.width / self.level_shapes[level][1]
+            at = gap.touched(*(n * scale for n in (left, top, left + width, top + height)))
+            if at is not None:
+                raise SlideError(
+                    f"has no data for the tile at x {at[0]}, y {at[1]} of {gap.width} × {gap.height} px",
+                    where=self.path,
+                    fix="The file was not written to its end: make or copy it again",
+                )
         try:
             return self.reader.get_region(round(left * d), round(top * d), width, height, level=level)
         except SlideError:
             raise
         except Exception as error:
             raise SlideError(
-                f"cannot be read ({error})", where=self.path, fix="The file may be damaged or incomplete"
+                f"cannot be read ({short(error)})",
+                where=self.path,
+                fix="The file may be damaged or incomplete",
             ) from error
 
     def overview(self, downsample: float) -> np.ndarray:
@@ -167,6 +186,28 @@ class Slide:
     def thumbnail(self, size: int = 1024) -> np.ndarray:
         """The whole slide with its longer side at most ``size`` pixels, (H, W, 3) uint8."""
         return self.overview(max(1.0, max(self.width, self.height) / size))
+
+
+def store_name(path: Path) -> str:
+    """Name of a slide's store: ``<stem>.zarr``, or with the suffix too where another slide of its stem comes first.
+
+    Beside ``s1.svs`` or ``s1.tif``, ``s1.jpg`` (its thumbnail, most likely) keeps its results in ``s1.jpg.zarr``.
+    """
+
+    def rank(other: Path) -> tuple[int, str]:
+        suffix = other.suffix.lower()
+        return (2 if suffix in FLAT_SUFFIXES else 1 if suffix in TIFF_SUFFIXES else 0, other.name)
+
+    try:
+        twins = [
+            other
+            for other in path.parent.iterdir()
+            if other.stem == path.stem and other.suffix.lower() in SLIDE_SUFFIXES and other.is_file()
+        ]
+    except OSError:  # a folder that may not be listed
+        twins = []
+    first = min([path, *twins], key=rank)
+    return f"{path.stem if first.name == path.name else path.name}.zarr"
 
 
 def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | None = None) -> Slide:
@@ -193,111 +234,29 @@ def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | Non
         raise InputError(
             f"{mpp:g} µm/px is not plausible for level 0; expected {low:g} to {high:g}", where="mpp"
         )
-    if not path.exists():
-        raise SlideError("there is no such file", where=path)
-    if path.is_dir():
-        raise SlideError("is a folder, not a slide", where=path, fix="Name a file in it")
-    if path.stat().st_size == 0:
-        raise SlideError("is empty", where=path, fix="Copy it again")
-    reader, vendor, source = _open_reader(path)
+    first_bytes(path, 1)  # missing, a folder, a pipe, empty
     folder = Path(out) if out is not None else path.parent
-    return Slide(path, reader, vendor, source, mpp, folder / path.with_suffix(".zarr").name)
-
-
-def _open_reader(path: Path) -> tuple[ReaderBase, str, str]:
-    """(reader, vendor or kind, name of the place that µm/px came from)."""
-    if path.suffix.lower() in FLAT_SUFFIXES and not readers.is_tiff(path):
-        return readers.FlatReader(path), "flat image", "no place"
-    import openslide
-
-    vendor = openslide.OpenSlide.detect_format(str(path))
-    tiff = readers.is_tiff(path)
-    if tiff:
-        _check_whole(path)
-    if vendor is not None:
-        try:
-            slide_reader = readers.VendorSlideReader(path)
-        except openslide.OpenSlideError as error:
-            raise SlideError(
-                f"cannot be opened ({error})",
-                where=path,
-                fix="The file is damaged or incomplete: copy it again",
-            ) from error
-        levels = slide_reader.properties.n_level
-        # OpenSlide ignores the SubIFDs in which OME-TIFF keeps its coarser levels.
-        if vendor != "generic-tiff" or not tiff or readers.tiff_facts(path)["levels"] <= levels:
-            raw = slide_reader.reader.properties
-            pair = [float(raw[k]) for k in ("openslide.mpp-x", "openslide.mpp-y") if raw.get(k)]
-            slide_reader.properties.mpp = sum(pair) / len(pair) if pair else slide_reader.properties.mpp
-            return slide_reader, vendor, "openslide.mpp-x"
-        slide_reader.detach_reader()
-    if not tiff:
-        raise SlideError(_not_a_slide(path), where=path)
-    facts = readers.tiff_facts(path)
-    kind = "OME-TIFF" if facts["is_ome"] else "TIFF"
-    if readers.decoded_bytes(path) <= readers.IN_MEMORY_BYTES:
-        return readers.FlatReader(path), kind, str(facts["mpp_source"])
-    return readers.TiffReader(path), kind, str(facts["mpp_source"])
-
-
-def _check_whole(path: Path) -> None:
-    """Refuse a TIFF whose directories or pixel data lie past the end of the file."""
-    import tifffile
-
-    size = path.stat().st_size
-    logging.getLogger("tifffile").addFilter(_silent)  # what it would log is said below in one sentence
-    cut = SlideError(
-        f"is cut short at {size:,} bytes: its directory or pixel data lie further on",
-        where=path,
-        fix="The download or copy was interrupted: copy it again",
-    )
-    try:
-        with tifffile.TiffFile(path) as file:
-            if not len(file.pages):
-                raise cut
-            for page in file.pages:
-                offsets, counts = page.dataoffsets, page.databytecounts
-                if len(offsets) and max(o + c for o, c in zip(offsets, counts, strict=False)) > size:
-                    raise cut
-    except SlideError:
-        raise
-    except Exception as error:  # tifffile raises many kinds on a broken directory
-        raise cut from error
-    finally:
-        logging.getLogger("tifffile").removeFilter(_silent)
-
-
-def _silent(record: logging.LogRecord) -> bool:
-    return False
-
-
-def _not_a_slide(path: Path) -> str:
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if path.suffix.lower() == ".mrxs":
-        return "cannot be opened as MRXS: the folder of the same name with its .dat files must lie beside it"
-    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head) / max(1, len(head))
-    if printable > 0.95:
-        return (
-            f"is a text file, not a slide (it starts with {head[:24].decode('ascii', 'replace').split()[:3]})"
-        )
-    return "is not a slide or image of a known format"
+    return Slide(path, open_reader(path), mpp, folder / store_name(path))
 
 
 def _resolve_mpp(
-    path: Path, found: float | None, source: str, given: float | None, store: Path
+    scale: Scale, given: float | None, store: Path
 ) -> tuple[float | None, str | None, str | None]:
     low, high = PLAUSIBLE_MPP
-    note = None
-    if found is not None and not (math.isfinite(found) and low <= found <= high):
-        note = f"the file says {found:g} µm/px, which cannot be right"
+    found, note = scale.mpp, scale.note
+    if found is not None and not low <= found <= high:
+        dots = printing_resolution(found)
+        means = (
+            "" if dots is None else f" ({dots} dpi, which programs write without having measured anything)"
+        )
+        note = f"the file says {found:g} µm/px, which cannot be right{means}"
         found = None
     if given is not None:
         return float(given), "given", note
     stored = _stored_mpp(store)
     if stored is not None and stored != found:
         return stored, "store", note
-    return (None, None, note) if found is None else (float(found), f"file: {source}", note)
+    return (None, None, note) if found is None else (float(found), f"file: {scale.source}", note)
 
 
 def _stored_mpp(store: Path) -> float | None:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.slides.images import decode, list_images
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 SPLITS = ("train", "val", "test")
+GREY = "is grey, not RGB"
 
 
 @dataclass(frozen=True)
@@ -60,32 +61,6 @@ class Found:
 
     pairs: list[Pair]
     alone: list[str]
-
-
-def list_images(folder: Path | str) -> dict[str, Path]:
-    """Image files of a folder by name without suffix, sorted; :class:`InputError` when there is none.
-
-    Two files of one name (``a.png`` and ``a.jpg``) are an error, because a partner could not be told.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError("there is no such folder", where=folder)
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise InputError(
-                f"'{path.name}' and '{files[path.stem].name}' have the same name",
-                where=folder,
-                fix="Keep one of them",
-            )
-        files[path.stem] = path
-    if not files:
-        raise InputError(
-            f"there are no images in this folder ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})", where=folder
-        )
-    return files
 
 
 def pair_folders(he: Path | str, ihc: Path | str, stain: str = "IHC", patient: str | None = None) -> Found:
@@ -236,44 +211,14 @@ def read_affine(text: str | None, where: object) -> tuple[float, ...] | None:
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """An 8-bit RGB image as (H, W, 3) uint8. Opaque alpha is dropped.
+    """A colour image as (H, W, 3) uint8 RGB: :func:`morphogen.slides.images.read_image`.
 
-    :class:`InputError` for anything else: unreadable, 16-bit, grey, palette, transparent.
+    :class:`InputError` for what cannot be read, and for a grey image, which is no stain.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            problem = mode_problem(image)
-            if problem is None:
-                array = np.array(image)
-    except FileNotFoundError:
-        raise InputError("there is no such image", where=path) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        line = " ".join(str(error).split()).replace(str(path), "the file")
-        raise InputError(
-            f"the image cannot be read ({line})", where=path, fix="Copy it again or leave it out"
-        ) from None
-    if problem is not None:
-        raise InputError(problem, where=path, fix="Save it as 8-bit RGB")
-    if array.shape[-1] == 4:
-        if int(array[..., 3].min()) < 255:
-            raise InputError("the image has transparent pixels", where=path, fix="Save it as 8-bit RGB")
-        array = np.ascontiguousarray(array[..., :3])
-    return array
-
-
-def mode_problem(image: object) -> str | None:
-    """Why a PIL image is no 8-bit colour image, or ``None``."""
-    mode = getattr(image, "mode", "?")
-    if mode in ("RGB", "RGBA"):
-        tags = getattr(image, "tag_v2", None)
-        bits = tags.get(258) if tags is not None else None
-        return f"the image has {max(bits)} bits per channel" if bits and max(bits) > 8 else None
-    if mode.startswith("I") or mode == "F":
-        return "the image has 16 or more bits per channel and no colour"
-    names = {"L": "grey", "1": "black and white", "P": "palette", "LA": "grey with alpha", "CMYK": "CMYK"}
-    return f"the image is {names.get(mode, mode)}, not RGB"
+    picture = decode(path)
+    if not picture.colour:
+        raise InputError(f"the image {GREY}", where=path, fix="Save it as 8-bit RGB, or leave it out")
+    return picture.pixels
 
 
 def stains_of(pairs: Iterable[Pair]) -> tuple[str, ...]:

@@ -31,8 +31,9 @@ from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
+from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, list_images, read_image
+from morphogen.stain.data import Found, Pair, read_image
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
 from morphogen.stain.predict import read_uncertainty

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
+from morphogen.slides.images import IMAGE_SUFFIXES, image_size, list_images, name_of, read_raw
 from morphogen.stain.config import ApplyConfig
-from morphogen.stain.data import IMAGE_SUFFIXES, list_images, read_image
+from morphogen.stain.data import read_image
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.checks import magenta_share
 from morphogen.stain.recipes.translator import MEAN, SAMPLE, SAMPLES, UNCERTAINTY, StainTranslator
@@ -82,12 +84,17 @@ def stain_folder(
     """
     config = config or ApplyConfig()
     source, out = Path(source), writable_folder(out)
-    files = {source.stem: source} if source.is_file() else _flat_images(source)
+    files = {name_of(source): source} if source.is_file() else _flat_images(source)
     if any(path.parent.resolve() == out.resolve() for path in files.values()):
         raise OutputError("the output folder is the input folder", where=out, fix="Choose another --out")
     model.label(config.stain)
     goes_on = start_run(out, model, config, precision)
-    sizes = {name: _size(path) for name, path in files.items()}
+    failed: dict[str, str] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, path in files.items():
+        with _one_of_many(name, failed):
+            height, width = image_size(path)
+            sizes[name] = width, height
     translator = StainTranslator(model, config, precision=precision, keep_samples=True)
     waiting, doubtful = 0, []
     with progress.bar(len(files), "staining images") as bar:
@@ -96,12 +103,28 @@ def stain_folder(
                 bar.advance(len(group))
                 waiting += len(group)
                 continue
-            images = [read_image(files[name]) for name in group]
+            read = {}
+            for name in group:
+                with _one_of_many(name, failed):
+                    read[name] = read_image(files[name])
+            bar.advance(len(group) - len(read))
+            group, images = list(read), list(read.values())
+            if not group:
+                continue
             doubtful += [name for name, image in zip(group, images, strict=True) if not looks_like_he(image)]
             made = make_images(translator, images, group, config.windows, mpp=config.mpp)
             for name, band in zip(group, made, strict=True):
                 save_stained(out, name, _stained(band), config, keep_samples)
                 bar.advance(1)
+    if failed and (len(failed) == len(files) or source.is_file()):
+        raise InputError(
+            next(iter(failed.values()))
+            if len(files) == 1
+            else f"none of the {len(files)} images can be read; the first: {next(iter(failed.values()))}"
+        )
+    if failed:
+        names = "; ".join(list(failed.values())[:3]) + (" …" if len(failed) > 3 else "")
+        log.warning("%d of %d images are left out: %s", len(failed), len(files), names)
     if doubtful:
         log.warning(
             "%d of %d images do not look like H&E (brown or blue rather than pink): %s.",
@@ -114,7 +137,8 @@ def stain_folder(
     Manifest.write(
         out,
         kind="stained images",
-        images=sorted(files),
+        images=sorted(set(files) - set(failed)),
+        failed=failed,
         run=read_json(out / RUN),
         uncertainty_unit=UNCERTAINTY_UNIT if config.samples > 1 else None,
     )
@@ -159,16 +183,13 @@ def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: s
     return Job(run_facts(model, config, precision)).begin(out / RUN, "images")
 
 
-def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
+@contextmanager
+def _one_of_many(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """An image that cannot be read is noted, and the others go on."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(
-            f"the image cannot be read ({error})", where=path, fix="Copy it again or leave it out"
-        ) from None
+        yield
+    except InputError as error:
+        failed[name] = str(error)
 
 
 def _outputs(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> dict[str, Path]:
@@ -212,10 +233,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
 
 def read_uncertainty(path: Path | str) -> np.ndarray:
     """(H, W) float32 SD of the DAB optical density from a file of ``uncertainty/``."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image).astype(np.float32) * UNCERTAINTY_UNIT
+    return read_raw(path).astype(np.float32) * UNCERTAINTY_UNIT
 
 
 def sort_sources(sources: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:

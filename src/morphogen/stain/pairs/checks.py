@@ -12,7 +12,8 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
-from morphogen.stain.data import Found, Pair, mode_problem
+from morphogen.slides.images import decode
+from morphogen.stain.data import GREY, Found, Pair
 from morphogen.stain.pairs.geometry import shared_box
 
 log = logging.getLogger("morphogen.stain")
@@ -73,27 +74,20 @@ def magenta_share(image: np.ndarray) -> float | None:
 
 def inspect_image(path: Path) -> ImageFacts:
     """Decode an image once (JPEG at reduced size) and say what it is."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            problem = mode_problem(image)
-            if problem is not None:
-                return ImageFacts(size, problem, None)
-            image.draft(
-                "RGB", (_OVERVIEW, _OVERVIEW)
-            )  # decodes every block of a JPEG, but at 1/2 … 1/8 scale
-            image.load()
-            step = max(1, round(max(image.size) / _OVERVIEW))
-            array = np.asarray(image)[::step, ::step]
-    except FileNotFoundError:
+    if not path.is_file():
         return ImageFacts(None, "the file is missing", None)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return ImageFacts(None, "the file cannot be read as an image", None)
-    if array.shape[-1] == 4 and int(array[..., 3].min()) < 255:
-        return ImageFacts(size, "the image has transparent pixels", None)
-    return ImageFacts(size, None, magenta_share(np.ascontiguousarray(array[..., :3])))
+    try:
+        picture = decode(path, longest=_OVERVIEW)
+    except InputError as error:
+        unreadable = error.what.startswith(("cannot be", "is empty", "is not an image"))
+        return ImageFacts(
+            None, "the file cannot be read as an image" if unreadable else f"the image {error.what}", None
+        )
+    size = picture.size[1], picture.size[0]
+    if not picture.colour:
+        return ImageFacts(size, f"the image {GREY}", None)
+    step = max(1, round(max(picture.pixels.shape) / _OVERVIEW))
+    return ImageFacts(size, None, magenta_share(np.ascontiguousarray(picture.pixels[::step, ::step])))
 
 
 def check_pairs(found: Found, *, crop: int = 0, threads: int = 8) -> PairReport:

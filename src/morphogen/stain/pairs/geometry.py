@@ -7,10 +7,9 @@ whole slides. A map is a matrix ``(2, 3)``, rows ``a b tx`` and ``c d ty``: the 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
+from morphogen.slides.images import image_size
 from morphogen.stain.data import Pair, read_image
 
 Box = tuple[slice, slice]  # rows, columns
@@ -96,14 +95,6 @@ def cut(pair: Pair, image: np.ndarray) -> np.ndarray:
 def read_aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """H&E and stain (H, W, 3) uint8 of a pair's files, cut to what they share."""
     return align(pair, read_image(pair.he), read_image(pair.ihc))
-
-
-def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) px of an image file, from its header."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.height, image.width
 
 
 def shared_side(pair: Pair) -> int:

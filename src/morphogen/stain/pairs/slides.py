@@ -16,12 +16,12 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
-from morphogen.slides.slide import SLIDE_SUFFIXES
+from morphogen.slides.formats.tiff import main_series
+from morphogen.slides.images import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_tiff, sniff
 from morphogen.slides.tiles import tissue_windows
 from morphogen.stain.data import SPLITS, Found, find_pairs, read_affine, read_table
 from morphogen.stain.predict import save_png
 
-VENDOR_SUFFIXES = SLIDE_SUFFIXES - {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 LARGE = 8192  # px; a TIFF with a longer side than this is treated as a slide
 
 
@@ -48,15 +48,15 @@ def is_slide(path: Path | str) -> bool:
     suffix = path.suffix.lower()
     if suffix in VENDOR_SUFFIXES:
         return True
-    if suffix not in (".tif", ".tiff") or not path.is_file():
+    if suffix not in TIFF_SUFFIXES:
         return False
-    import tifffile
-
     try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
+        if sniff(path) != "TIFF":
+            return False
+        with open_tiff(path) as file:
+            series = main_series(file)
             return len(series.levels) > 1 or len(file.pages) > 3 or max(series.shape) > LARGE
-    except (tifffile.TiffFileError, IndexError):
+    except InputError:
         return False
 
 

@@ -14,8 +14,9 @@ from morphogen.core.files import content_hash
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
+from morphogen.slides.images import image_size
 from morphogen.stain.data import Pair, read_image
-from morphogen.stain.pairs.geometry import align, image_size, pair_map, shared_box
+from morphogen.stain.pairs.geometry import align, pair_map, shared_box
 from morphogen.stain.registration.motion import estimate_motion
 
 MOTIONS = ("shift", "rigid", "affine")
