@@ -363,23 +363,13 @@ def test_weights_that_do_not_fit(tmp_path, shared):
     torch.save({"a": torch.zeros(1)}, tmp_path / "alone.bin")
     with pytest.raises(WeightsError, match="cannot be built from its weights file alone"):
         get_encoder("virchow2", tmp_path / "alone.bin", device="cpu")
-    with pytest.raises(WeightsError, match=r"lacks \d+ tensors"):
+    with pytest.raises(WeightsError, match="no tensors of this network in it"):
         get_encoder("timm:resnet10t", tmp_path / "alone.bin", device="cpu")
-
-
-def test_a_weights_file_that_would_run_code_is_not_run(tmp_path):
-    import pickle
-
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
-    torch.save({"x": Evil()}, tmp_path / "evil2.pt")
-    for name in ("evil.pt", "evil2.pt"):
-        with pytest.raises(WeightsError, match="not a file of tensors"):
-            get_encoder("timm:resnet10t", tmp_path / name, device="cpu")
-    assert not (tmp_path / "ran").exists()
+    torch.save(
+        {"fc.weight": torch.zeros(1), "conv1.0.weight": torch.zeros(24, 3, 3, 3)}, tmp_path / "part.bin"
+    )
+    with pytest.raises(WeightsError, match=r"lacks \d+ tensors"):
+        get_encoder("timm:resnet10t", tmp_path / "part.bin", device="cpu")
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):

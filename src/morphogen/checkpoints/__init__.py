@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from morphogen.checkpoints.folder import ModelFolder, load_model, resolve_folder, save_model
-from morphogen.checkpoints.reading import WeightFile, read_weights
+from morphogen.core.weights.reading import WeightFile, read_weights
 
 if TYPE_CHECKING:
     from morphogen.checkpoints.compvis import (

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from morphogen.checkpoints.folder import load_model, save_model
 from morphogen.checkpoints.gene_networks import assign
-from morphogen.checkpoints.reading import read_weights
+from morphogen.checkpoints.keys import has, is_first_stage, is_latent_diffusion
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.finding import find_network
+from morphogen.core.weights.reading import read_weights
 from morphogen.nets.config import UNetConfig
 from morphogen.nets.embedders import RepresentationTokens
 from morphogen.nets.first_stages import FirstStage, KLFirstStage, VQFirstStage, load_first_stage
@@ -118,13 +120,8 @@ def load_ldm(path: Path | str, heads: int = 1, weights: str | None = None) -> La
     "ema", "model" or None = EMA where the file has them. Other keys (losses, FID networks, buffers) are
     left alone.
     """
-    state = read_weights(path).state()
-    if not any(key.startswith(UNET) for key in state):
-        raise CheckpointError(
-            "there is no latent diffusion U-Net (model.diffusion_model.*) in it",
-            where=path,
-            fix="See `morphogen checkpoint info`",
-        )
+    what = "latent diffusion U-Net (model.diffusion_model.*)"
+    state = find_network(read_weights(path), is_latent_diffusion, what=what).state
     return LatentDiffusionCheckpoint(
         network=_unet(_unet_weights(state, weights, path), heads, path),
         first_stage=first_stage_from(state, path),
@@ -136,7 +133,12 @@ def load_ldm(path: Path | str, heads: int = 1, weights: str | None = None) -> La
 def load_compvis_first_stage(path: Path | str) -> FirstStage:
     """The VQ or KL autoencoder of a CompVis checkpoint: stand-alone, or inside a latent diffusion
     checkpoint."""
-    return first_stage_from(read_weights(path).state(), path)
+    file = read_weights(path)
+    inside = has(f"{FIRST_STAGE}encoder.down.", f"{FIRST_STAGE}decoder.up.")
+    return first_stage_from(
+        find_network(file, lambda state: is_first_stage(state) or inside(state), what="first stage").state,
+        path,
+    )
 
 
 def _unet_weights(state: Mapping[str, Tensor], weights: str | None, where: Any) -> dict[str, Tensor]:

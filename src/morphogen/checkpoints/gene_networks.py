@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphogen.checkpoints.keys import HISDIFF, STEM, Rules, rename
-from morphogen.checkpoints.reading import WeightFile, read_weights
+from morphogen.checkpoints.keys import HISDIFF, STEM, Rules, is_hisdiff, is_stem, rename
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.finding import find_network
+from morphogen.core.weights.reading import read_weights
 from morphogen.nets.config import GeneTransformerConfig
 from morphogen.nets.gene_transformer import GeneTransformer
 
@@ -78,36 +79,15 @@ def load_stem(path: Path | str, heads: int | None = None, weights: str | None = 
     heads: see the module. weights: "ema" or "model"; None takes the EMA weights where there are any, as the
     published sampler does. Input of the network: log2(count + 1) values that follow the linear schedule.
     """
-    file = read_weights(path)
-    state = _weights(file, ("ema", "model"), weights)
+    state = find_network(read_weights(path), is_stem, weights, "Stem network").state
     return _network(state, STEM, stem_config(state, heads, where=path), path)
 
 
 def load_hisdiff(path: Path | str, heads: int | None = None) -> GeneTransformer:
-    """A HisDiff checkpoint ``{model, opt, epoch}`` as a network in eval mode (no EMA is published)."""
-    file = read_weights(path)
-    state = _weights(file, ("model",), None)
+    """A HisDiff checkpoint ``{model, opt, epoch}`` as a network in eval mode (no EMA is published; it is taken where
+    there is one)."""
+    state = find_network(read_weights(path), is_hisdiff, what="HisDiff network").state
     return _network(state, HISDIFF, hisdiff_config(state, heads, where=path), path)
-
-
-def _weights(file: WeightFile, sections: tuple[str, ...], chosen: str | None) -> dict[str, Tensor]:
-    if chosen is not None:
-        state = file.section(chosen)
-        if state is None:
-            raise CheckpointError(f"there are no '{chosen}' weights in it", where=file.path)
-        return _plain(state)
-    for name in sections:
-        state = file.section(name)
-        if state is not None:
-            return _plain(state)
-    return _plain(file.state())  # weights saved on their own
-
-
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that DistributedDataParallel adds."""
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
 
 
 def _network(

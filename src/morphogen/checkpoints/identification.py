@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from morphogen.checkpoints.gene_networks import PUBLISHED_WIDTH, hisdiff_config, stem_config
-from morphogen.checkpoints.reading import WeightFile, read_weights, walk_tensors
+from morphogen.checkpoints.keys import is_first_stage, is_hisdiff, is_latent_diffusion, is_stedm, is_stem
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.finding import Candidate, candidates, check_tensors
+from morphogen.core.weights.reading import WeightFile, read_weights, walk_tensors
 
 
 @dataclass
@@ -51,11 +53,12 @@ def identify(path: Path | str) -> CheckpointInfo:
 
 def identify_weights(file: WeightFile) -> CheckpointInfo:
     """Recognise the content of a weight file."""
-    state = file.section("ema") or file.section("model") or file.state()
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    readings = candidates(file.content)
     for matches, describe in _KINDS:
-        if matches(state):
-            info = describe(file, state)
+        found = next((each for each in readings if matches(each.state)), None)
+        if found is not None:
+            check_tensors(found.state, file.path)
+            info = describe(file, found)
             break
     else:
         info = _unknown(file)
@@ -80,11 +83,8 @@ def _sections(tensors: Iterable[str]) -> dict[str, int]:
     return dict(sorted(sections.items(), key=lambda item: -item[1])[:12])
 
 
-def _has(*prefixes: str) -> Callable[[Mapping[str, Tensor]], bool]:
-    return lambda state: all(any(key.startswith(prefix) for key in state) for prefix in prefixes)
-
-
-def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> CheckpointInfo:
+def _gene_network(file: WeightFile, found: Candidate, kind: str) -> CheckpointInfo:
+    state = found.state
     read = stem_config if kind == "stem" else hisdiff_config
     title = "Stem: spatial gene expression" if kind == "stem" else "HisDiff: spatial gene expression"
     missing = ["the gene list, in the order of training (--genes FILE)"]
@@ -102,12 +102,16 @@ def _gene_network(file: WeightFile, state: dict[str, Tensor], kind: str) -> Chec
         "depth": config.depth,
         "heads": f"{config.heads} (published)" if known else "not in the file",
         "encoder": f"{encoder} (published)" if encoder else "not in the file",
-        "weights": "EMA" if file.section("ema") else "as trained (no EMA)",
+        "weights": "EMA" if found.ema else "as trained (no EMA)",
     }
+    if found.place or found.prefix:
+        sizes["found under"] = " ".join(
+            part for part in (found.place, found.prefix and f"{found.prefix}*") if part
+        )
     ignored = [
         name for name in ("opt", "epoch", "args") if isinstance(file.content, dict) and name in file.content
     ]
-    if file.section("ema") and file.section("model"):
+    if found.ema and file.section("model"):
         ignored.append("model (the EMA weights are taken)")
     options = ("" if encoder else " --encoder NAME") + ("" if known else " --heads N")
     return CheckpointInfo(
@@ -131,11 +135,12 @@ def _width(state: Mapping[str, Tensor]) -> int:
     return state["final_layer.linear.weight"].shape[1] if "final_layer.linear.weight" in state else 0
 
 
-def _ldm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+def _ldm(file: WeightFile, found: Candidate) -> CheckpointInfo:
     from morphogen.checkpoints.compvis import EMA, EMBEDDER, FIRST_STAGE, UNET, schedule_info, unet_config
 
+    state = found.state
     parts = {"U-Net": UNET, "first stage": FIRST_STAGE, "embedder": EMBEDDER}
-    found = {name: [v for k, v in state.items() if k.startswith(prefix)] for name, prefix in parts.items()}
+    inside = {name: [v for k, v in state.items() if k.startswith(prefix)] for name, prefix in parts.items()}
     unet = {key.removeprefix(UNET): value for key, value in state.items() if key.startswith(UNET)}
     info = CheckpointInfo(file.path, "ldm", "latent diffusion (CompVis/Lightning)")
     try:
@@ -158,10 +163,10 @@ def _ldm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
             weight = state.get(f"{EMBEDDER}{name}_fc.weight")
             if weight is not None:
                 info.sizes[f"{name} embedding"] = weight.shape[1]
-        info.missing = [f"the {name}" for name, values in found.items() if not values]
+        info.missing = [f"the {name}" for name, values in inside.items() if not values]
         info.missing.append("the image encoder's name (--encoder NAME)")
         info.advice = f"morphogen checkpoint import {file.path} --encoder NAME --out FOLDER"
-    info.parameters = count(value for values in found.values() for value in values)
+    info.parameters = count(value for values in inside.values() for value in values)
     known = (*parts.values(), EMA)
     buffers = ("betas", "alphas_", "sqrt_", "log_one", "posterior_", "scale_factor", "logvar", "lvlb")
     rest = sorted({key.split(".")[0] for key in state if not key.startswith((*known, *buffers))})
@@ -169,9 +174,10 @@ def _ldm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
     return info
 
 
-def _first_stage(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+def _first_stage(file: WeightFile, found: Candidate) -> CheckpointInfo:
     from morphogen.checkpoints.compvis import first_stage_from
 
+    state = found.state
     stage = first_stage_from(state, file.path)
     config = stage.autoencoder.config
     return CheckpointInfo(
@@ -191,9 +197,11 @@ def _first_stage(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
     )
 
 
-def _stedm(file: WeightFile, state: dict[str, Tensor]) -> CheckpointInfo:
+def _stedm(file: WeightFile, found: Candidate) -> CheckpointInfo:
     """Every tensor is in the file under ``_model.`` and ``model.``; one copy is counted."""
-    own = {key.removeprefix("_model."): value for key, value in state.items() if key.startswith("_model.")}
+    own = {
+        key.removeprefix("_model."): value for key, value in found.state.items() if key.startswith("_model.")
+    }
     groups = {
         "U-Net": "model.diffusion_model.",
         "first stage": "first_stage_model.",
@@ -237,15 +245,13 @@ def _unknown(file: WeightFile) -> CheckpointInfo:
     )
 
 
-_KINDS: list[
-    tuple[Callable[[Mapping[str, Tensor]], bool], Callable[[WeightFile, dict[str, Tensor]], CheckpointInfo]]
-]
+_KINDS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[[WeightFile, Candidate], CheckpointInfo]]]
 _KINDS = [
-    (_has("gene_joint_embed.", "final_layer."), lambda file, state: _gene_network(file, state, "stem")),
-    (_has("inputEmbedder.", "crossAttention_ln."), lambda file, state: _gene_network(file, state, "hisdiff")),
-    (_has("_model.model.diffusion_model.", "_model._agg_block."), _stedm),
-    (_has("model.diffusion_model."), _ldm),
-    (_has("encoder.down.", "decoder.up."), _first_stage),
+    (is_stem, lambda file, found: _gene_network(file, found, "stem")),
+    (is_hisdiff, lambda file, found: _gene_network(file, found, "hisdiff")),
+    (is_stedm, _stedm),
+    (is_latent_diffusion, _ldm),
+    (is_first_stage, _first_stage),
 ]
 
 

@@ -6,7 +6,7 @@ A map is a list of (pattern, replacement) on whole keys; the first that matches 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -57,3 +57,15 @@ def rename(state: Mapping[str, Value], rules: Rules) -> tuple[dict[str, Value], 
         else:
             unknown.append(key)
     return known, unknown
+
+
+def has(*prefixes: str) -> Callable[[Mapping[str, object]], bool]:
+    """Whether a state dict has names that begin with each of ``prefixes``: what makes out a kind of network."""
+    return lambda state: all(any(key.startswith(prefix) for key in state) for prefix in prefixes)
+
+
+is_stem = has("gene_joint_embed.", "final_layer.")
+is_hisdiff = has("inputEmbedder.", "crossAttention_ln.")
+is_stedm = has("_model.model.diffusion_model.", "_model._agg_block.")
+is_latent_diffusion = has("model.diffusion_model.")
+is_first_stage = has("encoder.down.", "decoder.up.")

@@ -7,13 +7,13 @@ could show a mismatch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
 import torch
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import CheckpointError, InputError
+from morphogen.core.weights.reading import read_weights
 from morphogen.expression.config import DataConfig, PrepareConfig
 from morphogen.expression.data import check_embeddings, facts, log
 from morphogen.expression.sections.prepare import index_neighbours
@@ -123,13 +123,9 @@ def _record(section: ad.AnnData, encoder: str, orientations: int) -> None:
 
 def _tensor(path: Path, rows: int, dimensions: int) -> np.ndarray:
     try:
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError("there is no such file", where=path) from None
-    except Exception as error:
-        raise InputError(
-            f"is not a file of tensors ({' '.join(str(error).split())[:120]})", where=path
-        ) from None
+        value = read_weights(path).content
+    except CheckpointError as error:
+        raise InputError(error.what, where=path, fix=error.fix) from None
     if not isinstance(value, torch.Tensor) or value.ndim != dimensions:
         raise InputError(f"must hold one tensor with {dimensions} axes", where=path)
     if len(value) != rows:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from morphogen.core.errors import WeightsError
+from morphogen.core.errors import MorphogenError, WeightsError
+from morphogen.slides.encoders.plain import plain_file
 
 STANDARD_FILES = (
     "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
@@ -28,7 +29,9 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def presented(repository: str, weights: Path, filename: str | None = None) -> Iterator[None]:
+def presented(
+    repository: str, weights: Path, filename: str | None = None, trust: bool = False
+) -> Iterator[None]:
     """While inside, the hub's client finds ``repository`` at ``weights`` and nothing else, without network.
 
     Parameters
@@ -40,6 +43,9 @@ def presented(repository: str, weights: Path, filename: str | None = None) -> It
         where ``config.json`` lies beside it.
     filename:
         Name of the weights file in the repository where it is not a standard one.
+    trust:
+        Show the files as they are. Otherwise what is not plain tensors is left out or shown without it
+        (:func:`morphogen.slides.encoders.plain.plain_file`).
     """
     from huggingface_hub import constants
 
@@ -49,7 +55,7 @@ def presented(repository: str, weights: Path, filename: str | None = None) -> It
         snapshot.mkdir(parents=True)
         (home / "refs").mkdir()
         (home / "refs" / "main").write_text(_REVISION)
-        _link(weights, snapshot, filename)
+        link(weights, snapshot, filename, trust)
         before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE
         constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = cache, True
         try:
@@ -58,25 +64,46 @@ def presented(repository: str, weights: Path, filename: str | None = None) -> It
             constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = before
 
 
-def _link(weights: Path, snapshot: Path, filename: str | None) -> None:
-    """Symbolic links in ``snapshot`` that make the user's files look like the repository."""
+@contextmanager
+def shown(weights: Path) -> Iterator[Path]:
+    """A temporary folder with the files of a folder of weights, pickled ones as plain tensors."""
+    with tempfile.TemporaryDirectory(prefix="morphogen-hub-") as place:
+        link(weights, Path(place), None, trust=False)
+        yield Path(place)
+
+
+def link(weights: Path, snapshot: Path, filename: str | None, trust: bool) -> None:
+    """Links in ``snapshot`` that make the user's files look like the repository."""
     weights = weights.resolve()
     folder = weights if weights.is_dir() else weights.parent
+    files: dict[str, Path] = {}
     if weights.is_dir() or (folder / "config.json").is_file():
-        for item in folder.iterdir():
-            (snapshot / item.name).symlink_to(item)
+        files = {item.name: item for item in folder.iterdir()}
+    if weights.is_dir() and filename is not None:
+        files[filename] = weights / filename
     if weights.is_file():
-        if filename is not None:
-            names = [filename]
+        for standard in STANDARD_FILES:  # a neighbour of a standard name must not win over the file named
+            files.pop(standard, None)
+        usual = "model.safetensors" if weights.suffix == ".safetensors" else "pytorch_model.bin"
+        files[filename or usual] = weights
+    safe = any(name in files for name in STANDARD_FILES if "safetensors" in name)
+    wanted = {filename, weights.name} if filename or weights.is_file() else set()
+    for name, path in files.items():
+        target = snapshot / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and "/" in (filename or "") and name == (filename or "").split("/")[0]:
+            continue  # made above, with the one file in it that is asked for
+        if trust or path.is_dir():
+            shown = path
         else:
-            names = ["model.safetensors"] if weights.suffix == ".safetensors" else ["pytorch_model.bin"]
-            for standard in STANDARD_FILES:  # a neighbour of a standard name must not win over the file named
-                (snapshot / standard).unlink(missing_ok=True)
-        for name in names:
-            target = snapshot / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            target.symlink_to(weights)
+            try:
+                shown = plain_file(path, snapshot.parent / f"plain-{len(list(snapshot.iterdir()))}")
+            except MorphogenError:
+                if name in wanted or path == weights or not safe:
+                    raise
+                continue  # a pickle beside safetensors is not read, so it need not be there
+        target.unlink(missing_ok=True)
+        target.symlink_to(shown)
 
 
 def check_weights(path: Path, encoder: str, repository: str | None, filename: str | None) -> None:

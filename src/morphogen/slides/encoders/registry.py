@@ -9,6 +9,7 @@ tokens (N, T, D) when it was made with ``tokens=True``. Sources: ``texture`` (ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +76,8 @@ class Encoder:
         )
         self._forward, self._prepare = forward, prepare
         if module is not None:
-            module.eval()
+            with suppress(NotImplementedError):  # exported programs are what they are
+                module.eval()
             for parameter in module.parameters():  # TorchScript modules have no requires_grad_
                 parameter.requires_grad_(False)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from morphogen.core.errors import ConfigError, DependencyError, WeightsError, nearest
 from morphogen.slides.encoders import hub
+from morphogen.slides.encoders.plain import complete, plain_file, tensors_only
 from morphogen.slides.encoders.spec import FILENAME, HALF, IMAGENET, TAKES_FILE, EncoderSpec
 
 
@@ -48,9 +50,12 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
         raise WeightsError(
             "loading it runs Python code that comes with its weights",
             where=f"encoder '{spec.name}'",
-            fix=f"If you trust {spec.repository}, pass --trust-remote-code (trust_remote_code=True)",
+            fix=f"If you trust {weights or spec.repository}, pass --trust-remote-code (trust_remote_code=True)",
         )
-    with _explained(spec, weights):
+    with _explained(spec, weights), contextlib.ExitStack() as stack:
+        stack.enter_context(complete())
+        if not trust:
+            stack.enter_context(tensors_only())
         if weights is None:
             if spec.gated and not hub.has_token() and not hub.cached(spec.repository or "", filename):
                 from morphogen.slides.encoders.registry import missing_weights
@@ -60,7 +65,9 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
         else:
             hub.check_weights(weights, spec.name, spec.repository, filename)
             if weights.is_file() and spec.name in TAKES_FILE and spec.name != "keep":
-                model = cls(model_path=str(weights))
+                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="morphogen-weights-")))
+                plain = weights if trust else plain_file(weights, place / weights.name)
+                model = cls(model_path=str(plain))
             elif weights.is_file() and filename is None and not (weights.parent / "config.json").is_file():
                 raise WeightsError(
                     f"'{spec.name}' cannot be built from its weights file alone",
@@ -68,8 +75,10 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
                     fix="Keep the repository's config.json beside it, or pass the folder",
                 )
             else:
-                with hub.presented(spec.repository or spec.name, weights, filename):
-                    model = cls()
+                stack.enter_context(
+                    hub.presented(spec.repository or spec.name, weights, filename, trust=spec.runs_code)
+                )
+                model = cls()
     network = model.model if isinstance(model.model, nn.Module) else None
     forward = _dense(model) if tokens else model.encode_image
     transform = model.get_transform()
@@ -122,14 +131,18 @@ def _from_timm(spec: EncoderSpec, model: str, weights: Path | None, tokens: bool
     with _explained(spec, weights):
         if weights is None:
             identity = f"hf-hub:{spec.repository}" if "/" in model else model
-            network = timm.create_model(identity, pretrained=True, num_classes=0)
+            with tensors_only():
+                network = timm.create_model(identity, pretrained=True, num_classes=0)
         elif weights.is_dir():
             hub.check_weights(weights, spec.name, spec.repository, None)
-            network = timm.create_model(f"local-dir:{weights}", pretrained=True, num_classes=0)
+            with tensors_only(), hub.shown(weights) as folder:
+                network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         else:
             hub.check_weights(weights, spec.name, spec.repository, None)
             network = timm.create_model(model, pretrained=False, num_classes=0)
-            missing = network.load_state_dict(read_state(weights), strict=False).missing_keys
+            missing = network.load_state_dict(
+                read_state(weights, network.state_dict()), strict=False
+            ).missing_keys
             if missing:
                 raise WeightsError(
                     f"the file lacks {len(missing)} tensors, first '{missing[0]}'", where=weights
@@ -189,7 +202,12 @@ def _from_transformers(
         hub.check_weights(Path(where), spec.name, None, None)
     elif "/" not in model or Path(model).is_absolute():
         raise WeightsError("there is no such model folder", where=model)
-    with _explained(spec, weights):
+    with _explained(spec, weights), contextlib.ExitStack() as stack:
+        stack.enter_context(complete())
+        if not trust:
+            stack.enter_context(tensors_only())
+            if Path(where).is_dir():
+                where = str(stack.enter_context(hub.shown(Path(where))))
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust)
         extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         network = AutoModel.from_pretrained(where, trust_remote_code=trust, **extra)
@@ -219,20 +237,17 @@ def normaliser(spec: EncoderSpec) -> Callable[[Tensor], Tensor]:
     return prepare
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors or a torch file (tensors only, nothing is executed); unwraps ``state_dict``."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of the names ``expected`` from a file of weights, whatever is wrapped around them; nothing in it
+    is run."""
+    from morphogen.core.errors import CheckpointError
+    from morphogen.core.weights.finding import find_by_names
+    from morphogen.core.weights.reading import read_weights
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(f"is not a file of tensors ({_line(error)})", where=path) from error
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    return state
+    try:
+        return find_by_names(read_weights(path), expected).state
+    except CheckpointError as error:
+        raise WeightsError(error.what, where=path, fix=error.fix) from error
 
 
 def _dense(model: Any) -> Callable[[Tensor], Tensor]:

@@ -42,7 +42,7 @@ class EncoderSpec:
     version:
         Version of its code, where the numbers come from code rather than from weights.
     runs_code:
-        Whether its weights come with Python code that loading runs (asked for with ``trust_remote_code``).
+        Whether its weights come with code that loading runs (asked for with ``trust_remote_code``).
     """
 
     name: str
@@ -104,10 +104,11 @@ _NORMALISATION = {
     "medsiglip": HALF,
     "plip": CLIP,
 }
-# transformers' trust_remote_code, torch.hub from a git repository, or an unrestricted unpickling.
+# transformers' trust_remote_code, torch.hub from a git repository, an unrestricted unpickling, or torch.export.load,
+# which unpickles and evaluates expressions.
 _RUNS_CODE = {
     "titan", "conch_v1.5", "conceptclip", "genbio-pathfm", "hibou-b", "hibou-l", "mascaret", "phaet",
-    "rudolfv2", "rudolfv2-b", "rudolfv2-s", "open-midnight", "omiclip",
+    "rudolfv2", "rudolfv2-b", "rudolfv2-s", "open-midnight", "omiclip", "ctranspath", "chief",
 }  # fmt: skip
 
 

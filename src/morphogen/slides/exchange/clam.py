@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import atomic_path
 from morphogen.slides.exchange.tileset import (
     TileSet,
@@ -138,12 +138,12 @@ def _read_patches(slide: Slide, path: Path) -> TileSet:
 def _read_pt(path: Path) -> np.ndarray:
     import torch
 
+    from morphogen.core.weights.reading import read_weights
+
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"is not a file of tensors ({' '.join(str(error).split())[:120]})", where=path
-        ) from error
+        value = read_weights(path).content
+    except CheckpointError as error:
+        raise InputError(error.what, where=path, fix=error.fix) from error
     if not isinstance(value, torch.Tensor):
         raise InputError("does not hold one tensor", where=path)
     return value.float().numpy()

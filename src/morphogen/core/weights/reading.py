@@ -1,13 +1,14 @@
 """Reading weight files of any origin without running what is in them.
 
 safetensors as they are; torch files with ``weights_only=True``; where that refuses, tensors alone through
-:mod:`morphogen.checkpoints.unpickler`. A file that is none of these is named for what it is.
+:mod:`morphogen.core.weights.unpickler`. A file that is none of these is named for what it is.
 """
 
 from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.checkpoints.unpickler import read_inertly
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.unpickler import instructions, read_inertly, read_legacy_inertly
+
+_MAX_PLACES = 1_000_000  # walked in a file
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,24 @@ def only_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
 
 
-def walk_tensors(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts and lists, with its dotted name."""
-    if isinstance(value, Tensor):
-        yield prefix, value
-    elif depth < 8 and isinstance(value, (Mapping, list, tuple)):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            yield from walk_tensors(item, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+def walk_tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists, eight levels deep, with its dotted name.
+
+    Raises :class:`CheckpointError` for containers that hold each other so often that there is no end of them.
+    """
+    budget = iter(range(_MAX_PLACES))
+
+    def walk(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+        if next(budget, None) is None:
+            raise CheckpointError(f"it has more than {_MAX_PLACES:,} entries")
+        if isinstance(value, Tensor):
+            yield prefix, value
+        elif depth < 8 and isinstance(value, (Mapping, list, tuple)):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, item in items:
+                yield from walk(item, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+
+    return walk(value, "", 0)
 
 
 def read_weights(path: Path | str) -> WeightFile:
@@ -64,6 +77,8 @@ def read_weights(path: Path | str) -> WeightFile:
     path = Path(path)
     if path.is_dir():
         raise CheckpointError("this is a folder, not a weight file", where=path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError("this is no ordinary file", where=path)
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -82,13 +97,30 @@ def read_weights(path: Path | str) -> WeightFile:
 
 def _read_zip(path: Path) -> WeightFile:
     try:
-        names = zipfile.ZipFile(path).namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if any(entry.flag_bits & 1 for entry in entries):
+                raise CheckpointError(
+                    "the archive is encrypted", where=path, fix="Unpack it with its password"
+                )
+            program = _program(names)
+            if program:
+                raise CheckpointError(
+                    f"this is {program}, and loading one can run code",
+                    where=path,
+                    fix="Give its state dict, saved with torch.save or safetensors",
+                )
+            pickled = [name for name in names if name.endswith("/data.pkl")]
+            if not pickled:
+                raise CheckpointError(
+                    "this is a zip archive, but not a torch file", where=path, fix="Unpack it first"
+                )
+            instructions(archive, pickled[0])
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError):
         raise _cut_short(path) from None
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise CheckpointError(
-            "this is a zip archive, but not a torch file", where=path, fix="Unpack it first"
-        )
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from None
     try:
         return WeightFile(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except pickle.UnpicklingError:
@@ -99,11 +131,25 @@ def _read_zip(path: Path) -> WeightFile:
     try:
         content, foreign = read_inertly(path)
     except Exception as error:  # a pickle can make the reader raise anything
-        line = " ".join(str(error).split())
-        raise CheckpointError(
-            f"the file is damaged or not a checkpoint ({line[:160]})", where=path, fix="Download it again"
-        ) from error
+        raise _refused(path, error) from error
     return WeightFile(path, content, foreign)
+
+
+def _program(names: list[str]) -> str | None:
+    """What an archive is that holds a program rather than tensors alone."""
+    tops = {name.split("/", 1)[-1] for name in names}
+    if "constants.pkl" in tops and any(name.startswith("code/") for name in tops):
+        return "a TorchScript program"
+    if "archive_format" in tops or "serialized_exported_program.json" in {*names, *tops}:
+        return "an exported program (torch.export)"
+    return None
+
+
+def _refused(path: Path, error: Exception) -> CheckpointError:
+    line = " ".join(str(error)[:400].split())
+    return CheckpointError(
+        f"the file is damaged or not a checkpoint ({line[:120]})", where=path, fix="Download it again"
+    )
 
 
 def _names_data(names: list[str], path: Path) -> bool:
@@ -129,13 +175,14 @@ def _read_safetensors(path: Path) -> WeightFile:
 def _read_legacy(path: Path) -> WeightFile:
     """torch < 1.6: pickles one after the other."""
     try:
-        return WeightFile(path, torch.load(path, map_location="cpu", weights_only=True))
+        content, foreign = read_legacy_inertly(path)
     except Exception as error:
         raise CheckpointError(
             "this pickle is not a plain torch state dict, or is cut short, and is not opened: a pickle can run code",
             where=path,
             fix="If you trust it, load it with the torch that wrote it and save the state dict again",
         ) from error
+    return WeightFile(path, content, foreign)
 
 
 def _cut_short(path: Path) -> CheckpointError:

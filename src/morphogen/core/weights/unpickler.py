@@ -8,16 +8,19 @@ runs.
 
 from __future__ import annotations
 
+import io
 import mmap
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
+
+from morphogen.core.weights.limits import MAX_BYTES, check_pickle
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -119,8 +122,12 @@ _FUNCTIONS = {
 }
 
 
+class _Source(Protocol):
+    def read(self, key: str, dtype: torch.dtype, count: int) -> Tensor: ...
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, storages: _Storages) -> None:
+    def __init__(self, file: Any, storages: _Source) -> None:
         super().__init__(file, encoding="utf-8")
         self._storages = storages
         self._inert: dict[str, type] = {}
@@ -142,9 +149,9 @@ class _Unpickler(pickle.Unpickler):
         return self._inert[full]
 
     def persistent_load(self, pid: Any) -> Tensor:
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):
+            raise pickle.UnpicklingError("tensor data of an unknown kind")
         return self._storages.read(str(key), dtype, int(count))
 
 
@@ -179,6 +186,41 @@ class _Storages:
         return self._read[key]
 
 
+class _Following:
+    """Tensor data of a torch file before 1.6: behind the pickles, in the order of a list that comes after them."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self.tensors: dict[str, Tensor] = {}
+
+    def read(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
+        if key not in self.tensors:
+            self._left -= count * dtype.itemsize
+            if count < 0 or self._left < 0:
+                raise pickle.UnpicklingError("tensor data is cut short")
+            self.tensors[key] = torch.empty(count, dtype=dtype)
+        return self.tensors[key]
+
+    def fill(self, file: IO[bytes], keys: list[str]) -> None:
+        """Read all of them."""
+        for key in keys:
+            tensor = self.tensors[key]
+            (count,) = struct.unpack("<q", file.read(8))
+            data = tensor.view(torch.uint8).numpy() if tensor.numel() else bytearray()
+            if count != tensor.numel() or file.readinto(memoryview(data)) != tensor.nbytes:  # type: ignore[attr-defined]
+                raise pickle.UnpicklingError("tensor data is cut short")
+
+
+def instructions(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
+    """One pickle of an archive, checked for its bounds (:mod:`morphogen.core.weights.limits`)."""
+    if archive.getinfo(name).file_size > MAX_BYTES:
+        raise pickle.UnpicklingError("its pickle is too large for a file of weights")
+    data = io.BytesIO(archive.read(name))
+    check_pickle(data)
+    data.seek(0)
+    return data
+
+
 def read_inertly(path: Path) -> tuple[Any, tuple[str, ...]]:
     """The content of a torch zip file (torch ≥ 1.6), and the names of the classes left inert.
 
@@ -189,6 +231,29 @@ def read_inertly(path: Path) -> tuple[Any, tuple[str, ...]]:
         prefix = next(name for name in names if name.endswith("/data.pkl")).removesuffix("/data.pkl")
         if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder") != b"little":
             raise pickle.UnpicklingError("tensor data is big-endian")
-        with archive.open(f"{prefix}/data.pkl") as file:
-            unpickler = _Unpickler(file, _Storages(archive, prefix, path))
-            return unpickler.load(), unpickler.foreign
+        unpickler = _Unpickler(instructions(archive, f"{prefix}/data.pkl"), _Storages(archive, prefix, path))
+        return unpickler.load(), unpickler.foreign
+
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch file before 1.6
+
+
+def read_legacy_inertly(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """:func:`read_inertly` for the format of torch before 1.6: five pickles one after the other, then the data."""
+    with open(path, "rb") as file:
+        source = _Following(path.stat().st_size)
+        values, foreign = [], set()
+        for number in range(5):  # mark, version of the format, system, content, order of the data
+            start = file.tell()
+            check_pickle(file)
+            end = file.tell()
+            file.seek(start)
+            unpickler = _Unpickler(io.BytesIO(file.read(end - start)), source)
+            values.append(unpickler.load())
+            foreign |= set(unpickler.foreign)
+            if not number and values[0] != MAGIC:
+                raise pickle.UnpicklingError("a pickle of something else")
+        if not all(isinstance(key, str) for key in values[4]) or set(values[4]) != set(source.tensors):
+            raise pickle.UnpicklingError("tensor data is missing")
+        source.fill(file, values[4])
+    return values[3], tuple(sorted(foreign))

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from morphogen.checkpoints import identify, load_stem, read_weights
-from morphogen.checkpoints.unpickler import Inert, read_inertly
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.unpickler import Inert, read_inertly
 
 
 class Attack:
@@ -112,7 +112,7 @@ def test_methods_of_allowed_objects_cannot_be_turned_against_the_reader(tmp_path
         with pytest.raises(CheckpointError):
             identify(path)
         assert not mark.exists()
-    from morphogen.checkpoints.unpickler import _FUNCTIONS
+    from morphogen.core.weights.unpickler import _FUNCTIONS
 
     rebuild = _FUNCTIONS["torch._utils", "_rebuild_tensor_v2"]
     assert rebuild(torch.arange(4.0), 1, (2,), (1,)).tolist() == [1, 2]
