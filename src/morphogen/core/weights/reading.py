@@ -117,7 +117,7 @@ def _read_zip(path: Path) -> WeightFile:
                     "this is a zip archive, but not a torch file", where=path, fix="Unpack it first"
                 )
             instructions(archive, pickled[0])
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError):
         raise _cut_short(path) from None
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None

@@ -76,7 +76,7 @@ class Encoder:
         )
         self._forward, self._prepare = forward, prepare
         if module is not None:
-            with suppress(NotImplementedError):  # exported programs are what they are
+            with suppress(RuntimeError):  # exported programs are what they are
                 module.eval()
             for parameter in module.parameters():  # TorchScript modules have no requires_grad_
                 parameter.requires_grad_(False)
