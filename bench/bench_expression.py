@@ -47,7 +47,7 @@ def section(name: str, patient: str, side: int, genes: int, width: int = 32, see
 def speed(quick: bool) -> list[Row]:
     """The default Stem network, 12 blocks of 384, 200 genes: 20 evaluations against 1000, and one against one."""
     from bench.bench_nets import PlainStem, stem
-    from morphogen.expression.config import ExpressionConfig
+    from morphogen.expression.config import ExpressionConfig, SamplerConfig
     from morphogen.expression.model import ExpressionModel
     from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
     from morphogen.expression.sections.panels import Panel
@@ -70,10 +70,11 @@ def speed(quick: bool) -> list[Row]:
     noise = ItemNoise(0, [("spot", i) for i in range(batch)], (200,))
     plain = PlainStem(network)
     x, t = noise(-1), torch.full((batch,), 500.0)
+    sampler = SamplerConfig(steps=few)
 
     @torch.inference_mode()
     def ours() -> object:
-        return fast.draw(embedded, noise, "fast", few, autocast)
+        return fast.sample(embedded, noise, sampler, autocast)
 
     from morphogen.diffusion import ddpm
 

@@ -9,8 +9,9 @@ import torch
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
 from morphogen.expression import predict as predict_module
-from morphogen.expression.config import SpatialConfig
+from morphogen.expression.config import SamplerConfig, SpatialConfig
 from morphogen.expression.recipes.levels import OffsetScale
+from morphogen.expression.recipes.plan import LAYERS, Plan
 from morphogen.expression.recipes.residual import Residual, shared_part
 from morphogen.expression.recipes.spatial import SpatialModel
 from morphogen.expression.sections.panels import Panel
@@ -88,7 +89,7 @@ def test_a_killed_prediction_goes_on(models, world, tmp_path, monkeypatch, recip
     given = {"samples": 20, "steps": 3, "shard_spots": 40, "device": "cpu"}
     whole = models[recipe](world[3], out=tmp_path / "whole.h5ad", **given)
     computed = []
-    original = predict_module._Plan.shard
+    original = Plan.shard
 
     def counted(self, rows, **keys):
         if len(computed) == 2 and not computed.count("killed"):
@@ -97,13 +98,13 @@ def test_a_killed_prediction_goes_on(models, world, tmp_path, monkeypatch, recip
         computed.append(len(rows))
         return original(self, rows, **keys)
 
-    monkeypatch.setattr(predict_module._Plan, "shard", counted)
+    monkeypatch.setattr(Plan, "shard", counted)
     with pytest.raises(KeyboardInterrupt):
         models[recipe](world[3], out=tmp_path / "cut.h5ad", **given)
     assert not (tmp_path / "cut.h5ad").exists()
     resumed = models[recipe](world[3], out=tmp_path / "cut.h5ad", **given)
     assert computed == [40, 40, "killed", 40, 24]  # the first two shards are not computed again
-    for name in predict_module.LAYERS:
+    for name in LAYERS:
         np.testing.assert_array_equal(resumed.layers[name], whole.layers[name])
     assert not (tmp_path / "cut.h5ad.shards").exists()
 
@@ -221,7 +222,7 @@ def test_calibration_covers_held_out_training_spots(world):
         mean = torch.from_numpy(t.y.mean(axis=0) + p).float()
         noise = torch.randn((39, 2, *mean.shape), generator=rng)
         offset, seen = torch.zeros(1, 12), t.patient == "A"
-        drawn = [model.draw(n, torch.from_numpy(x), mean, offset, 0, seen=seen).numpy() for n in noise]
+        drawn = [model.sample(n, torch.from_numpy(x), mean, offset, None, seen=seen).numpy() for n in noise]
         covered.append(coverage(t.y, np.stack(drawn, axis=1), 0.9).split)
     assert np.mean(covered[:2]) == pytest.approx(0.9, abs=0.02)
     assert np.mean(covered[2:]) == pytest.approx(0.9, abs=0.02)
@@ -262,8 +263,8 @@ def test_the_residual_starts_as_the_exact_gaussian():
     np.testing.assert_allclose(np.cov(white.T), np.eye(6), atol=0.1)  # the covariance is shrunk a little
     noise = torch.from_numpy(rng.normal(size=(4000, 6)).astype(np.float32))
     m, s = torch.from_numpy(mean), torch.from_numpy(scores)
-    with_network = r(noise, s, m, steps=20).detach()
-    closed_form = r(noise, s, m, steps=0)
+    with_network = r(noise, s, m, SamplerConfig()).detach()
+    closed_form = r(noise, s, m, None)
     np.testing.assert_allclose(
         with_network.std(0), closed_form.std(0), rtol=6e-3
     )  # v = 0: the ODE is the identity

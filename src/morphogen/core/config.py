@@ -74,7 +74,10 @@ class Config(BaseModel, metaclass=_Explained):
             raise _explain(cls, error, where=path) from None
 
     def replace(self, **changes: Any) -> Self:
-        """A validated copy with some fields changed."""
+        """A validated copy with some fields changed; short names (:attr:`ALIASES`) reach into their section."""
+        short = {key: changes.pop(key) for key in list(changes) if key in self.ALIASES}
+        for section, inner in spelt_out(type(self), short).items():
+            changes[section] = changes.get(section, getattr(self, section)).replace(**inner)
         unknown = [key for key in changes if key not in type(self).model_fields]
         if unknown:
             hint = nearest(unknown[0], type(self).model_fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -100,14 +100,23 @@ class SamplerConfig(Config):
 
     @classmethod
     def preset_values(cls, name: str) -> Mapping[str, Any]:
-        """The fields that a preset sets. :class:`ConfigError` names the near one."""
-        if name not in cls.PRESETS:
-            raise ConfigError(
-                f"unknown solver '{name}'.{nearest(str(name), cls.PRESETS)}",
-                where="--solver",
-                fix=f"Use {', '.join(cls.PRESETS)}",
-            )
-        return cls.PRESETS[name]
+        """The fields that a preset sets; the name of a solver is a preset of that solver alone. :class:`ConfigError`
+        names the near one."""
+        if name in cls.PRESETS:
+            return cls.PRESETS[name]
+        names = [*cls.PRESETS, *(each for each in get_args(Solver) if each not in cls.PRESETS)]
+        if name in names:
+            return {"solver": name}
+        raise ConfigError(
+            f"unknown solver '{name}'.{nearest(str(name), names)}",
+            where="--solver",
+            fix=f"Use {', '.join(names)}",
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some fields changed; ``preset=NAME`` begins from that preset."""
+        preset = changes.pop("preset", None)
+        return super(SamplerConfig, self if preset is None else self.named(preset)).replace(**changes)
 
     @classmethod
     def named(cls, name: str) -> Self:

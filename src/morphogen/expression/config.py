@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
 from morphogen.core.presets import merged, spelt_out
+from morphogen.diffusion import sampler as diffusion
 from morphogen.training.config import TrainingConfig
 
 
@@ -251,16 +252,25 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 }  # fmt: skip
 
 
+class SamplerConfig(diffusion.SamplerConfig):
+    """How a sample is made. ``fast``: DPM-Solver++ 2M; ``reference``: DDPM over all 1000 steps, as published; ``mean``:
+    the mean alone."""
+
+    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr"] = Field(
+        "model",
+        description="Where the steps lie. model = log_snr for stem and hisdiff, trailing for spatial.",
+    )
+
+
 class PredictConfig(Config):
     """How predictions are drawn and kept."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"solver": "sampler.preset", "steps": "sampler.steps"}
 
     samples: int = Field(
         20, ge=0, description="Samples per spot. 0 = the mean alone, from one forward per spot."
     )
-    solver: Literal["fast", "reference"] = Field(
-        "fast", description="fast: DPM-Solver++ 2M. reference: DDPM over all 1000 steps, as published."
-    )
-    steps: int = Field(20, gt=0, description="Evaluations of the fast solver.")
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="How samples are made.")
     seed: int = Field(0, ge=0, description="Seed of the noise, which is a function of spot and sample alone.")
     batch_size: int = Field(1024, gt=0, description="Spots × samples in one network call.")
     shard_spots: int = Field(
@@ -280,6 +290,11 @@ class PredictConfig(Config):
     tissue: Literal["otsu", "entropy", "all"] = Field(
         "otsu", description="How tissue is found on such slides."
     )
+
+    @property
+    def draws(self) -> int:
+        """Samples that are drawn: none for the solver ``mean``."""
+        return 0 if self.sampler.solver == "mean" else self.samples
 
 
 class EvaluateConfig(Config):

@@ -8,22 +8,21 @@ undefined, whether a figure is of the mean or of single samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import Manifest, writable_folder, write_json, write_text
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
 from morphogen.expression.config import EvaluateConfig
 from morphogen.expression.data import facts, gene_matrix, total_counts
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.scoring.baselines import all_baselines
+from morphogen.expression.scoring.results import PROTOCOL, Evaluation
 from morphogen.expression.scoring.scores import COLUMNS, Scores, difference, score
 from morphogen.expression.sections.panels import Panel
 from morphogen.expression.sections.prepare import check_same_encoder, encoder_of
@@ -32,61 +31,7 @@ from morphogen.expression.sections.tables import SectionTable, tabulate
 from morphogen.expression.sections.transforms import Transform
 from morphogen.metrics.intervals import Interval, bootstrap
 
-PROTOCOL = {"id": "morphogen-expression", "version": 1}
 REFERENCE = "tuned ridge"  # what differences are taken from
-
-
-@dataclass
-class Evaluation:
-    """All results of one protocol run; :meth:`save` writes JSON, CSV, PNG and HTML."""
-
-    rows: list[Scores]
-    split: Split
-    about: dict[str, Any]
-    intervals: list[dict[str, Any]]
-    differences: list[dict[str, Any]] = field(default_factory=list)
-    maps: dict[str, dict[str, Any]] = field(default_factory=dict)  # section → what map figures need
-
-    def frame(self) -> pd.DataFrame:
-        """One line per section and method, columns as in :data:`COLUMNS`."""
-        return pd.DataFrame(
-            [
-                {"section": r.section, "patient": r.patient, "method": r.method, **r.values, **r.counts}
-                for r in self.rows
-            ]
-        )
-
-    def gene_frame(self) -> pd.DataFrame:
-        """One line per section, method and gene."""
-        genes = self.about["genes"]
-        parts = []
-        for r in self.rows:
-            measured = [g for g in genes if g not in set(self.about["not_measured"].get(r.section, []))]
-            keep = {k: v for k, v in r.genes.items() if len(v) == len(measured)}
-            parts.append(pd.DataFrame({"section": r.section, "method": r.method, "gene": measured, **keep}))
-        return pd.concat(parts, ignore_index=True)
-
-    def save(self, folder: Path | str) -> Path:
-        """``evaluation.json``, ``scores.csv``, ``genes.csv``, figures and ``report.html``; manifest last."""
-        from morphogen.expression.scoring.pages import write_page
-
-        folder = writable_folder(folder)
-        write_json(
-            folder / "evaluation.json",
-            {
-                **self.about,
-                "split": self.split.to_dict(),
-                "columns": COLUMNS,
-                "scores": self.frame().to_dict(orient="records"),
-                "intervals": self.intervals,
-                "differences": self.differences,
-            },
-        )
-        write_text(folder / "scores.csv", self.frame().to_csv(index=False))
-        write_text(folder / "genes.csv", self.gene_frame().to_csv(index=False))
-        write_page(self, folder)
-        Manifest.write(folder, kind="expression-evaluation", protocol=PROTOCOL, split=self.split.to_dict())
-        return folder
 
 
 def evaluate_models(
@@ -124,7 +69,7 @@ def evaluate_models(
     maps: dict[str, dict[str, Any]] = {}
     not_measured: dict[str, list[str]] = {}
     evaluations: dict[str, int] = {}
-    k = config.predict.samples
+    k = config.predict.draws
     for name in test:
         table, measured = test_table(by_name[name], panel, scoring)
         not_measured[name] = [g for g, m in zip(panel.genes, measured, strict=True) if not m]
@@ -166,7 +111,7 @@ def evaluate_models(
         "models": {
             label: {
                 "identity": m.identity, "recipe": m.config.recipe, "size": m.config.size,
-                "solver": config.predict.solver, "evaluations": evaluations.get(label, 0), "training": m.training,
+                "solver": config.predict.sampler.name, "evaluations": evaluations.get(label, 0), "training": m.training,
             }
             for label, m in models.items()
         },

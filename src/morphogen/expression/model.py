@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from morphogen.core.devices import resolve_device
 from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import content_hash
 from morphogen.expression.config import ExpressionConfig, PredictConfig
-from morphogen.expression.data import facts
+from morphogen.expression.predict import predict_section
 from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
-from morphogen.expression.recipes.spatial import SpatialModel
+from morphogen.expression.recipes.heads import HEADS
 from morphogen.expression.sections.panels import Panel
-from morphogen.expression.sections.prepare import encoder_of
 from morphogen.expression.sections.transforms import Transform
-from morphogen.nets import fast_precision, optimise_for_inference
+from morphogen.nets import fast_precision
 
 KIND = "expression"
 
@@ -34,7 +32,7 @@ class ExpressionModel:
 
     Attributes
     ----------
-    head: :class:`GeneDiffusion` (stem, hisdiff) or :class:`SpatialModel`; an ``nn.Module`` in eval mode.
+    head: :class:`~morphogen.expression.recipes.heads.Head` of the recipe, an ``nn.Module`` in eval mode.
     config, panel, transform: how it was made, its genes in order, and what its values are.
     encoder: name, identity, width and field of the embeddings it was trained on.
     training: sections, patients and split it was trained on, seed, steps.
@@ -50,10 +48,10 @@ class ExpressionModel:
         training: dict[str, Any],
         prepared: dict[str, Any] | None = None,
     ) -> None:
-        self.head = head.eval()
+        self.head: Any = head.eval()  # an nn.Module that is a Head
         self.config, self.panel, self.transform = config, panel, transform
         self.encoder, self.training, self.prepared = dict(encoder), dict(training), dict(prepared or {})
-        self._reduced: dict[str, GeneDiffusion] = {}
+        self._reduced: dict[str, tuple[Any, str]] = {}
 
     def __repr__(self) -> str:
         return (
@@ -72,57 +70,24 @@ class ExpressionModel:
         self.head.to(resolve_device(device))
         return self
 
-    def sampler(self, precision: str) -> tuple[nn.Module, str]:
-        """``(head, precision)`` to sample with. For a gene transformer in reduced precision that is a copy whose
-        costly layers hold reduced weights (cheaper than casting them at every step), made once; the sums over its
-        blocks and the solver stay in float32."""
-        if precision == "fp32" or not isinstance(self.head, GeneDiffusion):
+    def sampler(self, precision: str) -> tuple[Any, str]:
+        """``(head, autocast)`` to sample with: the head itself in fp32, what it makes of itself in reduced precision
+        else, made once."""
+        if precision == "fp32":
             return self.head, precision
         if precision not in self._reduced:
-            head = copy.deepcopy(self.head)
-            optimise_for_inference(head.network, precision)
-            self._reduced[precision] = head
-        return self._reduced[precision].to(self.device), "fp32"
+            self._reduced[precision] = self.head.reduced(precision)
+        head, autocast = self._reduced[precision]
+        return head.to(self.device), autocast
 
     def compile(self) -> ExpressionModel:
         """Compile the network that sampling calls, in place."""
-        network = self.head.residual.network if isinstance(self.head, SpatialModel) else self.head.network
-        network.compile()  # type: ignore[operator, union-attr]
+        self.head.sampled.compile()
         return self
 
     @property
     def device(self) -> torch.device:
         return next(self.head.buffers()).device
-
-    def check_section(self, section: ad.AnnData) -> None:
-        """Refuse a section whose embeddings are not those the model was trained on."""
-        found, name = encoder_of(section), facts(section).section
-        if found["width"] != self.encoder["width"]:
-            raise InputError(
-                f"its embeddings have width {found['width']} ({found['name']}), the model takes "
-                f"{self.encoder['width']} ({self.encoder['name']})",
-                where=name,
-                fix=f"Prepare it with --encoder {self.encoder['name']}",
-            )
-        for key in ("identity", "field"):
-            if self.encoder.get(key) and found[key] != self.encoder[key]:
-                raise InputError(
-                    f"its embeddings come from another {'encoder' if key == 'identity' else 'field'} "
-                    f"({found['name']}, {found[key]}) than the model's ({self.encoder['name']}, {self.encoder[key]})",
-                    where=name,
-                    fix="Prepare it with the model's encoder and settings",
-                )
-
-    def check_panel(self, section: ad.AnnData) -> list[str]:
-        """Panel genes that a measured section lacks; an error when it measures none of them."""
-        missing = [gene for gene in self.panel.genes if gene not in section.var_names]
-        if section.n_vars and len(missing) == len(self.panel):
-            raise InputError(
-                f"it measures none of the model's {len(self.panel)} panel genes ({', '.join(self.panel.genes[:3])} …)",
-                where=facts(section).section,
-                fix="Check that gene names are of the kind the model was trained with (symbols or Ensembl ids)",
-            )
-        return missing
 
     def __call__(
         self,
@@ -137,15 +102,13 @@ class ExpressionModel:
         """Predict a prepared section; see :func:`morphogen.expression.predict.predict_section`.
 
         ``settings`` are fields of :class:`PredictConfig`, e.g. ``samples=20``, ``solver="fast"``. precision: fp32,
-        bf16, fp16, or ``auto``: with the fast solver what pays on the device (bf16 where it multiplies in it), with
-        the reference solver fp32.
+        bf16, fp16, or ``auto``: what pays on the device (bf16 where it multiplies in it), but fp32 with the reference
+        solver.
         """
-        from morphogen.expression.predict import predict_section
-
         chosen = (config or PredictConfig()).replace(**settings) if settings else config or PredictConfig()
         self.to(device)
         if precision == "auto":
-            precision = fast_precision(self.device) if chosen.solver == "fast" else "fp32"
+            precision = fast_precision(self.device) if chosen.sampler.solver != "ddpm" else "fp32"
         return predict_section(self, section, chosen, precision=precision, out=out)
 
     # --- files --------------------------------------------------------------------------------------------
@@ -162,26 +125,19 @@ class ExpressionModel:
             encoder=self.encoder,
             preprocessing={k: v for k, v in self.prepared.items() if k != "key"},
             training=self.training,
-            head=self.head.facts() if isinstance(self.head, SpatialModel) else _sizes(self.head),
+            head=self.head.facts(),
             identity=self.identity,
         )
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> ExpressionModel:
-        """Load a folder (or a hub id) written by :meth:`save_pretrained`."""
+    def from_pretrained(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> ExpressionModel:
+        """Load a folder (or a hub id) written by :meth:`save_pretrained`, onto a device."""
         read = load_model(folder, KIND)
         config = read.settings(ExpressionConfig)
         try:
             panel = Panel.from_dict(read.facts["panel"])
             transform = Transform.from_dict(read.facts["transform"])
-            about = read.facts["head"]
-            head: nn.Module
-            if config.recipe == "spatial":
-                spatial = SpatialModel(config.spatial, about["sizes"], transform)
-                spatial.set_facts(about)
-                head = spatial
-            else:
-                head = GeneDiffusion(config.network, int(about["genes"]), int(about["embedding"]))
+            head = HEADS[config.recipe].from_facts(config, read.facts["head"], transform)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"morphogen.json lacks {error}", where=read.path, fix="Copy it again"
@@ -195,7 +151,7 @@ class ExpressionModel:
             read.facts["encoder"],
             read.facts["training"],
             read.facts.get("preprocessing"),
-        )
+        ).to(device)
 
     @classmethod
     def from_published(
@@ -235,8 +191,3 @@ class ExpressionModel:
             "split": None,
         }
         return cls(head, config, Panel(tuple(genes), "published"), Transform("log2p1"), encoder, training)
-
-
-def _sizes(head: nn.Module) -> dict[str, int]:
-    assert isinstance(head, GeneDiffusion)
-    return {"genes": head.genes, "embedding": head.condition_mean.numel()}

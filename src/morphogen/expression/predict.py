@@ -8,38 +8,45 @@ the model's transform.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anndata as ad
 import numpy as np
-import torch
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import atomic_path, content_hash, writable_folder
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
-from morphogen.diffusion import ItemNoise
-from morphogen.expression.config import PredictConfig
+from morphogen.expression.config import ExpressionConfig, PredictConfig
 from morphogen.expression.data import facts, log
-from morphogen.expression.recipes.gene_diffusion import PUBLISHED_STEPS, GeneDiffusion
-from morphogen.expression.recipes.spatial import SpatialModel
-from morphogen.expression.sections.tables import SectionTable, tabulate
-from morphogen.metrics.probabilistic import sample_quantile
+from morphogen.expression.recipes.plan import Plan
+from morphogen.expression.sections.panels import Panel
+from morphogen.expression.sections.prepare import encoder_of
+from morphogen.expression.sections.tables import tabulate
+from morphogen.expression.sections.transforms import Transform
 
-if TYPE_CHECKING:
-    from morphogen.expression.model import ExpressionModel
 
-LAYERS = ("pred_mean", "pred_std", "pred_q05", "pred_q95")
-MIN_SAMPLES_FOR_QUANTILES = 19  # 5 % lies inside the samples from here on
+class Predictor(Protocol):
+    """What prediction needs of a model; :class:`~morphogen.expression.ExpressionModel` is one."""
 
-Sampler = Callable[[np.ndarray, int], torch.Tensor]  # (rows (B,), sample number) → (B, G)
+    head: Any
+    config: ExpressionConfig
+    panel: Panel
+    transform: Transform
+    encoder: dict[str, Any]
+    training: dict[str, Any]
+    prepared: dict[str, Any]
+
+    @property
+    def identity(self) -> str: ...
+
+    def sampler(self, precision: str) -> tuple[Any, str]: ...
 
 
 def predict_section(
-    model: ExpressionModel,
+    model: Predictor,
     section: ad.AnnData,
     config: PredictConfig,
     *,
@@ -51,19 +58,26 @@ def predict_section(
     out: file of the result; its shards lie in ``<out>.shards`` until it is complete, and a killed run goes on from
     them. None keeps everything in memory. Raises :class:`InputError` where the section does not fit the model.
     """
-    model.check_section(section)
-    model.check_panel(section)
+    check_section(model, section)
+    check_panel(model, section)
     _check_pitch(model, section)
     table = tabulate(section)
-    plan = _Plan(model, table, config, precision)
-    shards = _Shards(Path(out), plan.key) if out is not None else None
+    head, autocast = model.sampler(precision)
+    plan = Plan(head, len(model.panel), table, config, autocast)
+    key = content_hash(
+        model.identity,
+        config.to_dict(),
+        precision,
+        (table.section, table.patient, list(table.barcodes), table.embedding, table.coords),
+    )
+    shards = _Shards(Path(out), key) if out is not None else None
     genes, n = len(model.panel), len(table)
     layers = {name: np.empty((n, genes), dtype=np.float32) for name in plan.layers}
     keep = None
-    if config.keep_samples == "obsm" and config.samples:
-        keep = np.empty((n, config.samples, genes), dtype=np.float16)
-    elif config.keep_samples == "zarr" and config.samples:
-        keep = _zarr_samples(out, n, config.samples, genes, plan.key)
+    if config.keep_samples == "obsm" and config.draws:
+        keep = np.empty((n, config.draws, genes), dtype=np.float16)
+    elif config.keep_samples == "zarr" and config.draws:
+        keep = _zarr_samples(out, n, config.draws, genes, key)
     with progress.bar(n, f"{table.section}: spots") as bar:
         for number, rows in enumerate(plan.shards()):
             values = shards.read(number) if shards is not None else None
@@ -76,7 +90,7 @@ def predict_section(
             if keep is not None:
                 _put(keep, rows, values["samples"])
             bar.advance(len(rows))
-    result = _result(model, section, config, plan, layers)
+    result = _result(model, section, config, plan, layers, precision)
     if isinstance(keep, np.ndarray):
         result.obsm["pred_samples"] = keep
     if out is not None:
@@ -87,130 +101,39 @@ def predict_section(
     return result
 
 
-class _Plan:
-    """What is computed for a section, in which order, and how."""
-
-    def __init__(
-        self, model: ExpressionModel, table: SectionTable, config: PredictConfig, precision: str
-    ) -> None:
-        self.model, self.table, self.config, self.precision = model, table, config, precision
-        head, self.autocast = model.sampler(precision)
-        self.head: Any = head
-        self.layers: tuple[str, ...] = LAYERS if config.samples >= MIN_SAMPLES_FOR_QUANTILES else LAYERS[:2]
-        if config.samples < 2:
-            self.layers = LAYERS[:1]
-        if isinstance(self.head, SpatialModel):
-            self.mean, self.scores = self.head.means(table)
-            if config.solver == "reference":
-                raise ConfigError(
-                    "the recipe spatial has one solver, fast", where="--solver", fix="Leave --solver at fast"
-                )
-        else:
-            self.embedded = self.head.condition(table)
-        if not config.samples and isinstance(self.head, GeneDiffusion) and not self.head.has_mean:
-            raise ConfigError(
-                "an epsilon-model gives no mean from one forward (its error at pure noise is amplified 157 times)",
-                where="--samples",
-                fix="Ask for samples, e.g. --samples 20",
-            )
-        self.order = _locality(table)
-        self.key = content_hash(
-            model.identity,
-            config.to_dict(),
-            precision,
-            (table.section, table.patient, list(table.barcodes), table.embedding, table.coords),
+def check_section(model: Predictor, section: ad.AnnData) -> None:
+    """Refuse a section whose embeddings are not those the model was trained on."""
+    found, name = encoder_of(section), facts(section).section
+    if found["width"] != model.encoder["width"]:
+        raise InputError(
+            f"its embeddings have width {found['width']} ({found['name']}), the model takes "
+            f"{model.encoder['width']} ({model.encoder['name']})",
+            where=name,
+            fix=f"Prepare it with --encoder {model.encoder['name']}",
         )
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per sample."""
-        if isinstance(self.head, SpatialModel):
-            return self.config.steps if self.config.samples and self.head.diffused else 0
-        if not self.config.samples:
-            return 1
-        return self.config.steps if self.config.solver == "fast" else PUBLISHED_STEPS
-
-    def shards(self) -> Iterator[np.ndarray]:
-        """Rows of each shard; close spots are in one shard, because they share noise."""
-        for start in range(0, len(self.order), self.config.shard_spots):
-            yield self.order[start : start + self.config.shard_spots]
-
-    def shard(self, rows: np.ndarray, *, want_samples: bool) -> dict[str, np.ndarray]:
-        """The layers of some rows, (B, G) each, and their samples (B, K, G) when wanted."""
-        k = self.config.samples
-        exact = self._exact_mean(rows)
-        if k == 0:
-            assert exact is not None
-            return {"pred_mean": exact}
-        samples = np.empty((len(rows), k, len(self.model.panel)), dtype=np.float32)
-        draw = self._draw_spatial() if isinstance(self.head, SpatialModel) else self._draw_diffusion()
-        # One flat list of (row, sample): batches stay full at the end of a shard.
-        flat_rows, flat_sample = np.repeat(np.arange(len(rows)), k), np.tile(np.arange(k), len(rows))
-        size = self.config.batch_size
-        if isinstance(self.head, SpatialModel):  # sample by sample: the noise of close spots is made together
-            flat_rows, flat_sample = np.tile(np.arange(len(rows)), k), np.repeat(np.arange(k), len(rows))
-            size = len(rows)
-        for start in range(0, len(flat_rows), size):
-            r, s = flat_rows[start : start + size], flat_sample[start : start + size]
-            samples[r, s] = draw(rows[r], s).cpu().numpy()
-        if not np.isfinite(samples).all():
-            raise InputError("the samples hold NaN or infinite values", where=self.table.section)
-        mean = exact if exact is not None else samples.mean(axis=1)
-        out = {"pred_mean": mean.astype(np.float32)}
-        if "pred_std" in self.layers:
-            out["pred_std"] = samples.std(axis=1, ddof=1)
-        if "pred_q05" in self.layers:
-            out["pred_q05"] = sample_quantile(samples, 0.05).astype(np.float32)
-            out["pred_q95"] = sample_quantile(samples, 0.95).astype(np.float32)
-        if want_samples:
-            out["samples"] = samples.astype(np.float16)
-        return out
-
-    def _exact_mean(self, rows: np.ndarray) -> np.ndarray | None:
-        if isinstance(self.head, SpatialModel):
-            return self.mean[rows]
-        if self.config.samples:
-            return None
-        size = self.config.batch_size
-        parts = [
-            self.head.mean(self.embedded[rows[i : i + size]], self.autocast)
-            for i in range(0, len(rows), size)
-        ]
-        return torch.cat(parts).float().cpu().numpy()
-
-    def _draw_diffusion(self) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
-        c, table = self.config, self.table
-
-        def draw(rows: np.ndarray, sample: np.ndarray) -> torch.Tensor:
-            keys = [(table.section, table.barcodes[i], int(s)) for i, s in zip(rows, sample, strict=True)]
-            noise = ItemNoise(c.seed, keys, (self.head.genes,))
-            return self.head.draw(self.embedded[rows], noise, c.solver, c.steps, self.autocast)
-
-        return draw
-
-    def _draw_spatial(self) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
-        c, table, device = self.config, self.table, self.model.device
-        offsets = self.head.offsets(table, c.samples, c.seed)
-        seen = self.head.levels.is_seen(table.patient)
-
-        def draw(rows: np.ndarray, sample: np.ndarray) -> torch.Tensor:
-            noise = self.head.noise(c.seed, table, rows, int(sample[0]))
-            tensors = [torch.from_numpy(v).to(device) for v in (noise, self.scores[rows], self.mean[rows])]
-            offset = torch.from_numpy(offsets[sample[0]]).to(device)[None]
-            return self.head.draw(*tensors, offset, c.steps, self.autocast, seen=seen)
-
-        return draw
+    for key in ("identity", "field"):
+        if model.encoder.get(key) and found[key] != model.encoder[key]:
+            raise InputError(
+                f"its embeddings come from another {'encoder' if key == 'identity' else 'field'} "
+                f"({found['name']}, {found[key]}) than the model's ({model.encoder['name']}, {model.encoder[key]})",
+                where=name,
+                fix="Prepare it with the model's encoder and settings",
+            )
 
 
-def _locality(table: SectionTable, block_pitches: float = 16.0) -> np.ndarray:
-    """Row order that walks the section block by block."""
-    if not len(table):
-        return np.zeros(0, dtype=np.int64)
-    cells = np.floor((table.coords - table.coords.min(axis=0)) / (block_pitches * max(table.pitch_px, 1e-9)))
-    return np.lexsort((np.arange(len(table)), cells[:, 0], cells[:, 1]))
+def check_panel(model: Predictor, section: ad.AnnData) -> list[str]:
+    """Panel genes that a measured section lacks; an error when it measures none of them."""
+    missing = [gene for gene in model.panel.genes if gene not in section.var_names]
+    if section.n_vars and len(missing) == len(model.panel):
+        raise InputError(
+            f"it measures none of the model's {len(model.panel)} panel genes ({', '.join(model.panel.genes[:3])} …)",
+            where=facts(section).section,
+            fix="Check that gene names are of the kind the model was trained with (symbols or Ensembl ids)",
+        )
+    return missing
 
 
-def _check_pitch(model: ExpressionModel, section: ad.AnnData) -> None:
+def _check_pitch(model: Predictor, section: ad.AnnData) -> None:
     trained = float(model.prepared.get("pitch_um", 0.0) or 0.0)
     f = facts(section)
     here = f.pitch_px * f.mpp
@@ -281,11 +204,12 @@ def _put(keep: Any, rows: np.ndarray, samples: np.ndarray) -> None:
 
 
 def _result(
-    model: ExpressionModel,
+    model: Predictor,
     section: ad.AnnData,
     config: PredictConfig,
-    plan: _Plan,
+    plan: Plan,
     layers: dict[str, np.ndarray],
+    precision: str,
 ) -> ad.AnnData:
     genes = list(model.panel.genes)
     measured = [gene in section.var_names for gene in genes] if section.n_vars else [False] * len(genes)
@@ -320,13 +244,11 @@ def _result(
             "encoder": str(model.encoder["name"]),
             "encoder_identity": str(model.encoder.get("identity", "")),
             "seed": config.seed,
-            "samples": config.samples,
-            "solver": config.solver,
+            "samples": config.draws,
+            "solver": config.sampler.name,
             "evaluations": plan.evaluations,
-            "precision": plan.precision,
-            "mean_from": "read-out"
-            if isinstance(model.head, SpatialModel) or not config.samples
-            else "samples",
+            "precision": precision,
+            "mean_from": plan.mean_from,
             "trained_on": list(training.get("sections") or []),
             "split": str((training.get("split") or {}).get("label", "")),
             "section_in_training": tested.section in (training.get("sections") or []),

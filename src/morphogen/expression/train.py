@@ -15,7 +15,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.seeds import generator
 from morphogen.diffusion.losses import diffusion_loss
-from morphogen.expression.config import ExpressionConfig
+from morphogen.expression.config import ExpressionConfig, SamplerConfig
 from morphogen.expression.data import check_embeddings, facts
 from morphogen.expression.fitting.spatial import train_spatial
 from morphogen.expression.fitting.spots import Spots, data_hash, held_out_blocks, noise_levels
@@ -128,6 +128,8 @@ class DiffusionTask:
         index = [np.where(t.neighbours >= 0, t.neighbours + s, -1) for t, s in zip(tables, start)]
         self.neighbours = torch.from_numpy(np.concatenate(index)).long()
         self.near = tables[0].near
+        # The neighbours of a batch come from this table of all spots, which is scaled once.
+        self.scaled = head.scaled_condition(self.embedding) if head.hierarchical else None
         self.identity = {
             "network": config.network.to_dict(),
             "data": data_hash(tables),
@@ -136,7 +138,7 @@ class DiffusionTask:
 
     def to(self, device: torch.device) -> None:
         self.head.to(device)
-        for name in ("values", "embedding", "views", "neighbours", "held_rows"):
+        for name in ("values", "embedding", "scaled", "views", "neighbours", "held_rows"):
             value = getattr(self, name)
             if value is not None and value.device != device:
                 setattr(self, name, value.to(device))
@@ -158,12 +160,10 @@ class DiffusionTask:
         return self._terms(model, x0, t, draws.normal(x0.shape[1]), self._condition(rows, embedding))
 
     def _condition(self, rows: Tensor, embedding: Tensor) -> Any:
-        head = self.head
-        if not head.hierarchical:
-            return head.scaled_condition(embedding)
+        if self.scaled is None:
+            return self.head.scaled_condition(embedding)
         near, region = self.neighbours[rows, : self.near], self.neighbours[rows]
-        scaled = head.scaled_condition(self.embedding)
-        return gather_neighbourhood(scaled, rows, near, region)
+        return gather_neighbourhood(self.scaled, rows, near, region)
 
     def _terms(
         self, model: nn.Module, x0: Tensor, t: Tensor, noise: Tensor, condition: Any
@@ -207,7 +207,7 @@ class DiffusionTask:
         rows = self.held_rows[:256]
         x = torch.randn((len(rows), self.head.genes), generator=generator("preview", step)).to(rows.device)
         embedded = self.model.embed_condition(self._condition(rows, self.embedding[rows]))
-        drawn = self.head.draw(embedded, lambda _: x, "fast", 20)
+        drawn = self.head.sample(embedded, lambda _: x, SamplerConfig())
         np.savez(folder / "samples.npz", truth=self.values[rows].cpu().numpy(), sample=drawn.cpu().numpy())
 
 

@@ -21,7 +21,7 @@ from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig
 from morphogen.expression.data import log
 from morphogen.expression.fitting.spots import Spots, data_hash, noise_levels
-from morphogen.expression.recipes.spatial import Held, SpatialModel
+from morphogen.expression.recipes.spatial import HeldOut, SpatialModel
 from morphogen.expression.sections.tables import SectionTable, fold_numbers, inner_folds
 from morphogen.expression.sections.transforms import Transform
 from morphogen.training import TrainResult, fit, read_metrics
@@ -36,7 +36,7 @@ class ResidualTask:
         self,
         model: SpatialModel,
         tables: Sequence[SectionTable],
-        held: Held,
+        held: HeldOut,
         whitened: Sequence[np.ndarray],
         config: ExpressionConfig,
         held_out: np.ndarray | None = None,
@@ -54,10 +54,18 @@ class ResidualTask:
         self.identity = {"spatial": config.spatial.to_dict(), "data": data_hash(tables)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], draws: Any) -> dict[str, Tensor]:
-        rows = batch["row"].cpu()
-        x0 = self.factors[rows].to(batch["row"].device)
+        rows = batch["row"]
+        self.to(rows.device)
+        x0 = self.factors[rows]
         t = draws.integers(self.residual.schedule.T)
-        return self._terms(model, x0, t, draws.normal(x0.shape[1]), self.conditions[rows].to(x0.device))
+        return self._terms(model, x0, t, draws.normal(x0.shape[1]), self.conditions[rows])
+
+    def to(self, device: torch.device) -> None:
+        """The factors and conditions of all spots lie beside the network, so that no step waits for the host."""
+        for name in ("factors", "conditions", "held_rows"):
+            value = getattr(self, name)
+            if value.device != device:
+                setattr(self, name, value.to(device))
 
     def _terms(
         self, model: nn.Module, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor
@@ -70,13 +78,14 @@ class ResidualTask:
     def validate(self, model: nn.Module) -> dict[str, float]:
         """v-loss on held-out spots at fixed noise, and that of the Gaussian the network started as (v = 0)."""
         device = next(self.model.parameters()).device
+        self.to(device)
         g = generator("validation", self.seed)
-        x0, c = self.factors[self.held_rows], self.conditions[self.held_rows]
+        x0, c = self.factors[self.held_rows].cpu(), self.conditions[self.held_rows]
         loss, gaussian = [], []
         for level in noise_levels(self.residual.schedule):
             noise = torch.randn(x0.shape, generator=g)
             t = torch.full((len(x0),), int(level))
-            terms = self._terms(model, x0.to(device), t.to(device), noise.to(device), c.to(device))
+            terms = self._terms(model, x0.to(device), t.to(device), noise.to(device), c)
             loss.append(terms["loss"].mean())
             alpha, sigma = self.residual.schedule.levels_like(t, x0)
             gaussian.append(((alpha * noise - sigma * x0) ** 2).mean())
@@ -90,7 +99,7 @@ class ResidualTask:
         denoiser = network_denoiser(self.model, self.residual.schedule, "v")
         given = {"condition": self.conditions[:256].to(device)}
         drawn = sample(denoiser, noise, self.residual.schedule, SamplerConfig(), condition=given)
-        np.savez(folder / "factors.npz", truth=truth.numpy(), sample=drawn.cpu().numpy())
+        np.savez(folder / "factors.npz", truth=truth.cpu().numpy(), sample=drawn.cpu().numpy())
 
 
 def train_spatial(
@@ -131,7 +140,7 @@ def _restart(model: SpatialModel, config: ExpressionConfig) -> None:
 def _steps(
     model: SpatialModel,
     tables: Sequence[SectionTable],
-    held: Held,
+    held: HeldOut,
     whitened: Sequence[np.ndarray],
     config: ExpressionConfig,
     out: Path,

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.diffusion import SamplerConfig, Schedule, expectation, network_denoiser, sample
-from morphogen.expression.config import NetworkConfig
+from morphogen.diffusion import ItemNoise, SamplerConfig, Schedule, expectation, network_denoiser, sample
+from morphogen.expression.config import ExpressionConfig, NetworkConfig, PredictConfig
 from morphogen.expression.sections.tables import SectionTable
-from morphogen.expression.sections.transforms import Standardiser
-from morphogen.nets import GeneTransformer, GeneTransformerConfig
+from morphogen.expression.sections.transforms import Standardiser, Transform
+from morphogen.nets import GeneTransformer, GeneTransformerConfig, optimise_for_inference
 
 Noise = Callable[[int], Tensor]
 PUBLISHED_STEPS = 1000
 
 
+@dataclass(frozen=True)
+class EmbeddedSection:
+    """A section as the gene transformer is given it: condition vectors (N, D) of its spots."""
+
+    table: SectionTable
+    embedded: Tensor
+
+
 class GeneDiffusion(nn.Module):
-    """A gene transformer with its schedule, target scaling and condition scaling.
+    """A gene transformer with its schedule, target scaling and condition scaling: a :class:`Head`.
 
     Conditions of a whole section are embedded once (:meth:`condition`); a sample is then a function of its rows and
     its noise alone, so batches may mix spots and samples at will.
     """
+
+    reads_out_mean = False
+    draws_together = False
 
     target_mean: Tensor
     target_std: Tensor
@@ -132,45 +145,86 @@ class GeneDiffusion(nn.Module):
         )
 
     @torch.no_grad()
-    def draw(
-        self, embedded: Tensor, noise: Noise, solver: str, steps: int, precision: str = "fp32"
+    def sample(
+        self, embedded: Tensor, noise: Noise, sampler: SamplerConfig, precision: str = "fp32"
     ) -> Tensor:
         """One sample per row of ``embedded`` (B, D): (B, G) in the targets' transform.
 
-        noise(step) is (B, G) standard normal, step −1 the start. ``fast``: DPM-Solver++(2M) on a log-SNR grid of
-        ``steps`` evaluations. ``reference``: ancestral DDPM over all 1000 steps, as published (vp schedules).
+        noise(step) is (B, G) standard normal, step −1 the start. ``model`` spacing is uniform in log-SNR.
         """
-        if solver == "reference" and self.schedule.kind != "vp":
-            raise ConfigError("a flow has no ancestral sampler", where="--solver", fix="Use --solver fast")
-        config = SamplerConfig.named(solver)
-        if solver == "fast":
-            config = config.replace(steps=steps, spacing="log_snr")
+        if sampler.spacing == "model":
+            sampler = sampler.replace(spacing="log_snr")
+        start = noise(-1).to(embedded.device)
+        given = {"embedded": embedded}
         return self.unscaled(
-            sample(
-                self.denoiser(precision),
-                noise(-1).to(embedded.device),
-                self.schedule,
-                config,
-                noise=noise,
-                condition={"embedded": embedded},
-            )
+            sample(self.denoiser(precision), start, self.schedule, sampler, noise=noise, condition=given)
         )
-
-    @property
-    def has_mean(self) -> bool:
-        """Whether one forward gives the conditional mean: where the output at pure noise is (or fixes) x0.
-
-        An ε-network says nothing about x0 there: its error is amplified by σ/α, 157 times on the linear schedule.
-        """
-        return self.config.objective != "epsilon"
 
     @torch.no_grad()
-    def mean(self, embedded: Tensor, precision: str = "fp32") -> Tensor:
+    def expected(self, embedded: Tensor, precision: str = "fp32") -> Tensor:
         """(B, G) expected values from one forward: E[x0 | tissue] is what the denoiser predicts at pure noise."""
         x = torch.zeros((len(embedded), self.genes), device=embedded.device)
-        return self.unscaled(
-            expectation(self.denoiser(precision), x, self.schedule, condition={"embedded": embedded})
-        )
+        given = {"embedded": embedded}
+        return self.unscaled(expectation(self.denoiser(precision), x, self.schedule, condition=given))
+
+    # --- the face of a head -------------------------------------------------------------------------------
+
+    @property
+    def sampled(self) -> nn.Module:
+        return self.network
+
+    def check(self, config: PredictConfig) -> None:
+        """Ancestral sampling needs a table of noise levels; and an ε-network says nothing about x0 at pure noise: its
+        error is amplified by σ/α, 157 times on the linear schedule."""
+        if not config.draws and self.config.objective == "epsilon":
+            raise ConfigError(
+                "an epsilon-model gives no mean from one forward (its error at pure noise is amplified 157 times)",
+                where="--samples",
+                fix="Ask for samples, e.g. --samples 20",
+            )
+        if config.draws and config.sampler.solver == "ddpm" and self.schedule.kind != "vp":
+            raise ConfigError("a flow has no ancestral sampler", where="--solver", fix="Use --solver fast")
+
+    def evaluations(self, config: PredictConfig) -> int:
+        if not config.draws:
+            return 1
+        sampler = config.sampler
+        if sampler.spacing == "model":
+            sampler = sampler.replace(spacing="log_snr")
+        return sampler.evaluations(self.schedule)
+
+    def given(self, table: SectionTable, config: PredictConfig) -> EmbeddedSection:
+        return EmbeddedSection(table, self.condition(table))
+
+    def mean(self, given: EmbeddedSection, rows: np.ndarray, precision: str = "fp32") -> np.ndarray:
+        return self.expected(given.embedded[rows], precision).float().cpu().numpy()
+
+    def draw(
+        self,
+        given: EmbeddedSection,
+        rows: np.ndarray,
+        sample: np.ndarray,
+        config: PredictConfig,
+        precision: str = "fp32",
+    ) -> Tensor:
+        table = given.table
+        keys = [(table.section, table.barcodes[i], int(s)) for i, s in zip(rows, sample, strict=True)]
+        noise = ItemNoise(config.seed, keys, (self.genes,))
+        return self.sample(given.embedded[rows], noise, config.sampler, precision)
+
+    def reduced(self, precision: str) -> tuple[Self, str]:
+        """A copy whose costly layers hold reduced weights (cheaper than casting them at every step); the sums over its
+        blocks and the solver stay in float32."""
+        head = copy.deepcopy(self)
+        optimise_for_inference(head.network, precision)
+        return head, "fp32"
+
+    def facts(self) -> dict[str, Any]:
+        return {"genes": self.genes, "embedding": self.condition_mean.numel()}
+
+    @classmethod
+    def from_facts(cls, config: ExpressionConfig, facts: Mapping[str, Any], transform: Transform) -> Self:
+        return cls(config.network, int(facts["genes"]), int(facts["embedding"]))
 
 
 def schedule_of(config: NetworkConfig) -> Schedule:

@@ -7,17 +7,18 @@ choice and every scale comes from training sections that were held out of the fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import generator, numpy_generator
-from morphogen.diffusion import ItemNoise
-from morphogen.expression.config import SpatialConfig
+from morphogen.diffusion import ItemNoise, SamplerConfig
+from morphogen.expression.config import ExpressionConfig, PredictConfig, SpatialConfig
 from morphogen.expression.recipes.features import ContextFeatures
 from morphogen.expression.recipes.levels import Levels
 from morphogen.expression.recipes.readout import Fold, Readout, ReadoutChoice, choose, fit_readout
@@ -30,7 +31,7 @@ CALIBRATION_SPOTS, CALIBRATION_GENES = 4096, 64  # enough for one number, and bo
 
 
 @dataclass
-class Held:
+class HeldOut:
     """What the inner folds say about every training spot when its section (or block) was held out."""
 
     pattern: list[np.ndarray]  # (N, G) per table, centred in the section
@@ -38,8 +39,22 @@ class Held:
     scores: list[np.ndarray]  # (N, P) of the final features
 
 
+@dataclass(frozen=True)
+class ReadSection:
+    """A section as it was read out: what one sample is drawn around."""
+
+    table: SectionTable
+    mean: np.ndarray  # (N, G) in the targets' transform
+    scores: np.ndarray  # (N, P)
+    offsets: np.ndarray  # (K, G) log-count offsets of the samples
+    seen: bool  # whether the patient was in training
+
+
 class SpatialModel(nn.Module):
-    """All parts of the recipe; built by :meth:`fit`, or empty from its sizes to load weights into."""
+    """All parts of the recipe, a :class:`Head`; built by :meth:`fit`, or empty from its sizes to load weights into."""
+
+    reads_out_mean = True
+    draws_together = True  # the noise of close spots is made together
 
     def __init__(self, config: SpatialConfig, sizes: dict[str, Any], transform: Transform) -> None:
         super().__init__()
@@ -59,7 +74,7 @@ class SpatialModel(nn.Module):
     @classmethod
     def fit(
         cls, tables: Sequence[SectionTable], config: SpatialConfig, transform: Transform
-    ) -> tuple[SpatialModel, Held, list[np.ndarray]]:
+    ) -> tuple[SpatialModel, HeldOut, list[np.ndarray]]:
         """Everything in closed form. Returns the model, the held-out predictions, and the whitened held-out
         residuals (N, G) per table that the residual network is trained on."""
         folds = inner_folds(tables)
@@ -110,9 +125,9 @@ class SpatialModel(nn.Module):
             "tried": tried,
             "levels": levels.facts(),
         }
-        return model, Held(pattern, residual, scores), whitened
+        return model, HeldOut(pattern, residual, scores), whitened
 
-    def calibrate(self, tables: Sequence[SectionTable], held: Held, level: float = 0.9) -> None:
+    def calibrate(self, tables: Sequence[SectionTable], held: HeldOut, level: float = 0.9) -> None:
         """Set the factors on the residual so that held-out training spots lie in the central interval this often.
 
         One factor from sections whose patient had another section in the fit that held them out, one from sections
@@ -137,7 +152,7 @@ class SpatialModel(nn.Module):
 
     @torch.no_grad()
     def _factor(
-        self, tables: Sequence[SectionTable], held: Held, rows: np.ndarray, level: float, samples: int = 39
+        self, tables: Sequence[SectionTable], held: HeldOut, rows: np.ndarray, level: float, samples: int = 39
     ) -> float:
         """The factor at which ``level`` of these held-out spots are covered, ties split: a closed interval of counts
         covers too much, and would ask for too little spread."""
@@ -152,11 +167,11 @@ class SpatialModel(nn.Module):
         mean = chosen([t.y.mean(axis=0) + p for t, p in zip(tables, held.pattern)])
         truth, scores = chosen([t.y for t in tables])[:, some], chosen(held.scores)
         self.residual.calibration.fill_(1.0)
-        steps = 20 if self.diffused and self.residual.factors else 0
+        sampler = SamplerConfig.fast() if self.diffused and self.residual.factors else None
         draws, dither = [], []
         for _ in range(samples):
             noise = torch.randn((len(rows), genes), generator=g).to(device)
-            draws.append(self.residual(noise, scores, mean, steps)[:, some])
+            draws.append(self.residual(noise, scores, mean, sampler)[:, some])
             dither.append(torch.rand((len(rows), len(some)), generator=g).to(device))
         residual, uniform, mean = torch.stack(draws), torch.stack(dither), mean[:, some]
         low, high = 0.3, 3.0
@@ -212,19 +227,19 @@ class SpatialModel(nn.Module):
         return torch.log1p(count) * unit
 
     @torch.no_grad()
-    def draw(
+    def sample(
         self,
         noise: Tensor,
         scores: Tensor,
         mean: Tensor,
         offset: Tensor,
-        steps: int,
+        sampler: SamplerConfig | None,
         precision: str = "fp32",
         *,
         seen: bool = False,
     ) -> Tensor:
         """One sample per row, in the targets' transform: noise (2, B, G), mean, offset (B, G), scores (B, P)."""
-        r = self.residual(noise[0], scores, mean, steps if self.diffused else 0, precision, seen=seen)
+        r = self.residual(noise[0], scores, mean, sampler if self.diffused else None, precision, seen=seen)
         return self.observed(mean + r, offset, torch.special.ndtr(noise[1]))
 
     def noise(self, seed: int, table: SectionTable, rows: np.ndarray, replicate: int) -> np.ndarray:
@@ -254,6 +269,46 @@ class SpatialModel(nn.Module):
             np.float32
         )
 
+    # --- the face of a head -------------------------------------------------------------------------------
+
+    @property
+    def sampled(self) -> nn.Module:
+        return self.residual.network
+
+    def check(self, config: PredictConfig) -> None:
+        if config.draws and config.sampler.solver != "dpmpp_2m":
+            raise ConfigError(
+                "the recipe spatial has one solver, fast", where="--solver", fix="Leave --solver at fast"
+            )
+
+    def evaluations(self, config: PredictConfig) -> int:
+        return config.sampler.steps if config.draws and self.diffused else 0
+
+    def given(self, table: SectionTable, config: PredictConfig) -> ReadSection:
+        mean, scores = self.means(table)
+        offsets = self.offsets(table, config.draws, config.seed)
+        return ReadSection(table, mean, scores, offsets, self.levels.is_seen(table.patient))
+
+    def mean(self, given: ReadSection, rows: np.ndarray, precision: str = "fp32") -> np.ndarray:
+        return given.mean[rows]
+
+    def draw(
+        self,
+        given: ReadSection,
+        rows: np.ndarray,
+        sample: np.ndarray,
+        config: PredictConfig,
+        precision: str = "fp32",
+    ) -> Tensor:
+        device, number = self.readout.mean.device, int(sample[0])
+        noise = self.noise(config.seed, given.table, rows, number)
+        tensors = [torch.from_numpy(v).to(device) for v in (noise, given.scores[rows], given.mean[rows])]
+        offset = torch.from_numpy(given.offsets[number]).to(device)[None]
+        return self.sample(*tensors, offset, config.sampler, precision, seen=given.seen)
+
+    def reduced(self, precision: str) -> tuple[Self, str]:
+        return self, precision
+
     def facts(self) -> dict[str, Any]:
         """What a saved model needs beside its tensors."""
         return {
@@ -263,6 +318,12 @@ class SpatialModel(nn.Module):
             "diffused": self.diffused,
             "report": self.report,
         }
+
+    @classmethod
+    def from_facts(cls, config: ExpressionConfig, facts: Mapping[str, Any], transform: Transform) -> Self:
+        head = cls(config.spatial, facts["sizes"], transform)
+        head.set_facts(dict(facts))
+        return head
 
     def set_facts(self, facts: dict[str, Any]) -> None:
         self.choice = ReadoutChoice(**facts["choice"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from morphogen.report.figures import COLOURS, calibration, gene_maps, intervals,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from morphogen.expression.evaluate import Evaluation
+    from morphogen.expression.sections.splits import Split
 
 MAIN = (
     *("pcc", "pcc_low", "pcc_high", "pcc10", "pcc50", "rvd_mean", "rvd_samples", "crps", "energy"),
@@ -32,7 +32,18 @@ BEST = {
 }
 
 
-def write_page(evaluation: Evaluation, folder: Path) -> Path:
+class Results(Protocol):
+    """What a page shows of an evaluation."""
+
+    rows: list[Scores]
+    split: Split
+    about: dict[str, Any]
+    intervals: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+    maps: dict[str, dict[str, Any]]
+
+
+def write_page(evaluation: Results, folder: Path) -> Path:
     """PNG figures beside ``report.html``, which holds them all."""
     about, split = evaluation.about, evaluation.split
     page = Report("Spatial gene expression: evaluation", f"{split.label} · {', '.join(split.test)}")
@@ -61,7 +72,7 @@ def write_page(evaluation: Evaluation, folder: Path) -> Path:
     return page.save(folder / "report.html")
 
 
-def _section(page: Report, evaluation: Evaluation, section: str, folder: Path) -> None:
+def _section(page: Report, evaluation: Results, section: str, folder: Path) -> None:
     rows = [r for r in evaluation.rows if r.section == section]
     counts = rows[0].counts
     page.chapter(
@@ -181,7 +192,7 @@ def _moran(row: Scores) -> Figure:
     return figure
 
 
-def _patients(page: Report, evaluation: Evaluation) -> None:
+def _patients(page: Report, evaluation: Results) -> None:
     found = [i for i in evaluation.intervals if i["column"] in MAIN]
     units = max((i["units"] for i in found), default=0)
     unit = found[0]["unit"] if found else "patient"
