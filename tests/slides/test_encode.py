@@ -347,10 +347,10 @@ def test_slides_are_collected_from_files_folders_and_lists(folder, tmp_path):
     lines.write_text("# mine\nslides/a.tif\n\nslides/b.tif\n")
     assert len(collect([lines])) == 2
     table.write_text("name,mpp\nx,1\n")
-    with pytest.raises(InputError, match="no column holds paths"):
+    with pytest.raises(InputError, match="no column is called path or slide"):
         collect([table])
     table.write_text("path,mpp\nx,half\n")
-    with pytest.raises(InputError, match=r"line 2: mpp 'half' is not a number"):
+    with pytest.raises(InputError, match=r"line 2, column 'mpp': 'half' is not a number"):
         collect([table])
     with pytest.raises(InputError, match="no slides in this folder"):
         collect([tmp_path])

@@ -12,6 +12,7 @@ from pathlib import Path
 from morphogen.checkpoints.identification import CheckpointInfo
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.core.files import atomic_path, file_hash
+from morphogen.core.text import clean, read_lines
 
 _EXAMPLE = {"stem": "uni+conch", "hisdiff": "uni", "ldm": "phikon"}
 
@@ -49,13 +50,7 @@ def check_import(
 
 def read_genes(path: Path | str, expected: int) -> list[str]:
     """A gene list: one name per line; as many as the network has, each once."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError("there is no such file", where=path) from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError("this is not a text file of gene names", where=path) from None
-    genes = [line.strip() for line in lines if line.strip()]
+    genes = [clean(line) for line in read_lines(path)]
     if len(genes) != expected:
         raise InputError(
             f"it has {len(genes)} genes, but the network was trained with {expected}",

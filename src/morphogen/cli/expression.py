@@ -252,9 +252,9 @@ def evaluate(
         models[name] = loaded
     given = None
     if prediction:
-        import anndata
+        from morphogen.expression.sections.h5ad import open_h5ad
 
-        given = {path.stem: [anndata.read_h5ad(path)] for path in prediction}
+        given = {path.stem: [open_h5ad(path)] for path in prediction}
     found = evaluate_models(
         models,
         load_sections(store),

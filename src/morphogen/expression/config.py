@@ -16,12 +16,14 @@ from morphogen.training.config import TrainingConfig
 class DataConfig(Config):
     """How measured sections are read and checked."""
 
-    technology: Literal["auto", "ST", "Visium"] = Field(
+    technology: Literal["auto", "ST", "Visium", "Visium HD"] = Field(
         "auto",
         description="Array the spots come from; decides the expected spot pitch. auto = from the files.",
     )
     pitch_um: float | None = Field(
-        None, gt=0, description="Centre-to-centre distance of spots in µm. null = 200 (ST) or 100 (Visium)."
+        None,
+        gt=0,
+        description="Centre-to-centre distance of spots in µm. null = from the files, else 200 (ST), 100 (Visium).",
     )
     mpp: float | None = Field(
         None, gt=0, description="µm per pixel of the images. null = from the file, else from the spot pitch."

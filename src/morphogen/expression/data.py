@@ -109,11 +109,19 @@ def check_barcodes(names: list[str], where: object) -> None:
         )
 
 
-def merge_duplicate_genes(section: ad.AnnData) -> ad.AnnData:
-    """Sum the columns of genes that share a name (10x files have a few)."""
+def merge_duplicate_genes(section: ad.AnnData, where: object = None) -> ad.AnnData:
+    """Sum the columns of genes that share a name (10x files have a few); which ones is said in the log."""
     names = section.var_names
     if names.is_unique:
         return section
+    twice = list(dict.fromkeys(names[names.duplicated()].astype(str)))
+    log.warning(
+        "%s: %d gene names occur more than once (%s%s); their counts are summed",
+        where or "section",
+        len(twice),
+        ", ".join(twice[:3]),
+        " …" if len(twice) > 3 else "",
+    )
     unique, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
     fold = sparse.csr_matrix((np.ones(len(index)), (np.arange(len(index)), index)))
     merged = ad.AnnData(sparse.csr_matrix(section.X @ fold).astype(np.float32), obs=section.obs)
@@ -149,7 +157,7 @@ def pitch_in_pixels(coords: np.ndarray, grid: np.ndarray | None, technology: str
 
     From the array positions where they are known (N, 2: column, row), by a least-squares fit, which holes in the
     tissue cannot mislead; else the median distance to the nearest spot. On Visium's hexagonal array one column
-    step is half a pitch and one row step √3/2 of it.
+    step is half a pitch and one row step √3/2 of it. 0 = not known (one spot).
     """
     if grid is not None and len(grid) >= 6 and (np.ptp(grid, axis=0) > 0).all():
         design = np.column_stack([grid.astype(np.float64), np.ones(len(grid))])
@@ -159,6 +167,8 @@ def pitch_in_pixels(coords: np.ndarray, grid: np.ndarray | None, technology: str
             column, row = column * 2, row * 2 / np.sqrt(3)
         if 0.8 < column / row < 1.25:
             return float((column + row) / 2)
+    if len(coords) < 2:
+        return 0.0  # not known
     nearest = cKDTree(coords).query(coords, 2)[0][:, 1]
     return float(np.median(nearest))
 

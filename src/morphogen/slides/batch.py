@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import logging
 import time
@@ -13,10 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morphogen.core.cells import path_in
 from morphogen.core.devices import cpu_cores
 from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError
 from morphogen.core.files import writable_folder
+from morphogen.core.listing import list_files
 from morphogen.core.progress import progress
+from morphogen.core.tables import read_table
+from morphogen.core.text import read_lines
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
 from morphogen.slides.images import SLIDE_SUFFIXES
@@ -54,10 +57,7 @@ def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float
     jobs: list[Job] = []
     for item in map(Path, inputs):
         if item.is_dir() and item.suffix != ".zarr":
-            found = item.rglob("*") if recursive else item.iterdir()
-            paths = sorted(
-                p for p in found if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")
-            )
+            paths = list_files(item, suffixes=SLIDE_SUFFIXES, recursive=recursive)
             if not paths:
                 raise InputError("there are no slides in this folder", where=item, fix="Try --recursive")
             jobs += [Job(str(path), mpp) for path in paths]
@@ -72,27 +72,18 @@ def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float
 
 
 def _listed(path: Path, mpp: float | None) -> Iterator[Job]:
-    if not path.is_file():
-        raise InputError("there is no such list", where=path)
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in text.splitlines()]
-        yield from (Job(str(path.parent / line), mpp) for line in lines if line and not line.startswith("#"))
+        yield from (Job(str(path_in(path, line)), mpp) for line in read_lines(path))
         return
-    rows = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    names = {name.strip().lower(): name for name in rows.fieldnames or []}
-    column = next((names[name] for name in _PATH_COLUMNS if name in names), None)
-    if column is None:
-        raise InputError(
-            f"no column holds paths (columns: {', '.join(names) or 'none'})", where=path, fix="Name it 'path'"
-        )
-    for number, row in enumerate(rows, start=2):
-        size = (row.get(names.get("mpp", "")) or "").strip()
-        try:
-            own = float(size) if size else mpp
-        except ValueError:
-            raise InputError(f"mpp '{size}' is not a number", where=f"{path} line {number}") from None
-        yield Job(str(path.parent / row[column].strip()), own)
+    table = read_table(path)
+    column = table.column(*_PATH_COLUMNS)
+    first: dict[Path, tuple[float | None, int]] = {}
+    for row in table:
+        slide, own = row.file(column), row.micrometres("mpp")
+        known, line = first.setdefault(slide, (own, row.line))
+        if known != own:
+            raise InputError(f"the slide of line {line} comes again with another mpp", where=row.where)
+        yield Job(str(slide), own or mpp)
 
 
 def run_jobs(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from morphogen.core.errors import InputError, MorphogenError, SlideError
+from morphogen.core.listing import list_files
 from morphogen.slides.formats.pixels import Samples, on_white, tiff_samples, turned
 from morphogen.slides.formats.tiff import check_directories, main_series, missing_tiles
 
@@ -215,9 +216,7 @@ def list_images(folder: Path | str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError("there is no such folder", where=folder)
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in list_files(folder, suffixes=IMAGE_SUFFIXES):
         name = name_of(path)
         if name in files:
             raise InputError(

@@ -4,6 +4,7 @@ Three layouts are read:
 
 * MIST and BCI folders: ``<root>/[TrainValAB/]{train,val,test}{A,B}`` with A = H&E, B = IHC, one file name
 per pair;
+* BCI as published: ``<root>/HE/{train,val,test}`` and ``<root>/IHC/{train,val,test}``;
 * two folders, one of H&E and one of IHC, likewise;
 * a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine``; paths
   relative to the CSV.
@@ -14,7 +15,7 @@ folder.
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from morphogen.core.cells import without_suffix
 from morphogen.core.errors import InputError, nearest
-from morphogen.slides.images import decode, list_images
+from morphogen.core.listing import list_folders
+from morphogen.core.tables import Table, read_table
+from morphogen.core.text import clean
+from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, decode, list_images
+
+log = logging.getLogger("morphogen.stain")
+
+_SUFFIXES = (*IMAGE_SUFFIXES, *(f".ome{suffix}" for suffix in TIFF_SUFFIXES))
 
 SPLITS = ("train", "val", "test")
 GREY = "is grey, not RGB"
@@ -83,24 +92,23 @@ def find_pairs(root: Path | str, split: str = "train") -> Found:
         return _from_table(root, split)
     if not root.is_dir():
         raise InputError("there is no such folder or CSV file", where=root)
-    base = _base(root, split)
-    if base is not None:
-        return _with_patients(pair_folders(base / f"{split}A", base / f"{split}B"), root)
+    sides = _sides(root, split)
+    if sides is not None:
+        return _with_patients(pair_folders(*sides), root)
     found = Found([], [])
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        inner = _base(folder, split)
-        if inner is not None:
-            part = pair_folders(inner / f"{split}A", inner / f"{split}B", stain=folder.name)
+    for folder in list_folders(root):
+        sides = _sides(folder, split)
+        if sides is not None:
             # Published stains share file names; the stain keeps them apart in results.
-            part = _with_patients(part, folder)
+            part = _with_patients(pair_folders(*sides, stain=folder.name), folder)
             pairs = [replace(pair, name=f"{folder.name}_{pair.name}") for pair in part.pairs]
             found = Found(found.pairs + pairs, found.alone + part.alone)
     if not found.pairs and not found.alone:
         raise InputError(
             f"there is no {split}A with {split}B in this folder",
             where=root,
-            fix=f"Expected <root>/TrainValAB/{split}A (H&E) and {split}B (IHC), <root>/<stain>/…, or a CSV file with "
-            "the columns he,ihc",
+            fix=f"Expected <root>/TrainValAB/{split}A (H&E) and {split}B (IHC), <root>/<stain>/…, HE/{split} and "
+            f"IHC/{split}, or a CSV file with the columns he,ihc",
         )
     return found
 
@@ -110,91 +118,99 @@ def splits_of(root: Path | str) -> tuple[str, ...]:
     where nothing is found. A table some of whose rows have none, or an unknown one, is an error."""
     root = Path(root)
     if root.is_file():
-        found = {row.get("split") or "" for row in read_table(root)}
-        unknown = sorted(found - {"", *SPLITS})
-        if unknown:
-            raise InputError(
-                f"unknown split '{unknown[0]}'.{nearest(unknown[0], SPLITS)}",
-                where=root,
-                fix=f"Use {', '.join(SPLITS)}",
-            )
+        found = {split_name(row.text("split")) for row in pair_table(root)}
+        _check_splits(found - {""}, root)
         if "" in found and len(found) > 1:
             raise InputError("some rows have no split and others do", where=root, fix="Give every row one")
         return tuple(split for split in SPLITS if split in found)
-    folders = [root, *(path for path in sorted(root.glob("*")) if path.is_dir())]
-    return tuple(split for split in SPLITS if any(_base(folder, split) for folder in folders))
+    folders = [root, *list_folders(root)]
+    return tuple(split for split in SPLITS if any(_sides(folder, split) for folder in folders))
 
 
 def _with_patients(found: Found, root: Path) -> Found:
+    """The pairs with the patients of ``patients.csv`` (name, patient), whose names may carry the images' suffix."""
     path = root / "patients.csv"
-    if not path.is_file():
+    if not path.is_file() or not found.pairs:
         return found
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"name", "patient"} <= set(rows[0]):
-        raise InputError("the table of patients needs the columns name and patient", where=path)
-    patients = {Path(row["name"]).stem: row["patient"] for row in rows}
-    return Found([replace(pair, patient=patients.get(pair.name)) for pair in found.pairs], found.alone)
+    table = read_table(path, ("name", "patient"))
+    stems = {clean(pair.name) for pair in found.pairs}
+    patients = {}
+    for name, patient in table.by_name("name", "patient").items():
+        patients[name if name in stems else without_suffix(name, _SUFFIXES)] = patient
+    without = [pair.name for pair in found.pairs if not patients.get(clean(pair.name))]
+    if len(without) == len(found.pairs):
+        raise InputError(
+            f"none of the {len(without)} images has a patient in it; the first is '{without[0]}'."
+            f"{nearest(without[0], patients)}",
+            where=path,
+            fix="The column name holds the images' file names",
+        )
+    if without:
+        log.warning(
+            "%s: %d of %d images have no patient, the first is '%s'",
+            path,
+            len(without),
+            len(found.pairs),
+            without[0],
+        )
+    return Found(
+        [replace(pair, patient=patients.get(clean(pair.name)) or None) for pair in found.pairs], found.alone
+    )
 
 
-def _base(root: Path, split: str) -> Path | None:
-    for base in (root / "TrainValAB", root):
-        if (base / f"{split}A").is_dir() or (base / f"{split}B").is_dir():
-            return base
-    return None
+def _sides(root: Path, split: str) -> tuple[Path, Path] | None:
+    """The folders of H&E and of IHC in a root, of which one at least is there."""
+    both = [(base / f"{split}A", base / f"{split}B") for base in (root / "TrainValAB", root)]
+    both.append((root / "HE" / split, root / "IHC" / split))  # BCI
+    return next((sides for sides in both if sides[0].is_dir() or sides[1].is_dir()), None)
+
+
+def split_name(name: str) -> str:
+    """A split as a table says it, in any case; ``validation`` is ``val``."""
+    return {"validation": "val", "valid": "val", "training": "train"}.get(name.lower(), name.lower())
+
+
+def _check_splits(found: set[str], where: Path) -> None:
+    for name in sorted(found - set(SPLITS)):
+        raise InputError(
+            f"unknown split '{name}'.{nearest(name, SPLITS)}", where=where, fix=f"Use {', '.join(SPLITS)}"
+        )
 
 
 def _from_table(path: Path, split: str) -> Found:
-    rows = read_table(path)
-    splits = {row["split"] for row in rows if row.get("split")}
+    rows = list(pair_table(path))
+    splits = {split_name(row.text("split")) for row in rows} - {""}
     if splits:
-        rows = [row for row in rows if row.get("split") == split]
+        _check_splits(splits, path)
+        rows = [row for row in rows if split_name(row.text("split")) == split]
         if not rows:
             raise InputError(f"no row has the split '{split}', only {', '.join(sorted(splits))}", where=path)
     pairs, names = [], set()
-    for number, row in enumerate(rows, start=2):
-        he, ihc = (path.parent / row[key] for key in ("he", "ihc"))
-        name = row.get("name") or he.stem
+    for row in rows:
+        he, ihc = row.file("he"), row.file("ihc")
+        name = row.text("name") or he.stem
         if name in names:
             raise InputError(
-                f"the name '{name}' comes twice", where=path, fix="Add a column 'name' with unique names"
+                f"the name '{name}' comes twice", where=row.where, fix="Add a column 'name' with unique names"
             )
         names.add(name)
-        try:
-            shift = int(row.get("shift_y") or 0), int(row.get("shift_x") or 0)
-        except ValueError:
-            raise InputError(
-                "a shift is a whole number of pixels",
-                where=f"{path}, line {number}",
-                fix="Mend shift_x, shift_y, or use the column affine",
-            ) from None
-        affine = read_affine(row.get("affine"), f"{path}, line {number}")
+        shift = row.integer("shift_y") or 0, row.integer("shift_x") or 0
+        affine = read_affine(row.text("affine"), row.where)
         pairs.append(
-            Pair(name, he, ihc, row.get("stain") or "IHC", row.get("patient") or None, shift, affine)
+            Pair(name, he, ihc, row.text("stain", "IHC"), row.text("patient") or None, shift, affine)
         )
     here = [pair for pair in pairs if pair.he.is_file() and pair.ihc.is_file()]
     alone = [str(p) for pair in pairs for p in (pair.he, pair.ihc) if not p.is_file()]
     return Found(here, [f"{name} (missing)" for name in alone])
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a pair table, keys in lower case; :class:`InputError` when it has no ``he`` and ``ihc``
-    columns.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {(k or "").strip().lower(): (v or "").strip() for k, v in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (UnicodeDecodeError, csv.Error):
-        raise InputError(
-            "this is not a CSV file", where=path, fix="Give a folder or a CSV with the columns he,ihc"
-        ) from None
-    if not rows or not {"he", "ihc"} <= set(rows[0]):
-        columns = ", ".join(rows[0]) if rows else "no rows"
+def pair_table(path: Path | str) -> Table:
+    """A table of pairs; :class:`InputError` when it has no ``he`` and ``ihc`` columns or no rows."""
+    table = read_table(path)
+    if not {"he", "ihc"} <= set(table.columns) or not table.rows:
+        columns = ", ".join(table.columns) if table.rows else "no rows"
         raise InputError(f"a pair table needs the columns he and ihc, this one has {columns}", where=path)
-    return rows
+    return table
 
 
 def read_affine(text: str | None, where: object) -> tuple[float, ...] | None:

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
+from morphogen.core.text import clean, read_lines
 from morphogen.expression.config import PanelConfig
 from morphogen.expression.data import facts
 
@@ -127,11 +128,7 @@ def training_panel(sections: Sequence[ad.AnnData], size: int, top: int = 2000) -
 
 def listed_panel(path: Path | str, sections: Sequence[ad.AnnData]) -> Panel:
     """A panel from a text file, one gene per line, in its order; all sections must measure all of it."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of genes cannot be read ({error})", where=path) from None
-    genes = [line.strip() for line in lines if line.strip()]
+    genes = [clean(line) for line in read_lines(path)]
     if not genes:
         raise InputError("the list of genes is empty", where=path)
     if len(set(genes)) < len(genes):

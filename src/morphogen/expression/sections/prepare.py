@@ -18,7 +18,8 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, content_hash, writable_folder
-from morphogen.core.fingerprints import fingerprint, fingerprints
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.listing import list_files
 from morphogen.core.progress import progress
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
@@ -29,6 +30,7 @@ from morphogen.expression.data import (
     resolve_mpp,
     set_facts,
 )
+from morphogen.expression.sections.h5ad import open_h5ad
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.readers import Source, find_sections, read_section
 from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder, open_slide
@@ -254,7 +256,7 @@ def spot_diameter(section: ad.AnnData) -> float:
 def prepare_key(source: Source, image: str, config: PrepareConfig, encoder: Encoder) -> str:
     """Identity of a prepared section: contents of its files, settings and encoder, never a folder's name."""
     parts: list[Any] = [source.section, config.to_dict(), encoder.identity(), encoder.spec.to_dict()]
-    parts += [fingerprint(source.path)] if source.path.is_file() else fingerprints(source.path)
+    parts += [fingerprint(path) for path in source.files()]
     patches = _patches_of(source)
     parts += [fingerprint(image) if image else "", fingerprint(patches) if patches else ""]
     return content_hash(*parts)
@@ -281,14 +283,7 @@ def save_section(section: ad.AnnData, path: Path | str) -> Path:
 
 def load_section(path: Path | str) -> ad.AnnData:
     """A prepared section; checks that it is one and that its embeddings are finite."""
-    try:
-        section = ad.read_h5ad(path)
-    except FileNotFoundError:
-        raise InputError("there is no such file", where=path) from None
-    except Exception as error:
-        raise InputError(
-            f"cannot be read as AnnData ({' '.join(str(error).split())[:160]})", where=path
-        ) from None
+    section = open_h5ad(path)
     if "prepare" not in section.uns.get("morphogen", {}) or "embedding" not in section.obsm:
         raise InputError(
             "this is not a prepared section",
@@ -304,7 +299,7 @@ def load_sections(folder: Path | str, names: Iterable[str] | None = None) -> lis
     root = Path(folder)
     if root.is_file():
         return [load_section(root)]
-    paths = {path.stem: path for path in sorted(root.glob("*.h5ad"))} if root.is_dir() else {}
+    paths = {path.stem: path for path in list_files(root, "*.h5ad")}
     if not paths:
         raise InputError(
             "holds no prepared sections (*.h5ad)", where=root, fix="Run `morphogen expression prepare`"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from morphogen.core.errors import CheckpointError, InputError
+from morphogen.core.text import clean, read_lines
 from morphogen.core.weights.reading import read_weights
 from morphogen.expression.config import DataConfig, PrepareConfig
 from morphogen.expression.data import check_embeddings, facts, log
@@ -41,7 +42,7 @@ def read_processed(folder: Path | str, config: DataConfig | None = None) -> list
     place = root / "processed_data"
     sources = {source.section: source for source in find_sections(root)}
     listed = place / "all_slide_lst.txt"
-    names = listed.read_text().split() if listed.is_file() else list(sources)
+    names = [clean(name) for name in read_lines(listed)] if listed.is_file() else list(sources)
     sections = []
     for name in names:
         if name not in sources:
@@ -61,7 +62,7 @@ def published_genes(folder: Path | str) -> list[str]:
     path = Path(folder) / "processed_data" / "selected_gene_list.txt"
     if not path.is_file():
         raise InputError("there is no list of genes", where=path)
-    return path.read_text().split()
+    return [clean(name) for name in read_lines(path)]
 
 
 def _stem(section: ad.AnnData, place: Path) -> None:

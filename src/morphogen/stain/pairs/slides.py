@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from morphogen.core.errors import InputError, SlideError
+from morphogen.core.errors import InputError, SlideError, nearest
 from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import RECORD, Job
@@ -19,7 +19,7 @@ from morphogen.slides import Slide, open_slide
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_tiff, sniff
 from morphogen.slides.tiles import tissue_windows
-from morphogen.stain.data import SPLITS, Found, find_pairs, read_affine, read_table
+from morphogen.stain.data import SPLITS, Found, find_pairs, pair_table, read_affine, split_name
 from morphogen.stain.predict import save_png
 
 LARGE = 8192  # px; a TIFF with a longer side than this is treated as a slide
@@ -69,24 +69,25 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
     path = Path(path)
     if not path.is_file():
         return None
-    rows = read_table(path)
-    if not rows or not is_slide(path.parent / rows[0]["he"]):
+    rows = pair_table(path).rows
+    if not is_slide(rows[0].file("he")):
         return None
     pairs = []
-    for number, row in enumerate(rows, start=2):
-        split = row.get("split") or "train"
+    for row in rows:
+        split = split_name(row.text("split")) or "train"
         if split not in SPLITS:
-            raise InputError(f"unknown split '{split}'", where=f"{path}, line {number}")
-        numbers = read_affine(row.get("affine"), f"{path}, line {number}")
+            raise InputError(f"unknown split '{split}'.{nearest(split, SPLITS)}", where=row.where)
+        numbers = read_affine(row.text("affine"), row.where)
         pairs.append(
             SlidePair(
-                path.parent / row["he"],
-                path.parent / row["ihc"],
-                row.get("stain") or "IHC",
-                row.get("patient") or None,
+                row.file("he"),
+                row.file("ihc"),
+                row.text("stain", "IHC"),
+                row.text("patient") or None,
                 split,
                 None if numbers is None else np.array(numbers).reshape(2, 3),
-                *(float(row[key]) if row.get(key) else None for key in ("he_mpp", "ihc_mpp")),
+                row.micrometres("he_mpp"),
+                row.micrometres("ihc_mpp"),
             )
         )
     return pairs
