@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from morphogen.slides.resample import margin, resample
 
 if TYPE_CHECKING:
     from wsidata import WSIData
+
+log = logging.getLogger("morphogen.slides")
 
 PLAUSIBLE_MPP = (0.05, 20.0)  # µm/px of level 0: from oil immersion to a whole-slide overview
 _BAND_PIXELS = 16_000_000
@@ -51,6 +54,8 @@ class Slide:
         self.given_mpp = mpp
         self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(opened.scale, mpp, store)
         properties.mpp = self.mpp
+        if opened.scale.note is not None and opened.scale.mpp is not None and mpp is None:
+            log.warning("%s: %s.", path, opened.scale.note)
 
     def __repr__(self) -> str:
         size = "unknown µm/px" if self.mpp is None else f"{self.mpp:g} µm/px"
@@ -133,6 +138,7 @@ class Slide:
         self, level: int, x0: float, y0: float, x1: float, y1: float, margin: int
     ) -> tuple[np.ndarray, int, int]:
         """Pixels of ``level`` that cover a level-0 rectangle and ``margin`` pixels more, and their corner in it."""
+        self._refuse_gap(level, x0, y0, x1, y1)
         d = self.level_downsamples[level]
         left, top = math.floor(x0 / d) - margin, math.floor(y0 / d) - margin
         right, bottom = math.ceil(x1 / d) + margin, math.ceil(y1 / d) + margin
@@ -147,18 +153,21 @@ class Slide:
             block[c - top : e - top, a - left : b - left] = self._level_pixels(level, a, c, b - a, e - c)
         return block, left, top
 
+    def _refuse_gap(self, level: int, x0: float, y0: float, x1: float, y1: float) -> None:
+        gap = self._gaps[level] if self._gaps else None
+        if gap is None:
+            return
+        across, down = gap.width / self.width, gap.height / self.height
+        at = gap.touched(x0 * across, y0 * down, x1 * across, y1 * down)
+        if at is not None:
+            raise SlideError(
+                f"has no data for the tile at x {at[0]}, y {at[1]} of {gap.width} × {gap.height} px",
+                where=self.path,
+                fix="The file was not written to its end: make or copy it again",
+            )
+
     def _level_pixels(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         d = self.level_downsamples[level]
-        gap = self._gaps[level] if self._gaps else None
-        if gap is not None:
-            scale = gap.width / self.level_shapes[level][1]
-            at = gap.touched(*(n * scale for n in (left, top, left + width, top + height)))
-            if at is not None:
-                raise SlideError(
-                    f"has no data for the tile at x {at[0]}, y {at[1]} of {gap.width} × {gap.height} px",
-                    where=self.path,
-                    fix="The file was not written to its end: make or copy it again",
-                )
         try:
             return self.reader.get_region(round(left * d), round(top * d), width, height, level=level)
         except SlideError:

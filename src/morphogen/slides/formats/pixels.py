@@ -6,6 +6,7 @@ Each of these is one line in a file's header and a wrong picture when it is not 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,10 @@ WHITE = 255
 _DIM = 16383  # undeclared 16-bit samples no larger than this come from a camera of at most 14 bits
 _ALPHA = {1: "associated", 2: "straight"}  # ExtraSamples of TIFF 6.0
 _JPEG = (6, 7, 33007, 34892)  # compressions whose decoder gives RGB for YCbCr
+_DYES = (
+    r'(Emission|Excitation)Wavelength=|Fluor="|ContrastMethod="Fluorescence"'
+    r'|<Channel[^>]* Name="[^"]*(?i:dapi|hoechst|fitc|tritc|\bcy\d|gfp|alexa|\baf\d{3}|texas|rhodamine)'
+)
 _INKS = {"RGB": 3, "YCBCR": 3, "SEPARATED": 4, "PALETTE": 1, "MINISBLACK": 1, "MINISWHITE": 1}
 
 
@@ -201,7 +206,7 @@ def tiff_samples(series: Any, where: object = None) -> Samples:
         raise SlideError(f"is a {photometric} image, not RGB", where=where, fix="Export it as 8-bit RGB")
     if photometric in ("MINISBLACK", "MINISWHITE"):
         per_pixel = int(page.samplesperpixel)
-        if channels == 3 or per_pixel == 3:
+        if (channels == 3 and not _fluorescent(page)) or per_pixel == 3:
             photometric = "RGB"
         elif channels > 1 or per_pixel > 2:
             raise SlideError(
@@ -222,6 +227,11 @@ def tiff_samples(series: Any, where: object = None) -> Samples:
         colormap=page.colormap if photometric == "PALETTE" else None,
         orientation=_orientation(page),
     )
+
+
+def _fluorescent(page: Any) -> bool:
+    """Whether the OME-XML of a file says that its channels are dyes rather than red, green and blue."""
+    return re.search(_DYES, str(page.parent.ome_metadata or "")) is not None
 
 
 def _maximum(page: Any) -> int | None:

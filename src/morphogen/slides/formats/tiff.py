@@ -12,6 +12,7 @@ import numpy as np
 
 from morphogen.core.errors import SlideError
 
+_NEEDED = {258, 270, 273, 279, 282, 283, 320, 324, 325, 330, 347}  # what pixels are read by
 _SEGMENT_BYTES = 1 << 31  # a tile or strip that takes more once decoded is not one
 
 
@@ -30,6 +31,8 @@ def check_directories(file: Any, path: Path | str) -> None:
     if not len(file.pages) or not _chain_ends(file):
         raise cut
     for page in file.pages:
+        if not file.is_ndpi and not _values_inside(file, page.offset):
+            raise cut
         _check_page(page, path, size, cut)
         for offset in page.subifds or ():
             if offset >= size:
@@ -43,6 +46,8 @@ def _check_page(page: Any, path: Path | str, size: int, cut: SlideError) -> None
     width, height, tiled = int(key.imagewidth), int(key.imagelength), bool(key.is_tiled)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
         raise SlideError(f"says that it has {width} × {height} pixels, which cannot be", where=path)
+    if int(key.planarconfig) not in (1, 2):
+        raise SlideError("says that its samples are laid out in a way that TIFF does not know", where=path)
     offsets, counts = page.dataoffsets, page.databytecounts
     if not len(offsets) or len(counts) < len(offsets):
         raise cut
@@ -80,6 +85,24 @@ def _chain_ends(file: Any) -> bool:
     return int(following) == 0 or int(following) in {int(page.offset) for page in file.pages}
 
 
+def _values_inside(file: Any, offset: int) -> bool:
+    """Whether the values that pixels are read by lie in the file; tifffile leaves out tags whose values do not."""
+    tiff, handle = file.tiff, file.filehandle
+    order, sizes = tiff.byteorder, {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 13: 4, 16: 8, 18: 8}
+    handle.seek(offset)
+    count = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))[0]
+    entries = handle.read(count * tiff.tagsize)
+    for at in range(0, len(entries) - tiff.tagsize + 1, tiff.tagsize):
+        code, kind = struct.unpack_from(order + "HH", entries, at)
+        number = struct.unpack_from(tiff.offsetformat, entries, at + 4)[0]
+        length = sizes.get(kind, 0) * number
+        if code in _NEEDED and length > tiff.offsetsize:
+            where = struct.unpack_from(tiff.offsetformat, entries, at + 4 + tiff.offsetsize)[0]
+            if where + length > handle.size:
+                return False
+    return True
+
+
 def main_series(file: Any) -> Any:
     """The series of a TIFF that is the slide: the one with the largest image, whatever stands first."""
 
@@ -110,6 +133,8 @@ class Gap:
 
     def touched(self, left: float, top: float, right: float, bottom: float) -> tuple[int, int] | None:
         """Corner in pixels of the first missing tile that a rectangle of this image touches."""
+        if left >= self.width or right <= 0 or top >= self.height or bottom <= 0:
+            return None
         across = math.ceil(self.width / self.tile[0])
         x0, x1 = (min(max(int(x // self.tile[0]), 0), across - 1) for x in (left, max(left, right - 1)))
         y0, y1 = (max(int(y // self.tile[1]), 0) for y in (top, max(top, bottom - 1)))
