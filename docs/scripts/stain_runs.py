@@ -23,13 +23,15 @@ from morphogen.stain.config import (
 from morphogen.stain.data import Found, Pair, find_pairs, read_image
 from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.outputs import Stained
 from morphogen.stain.pairs.geometry import align, read_aligned
-from morphogen.stain.predict import Stained, save_png, stain_image
+from morphogen.stain.predict import stain_image
 from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.scoring.figures import density_of, panel
 from morphogen.stain.scoring.pages import write_page
 from morphogen.stain.train import train_model
+from morphogen.tasks import save_png
 
 KINDS = ("residual", "diffusion", "regression")
 SAMPLES = 24

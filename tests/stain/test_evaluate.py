@@ -121,7 +121,8 @@ def test_two_folders_of_one_name_are_not_mixed_up(data, tmp_path):
 def test_uncertainty_is_compared_with_the_true_error(data, tmp_path):
     found = find_pairs(data, "val")
     predicted = folder_of(data, tmp_path, "A")
-    from morphogen.stain.predict import UNCERTAINTY_UNIT, save_png
+    from morphogen.stain.outputs import UNCERTAINTY_UNIT
+    from morphogen.tasks import save_png
 
     for pair in found.pairs:
         he, real = (np.array(Image.open(path)) for path in (pair.he, pair.ihc))
@@ -139,7 +140,7 @@ def test_plain_folders_of_any_method(data, tmp_path):
     predicted = folder_of(data, tmp_path, "A")
     found = as_pairs(data / "TrainValAB" / "valB", None, predicted)
     (scores,) = evaluate_folder(predicted, found, None, QUICK, baselines=False)
-    assert len(scores.images) == 6
+    assert len(scores.items) == 6
 
 
 def test_missing_images_are_named(data, tmp_path):
@@ -148,7 +149,7 @@ def test_missing_images_are_named(data, tmp_path):
     (predicted / "p1.png").unlink()
     with pytest.raises(InputError, match="1 of 6 pairs have no image here \\(p1\\).*--skip-bad"):
         evaluate_folder(predicted, found, None, QUICK)
-    assert len(evaluate_folder(predicted, found, None, QUICK, skip_bad=True)[0].images) == 5
+    assert len(evaluate_folder(predicted, found, None, QUICK, skip_bad=True)[0].items) == 5
     Image.open(predicted / "p2.png").resize((32, 32)).save(predicted / "p2.png")
     with pytest.raises(InputError, match="p2: the image of 'predicted' is 32 × 32 px, the real one 64 × 64"):
         evaluate_folder(predicted, found, None, QUICK, skip_bad=True)
@@ -180,7 +181,7 @@ def test_a_registered_pair_is_scored_where_both_images_show_the_same(tmp_path):
     Image.fromarray(scene[6:70, 3:67]).save(tmp_path / "ihc.png")  # IHC pixel = H&E pixel + (-6, -3)
     pair = Pair("a", tmp_path / "he.png", tmp_path / "ihc.png", shift=(-6, -3))
     (found,) = evaluate_methods([pair], {"same": lambda pair, he: he}, QUICK)
-    assert found.images[0].values["dab_tile_mae"] == 0
+    assert found.items[0].values["dab_tile_mae"] == 0
 
 
 def test_colour_map_finds_a_colour_change_and_deconvolution_removes_eosin():

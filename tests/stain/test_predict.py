@@ -10,7 +10,8 @@ from morphogen.core.errors import ConfigError, InputError, OutputError
 from morphogen.core.files import Manifest
 from morphogen.stain import StainTransfer
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
-from morphogen.stain.predict import read_uncertainty, sort_sources, stain_folder, stain_image
+from morphogen.stain.outputs import read_uncertainty
+from morphogen.stain.predict import stain_folder, stain_image
 
 from .conftest import he_like
 
@@ -56,7 +57,7 @@ def test_an_image_alone_is_the_image_in_the_folder(tiny, folder, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_bytes(tiny, folder, tmp_path, monkeypatch):
-    import morphogen.stain.predict as predict
+    import morphogen.tasks.folders as predict
 
     whole = contents(stain_folder(tiny, folder, tmp_path / "whole", QUICK))
     real, count = predict.save_png, [0]
@@ -123,17 +124,6 @@ def test_images_that_are_no_he_are_warned_about(tiny, folder, tmp_path, caplog):
     Image.fromarray(he_like(np.random.default_rng(9), 64, pink=False)).save(folder / "i1.png")
     stain_folder(tiny, folder, tmp_path / "out", QUICK)
     assert "1 of 4 images do not look like H&E" in caplog.text and ": i1." in caplog.text
-
-
-def test_sources_are_images_or_slides(folder, tmp_path, shared):
-    slide = shared / "data" / "wsi" / "cmu-1-small-region.svs"
-    plain, slides = sort_sources([folder, slide])
-    assert plain == [folder] and slides == [slide]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no images and no slides"):
-        sort_sources([tmp_path / "empty"])
-    with pytest.raises(InputError, match="no such file"):
-        sort_sources([tmp_path / "gone.svs"])
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "mean"])

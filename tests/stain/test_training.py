@@ -8,10 +8,11 @@ from morphogen.core.errors import ConfigError, OutputError
 from morphogen.stain.config import DataConfig, ModelConfig, ObjectiveConfig, SamplerConfig, TrainConfig
 from morphogen.stain.data import find_pairs
 from morphogen.stain.fitting.build import build_model
-from morphogen.stain.fitting.cache import CachedCrops, cache_crops
+from morphogen.stain.fitting.cache import cache_crops
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.recipes.network import StainNetwork
 from morphogen.stain.train import StainTask, train_model
+from morphogen.tasks import Cached
 from morphogen.training import Draws, TrainingConfig
 
 from .conftest import TINY
@@ -131,7 +132,7 @@ def test_cached_crops_train_and_equal_fresh_ones(make_pairs, tmp_path):
     model = build_model(TINY.replace(encoder="texture", texture_grid=2), crop=32)
     dataset = PairDataset(find_pairs(root).pairs, model.stains, crop=32)
     folder = cache_crops(model, dataset, tmp_path / "cache", crops=3, seed=0)
-    cached = CachedCrops(folder)
+    cached = Cached(folder)
     assert len(cached) == 9
     from morphogen.core.seeds import generator
 

@@ -11,7 +11,7 @@ from shapely import box
 from morphogen.core.errors import OutputError, SlideError
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
-from morphogen.stain.wholeslide import stain_slide
+from morphogen.stain.predict import stain_slide
 
 from .conftest import he_like
 
@@ -69,7 +69,7 @@ def test_slide_read_at_the_models_scale_is_written_at_its_own(copying, slide, tm
 
 
 def test_interrupted_run_resumes_to_the_same_bytes(tiny, slide, tmp_path, monkeypatch):
-    import morphogen.stain.wholeslide as module
+    import morphogen.tasks.pyramids as module
 
     config = QUICK.replace(
         samples=2,
@@ -118,8 +118,8 @@ def test_killed_process_resumes_to_the_same_bytes(tiny, slide, tmp_path):
         import os, sys
         import torch
         torch.set_num_threads(1)
-        import morphogen.stain.wholeslide as module
-        from morphogen.stain import StainTransfer
+        import morphogen.tasks.pyramids as module
+        from morphogen.stain import StainTransfer, stain_slide
         from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
         model, slide, out, kill = sys.argv[1:]
         if kill == "yes":
@@ -132,7 +132,7 @@ def test_killed_process_resumes_to_the_same_bytes(tiny, slide, tmp_path):
             module.make_bands = dies
         config = ApplyConfig(sampler=SamplerConfig(solver="mean", steps=1),
                              windows=WindowConfig(window=128, overlap=32, batch=4, tissue_only=False))
-        module.stain_slide(StainTransfer.from_pretrained(model), slide, out, config)
+        stain_slide(StainTransfer.from_pretrained(model), slide, out, config)
         """
     )
 

@@ -232,12 +232,10 @@ def apply(
     settings: Settings = (),
 ) -> int:
     """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
-    from morphogen.core.errors import MorphogenError
-    from morphogen.core.files import Manifest
     from morphogen.stain.config import ApplyConfig
     from morphogen.stain.model import StainTransfer
-    from morphogen.stain.predict import sort_sources, stain_folder
-    from morphogen.stain.wholeslide import stain_slide
+    from morphogen.stain.predict import stain_sources
+    from morphogen.tasks.sources import sort_sources
 
     resolved = load_config(
         ApplyConfig,
@@ -252,29 +250,20 @@ def apply(
         windows__batch=batch,
         seed=seed,
     )
-    folders, slides = sort_sources(sources)
+    sort_sources(sources)  # what is not there is told before a model is loaded
     transfer = StainTransfer.from_pretrained(model, encoder=encoder, encoder_weights=weights, device=device)
     if compile:
         transfer.compile()
-    failed = 0
-    for folder in folders:
-        stain_folder(transfer, folder, out, resolved, precision=precision, keep_samples=keep_samples)
-        failed += len((Manifest.read(out) or {}).get("failed", {}))
-        say(f"{folder} → {out}")
-    for path in slides:
-        try:
-            result = stain_slide(transfer, path, out, resolved, precision=precision)
-        except MorphogenError as error:
-            if len(slides) == 1:
-                raise
-            failed += 1
-            say(f"failed: {error}")
-            continue
-        seams = f", seam score {result.seams.worst:.3f}" if result.seams is not None else ""
-        say(f"{path} → {result.image} ({result.windows} windows{seams})")
-        if result.uncertainty is not None:
-            say(f"{path} → {result.uncertainty}")
-    return 1 if failed else 0
+    whole = True
+    for outcome in stain_sources(
+        transfer, sources, out, resolved, precision=precision, keep_samples=keep_samples
+    ):
+        whole &= outcome.whole
+        if outcome.error:
+            say(f"failed: {outcome.error}")
+        for path in outcome.written:
+            say(f"{outcome.source} → {path} ({outcome.note})")
+    return 0 if whole else 1
 
 
 @app.command

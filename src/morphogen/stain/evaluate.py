@@ -5,28 +5,17 @@ Any method's output can be scored: a folder of images named like the real ones i
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import (
-    Manifest,
-    content_hash,
-    file_hash,
-    read_json,
-    writable_folder,
-    write_json,
-    write_text,
-)
+from morphogen.core.files import content_hash, file_hash, read_json
 from morphogen.core.progress import progress
-from morphogen.core.provenance import versions
 from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
@@ -34,9 +23,9 @@ from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Found, Pair, read_image
+from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
-from morphogen.stain.predict import read_uncertainty
 from morphogen.stain.scoring.baselines import Baseline, deconvolution, identity
 from morphogen.stain.scoring.figures import save_panels
 from morphogen.stain.scoring.scores import (
@@ -44,24 +33,16 @@ from morphogen.stain.scoring.scores import (
     POOLED,
     PROTOCOL,
     ImageScores,
-    SetScores,
     differences,
     features_of,
     perceptual,
     score_pair,
     score_set,
 )
+from morphogen.tasks import evaluation
+from morphogen.tasks.evaluation import Evaluation
 
 log = logging.getLogger("morphogen.stain")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one method: over the set and per image."""
-
-    method: str
-    scores: SetScores
-    images: list[ImageScores]
 
 
 def evaluate_folder(
@@ -216,35 +197,6 @@ def stain_vectors(pairs: Sequence[Pair], config: EvaluateConfig, most: int = 20)
     return estimate_stains(np.concatenate(pixels)[None, None], stains="hdab", layout="nhwc").numpy()
 
 
-# -- results
-# -------------------------------------------------------------------------------------------------------
-
-
-def summary_rows(evaluations: Iterable[Evaluation]) -> list[dict[str, Any]]:
-    """One row per method, the figures in the order they should be read; intervals as ``name low``/``name
-    high``.
-    """
-    rows = []
-    for evaluation in evaluations:
-        row: dict[str, Any] = {"method": evaluation.method}
-        scores = evaluation.scores
-        for key in COMPARED:
-            _interval(row, key, scores)
-        row |= {key: value for key, value in scores.figures.items() if key.startswith("dab")}
-        row |= {key: value for key, value in scores.figures.items() if not key.startswith("dab")}
-        for key in scores.intervals:
-            if key not in row:
-                _interval(row, key, scores)
-        rows.append(row)
-    return rows
-
-
-def _interval(row: dict[str, Any], key: str, scores: SetScores) -> None:
-    if key in scores.intervals:
-        interval = scores.intervals[key]
-        row |= {key: interval.value, f"{key} low": interval.low, f"{key} high": interval.high}
-
-
 def write_results(
     out: Path | str,
     evaluations: Sequence[Evaluation],
@@ -253,22 +205,8 @@ def write_results(
     facts: dict[str, Any] | None = None,
 ) -> Path:
     """``metrics.json``, ``summary.csv`` and ``images.csv``, each with what made it; the manifest last."""
-    out = writable_folder(out)
-    rows = summary_rows(evaluations)
-    write_text(out / "summary.csv", to_csv(rows))
-    write_text(
-        out / "images.csv",
-        to_csv(
-            [
-                {"method": e.method, "image": i.name, "patient": i.unit, "stain": i.stain, **i.values}
-                for e in evaluations
-                for i in e.images
-            ]
-        ),
-    )
     first = evaluations[0].scores
     provenance = {
-        "protocol": PROTOCOL,
         "config": config.model_dump(mode="json"),
         "images": len(pairs),
         "unit": next((interval.unit for interval in first.intervals.values()), "image"),
@@ -276,32 +214,18 @@ def write_results(
         "real_hash": content_hash([file_hash(pair.ihc) for pair in pairs]),
         "image_codecs": sorted({pair.ihc.suffix.lower() for pair in pairs}),
         "mra_chance": first.notes.get("mra_chance"),
-        "versions": versions(),
         **(facts or {}),
     }
-    write_json(
-        out / "metrics.json",
-        {
-            **provenance,
-            "methods": {
-                e.method: {
-                    "figures": e.scores.figures,
-                    "intervals": {key: interval._asdict() for key, interval in e.scores.intervals.items()},
-                    "undefined": e.scores.undefined,
-                }
-                for e in evaluations
-            },
-            "differences": {
-                "of": evaluations[0].method,
-                "to": {
-                    other: {key: interval._asdict() for key, interval in found.items()}
-                    for other, found in paired_differences(evaluations, config).items()
-                },
-            },
-        },
+    return evaluation.write_results(
+        out,
+        evaluations,
+        kind="stain evaluation",
+        protocol=PROTOCOL,
+        facts=provenance,
+        differences=paired_differences(evaluations, config),
+        order=[*COMPARED, *(key for key in first.figures if key.startswith("dab"))],
+        items="images",
     )
-    Manifest.write(out, kind="stain evaluation", protocol=PROTOCOL, methods=[e.method for e in evaluations])
-    return out
 
 
 def paired_differences(
@@ -309,24 +233,10 @@ def paired_differences(
 ) -> dict[str, dict[str, Interval]]:
     """By every other method, the DAB scores of one (``of``, else the first) minus its own, paired by image."""
     config = config or EvaluateConfig()
-    first = next((e for e in evaluations if e.method == of), evaluations[0])
-    unit = first.scores.intervals[POOLED].unit
-    return {
-        other.method: differences(first.images, other.images, config, unit=unit)
-        for other in evaluations
-        if other.method != first.method
-    }
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """CSV text with every key of any row as a column; NaN and missing are empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()})
-    return text.getvalue()
+    unit = evaluations[0].scores.intervals[POOLED].unit
+    return evaluation.against_first(
+        evaluations, lambda own, others: differences(own, others, config, unit=unit), of
+    )
 
 
 def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> Found:

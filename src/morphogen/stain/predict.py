@@ -1,47 +1,35 @@
-"""Apply a stain model to images and folders; whole slides are in :mod:`morphogen.stain.wholeslide`."""
+"""Apply a stain model to images, folders and whole slides."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import InputError, OutputError
-from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
-from morphogen.core.jobs import Job
-from morphogen.core.progress import progress
-from morphogen.slides.images import IMAGE_SUFFIXES, image_size, list_images, name_of, read_raw
+from morphogen.metrics.seams import SeamScore
+from morphogen.slides import Slide, open_slide
+from morphogen.slides.images import list_images, name_of
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.data import read_image
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.outputs import UNCERTAINTY_UNIT, Stained, image_layers, slide_layers
 from morphogen.stain.pairs.checks import magenta_share
-from morphogen.stain.recipes.translator import MEAN, SAMPLE, SAMPLES, UNCERTAINTY, StainTranslator
-from morphogen.tasks.bands import Band, make_images, together
+from morphogen.stain.recipes.translator import StainTranslator
+from morphogen.tasks.bands import make_images
+from morphogen.tasks.checks import shortened
+from morphogen.tasks.folders import FolderResult, translate_images
+from morphogen.tasks.glass import glass_of
+from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
+from morphogen.tasks.sources import Outcome, is_slide, run_sources
+from morphogen.tasks.windows import plan_windows, scale_between
 
 log = logging.getLogger("morphogen.stain")
 
-RUN = "run.json"
 LEAST_MAGENTA = 0.11  # see checks.py: H&E lies above, haematoxylin with DAB below
-UNCERTAINTY_UNIT = 1e-4  # DAB optical density per grey level of the 16-bit uncertainty images
-
-
-@dataclass(frozen=True)
-class Stained:
-    """A stained image of the size of its H&E.
-
-    sample, mean: (H, W, 3) uint8. uncertainty: (H, W) float32, SD of the DAB optical density over the
-    samples. samples: (K, H, W, 3) uint8.
-    """
-
-    sample: np.ndarray
-    mean: np.ndarray
-    uncertainty: np.ndarray
-    samples: np.ndarray
 
 
 def stain_image(
@@ -59,12 +47,7 @@ def stain_image(
     config = config or ApplyConfig()
     translator = StainTranslator(model, config, precision=precision, keep_samples=True)
     (band,) = make_images(translator, [image], [name], config.windows, mpp=config.mpp)
-    return _stained(band)
-
-
-def _stained(band: Band) -> Stained:
-    kept = [band.picture(plane) for plane in range(SAMPLES, len(band.planes), 3)]
-    return Stained(band.picture(SAMPLE), band.picture(MEAN), band.values(UNCERTAINTY), np.stack(kept))
+    return Stained.of(band)
 
 
 def stain_folder(
@@ -80,75 +63,55 @@ def stain_folder(
 
     With several samples there are ``mean/`` and ``uncertainty/`` too (16-bit grey PNG, 0.0001 DAB optical
     density per level), and ``samples/00/`` … with ``keep_samples``. Finished images are skipped when the
-    run is taken up again; a folder that holds another run's images is refused.
+    run is taken up again; a folder that holds another run's images is refused; images that cannot be read are left
+    out and named in the manifest.
     """
+    source = Path(source)
+    if source.is_file():
+        files = {name_of(source): source}
+    else:
+        files = {name: path for name, path in list_images(source).items() if not is_slide(path)}
+    return stain_files(model, files, out, config, precision=precision, keep_samples=keep_samples).out
+
+
+def stain_files(
+    model: StainTransfer,
+    files: Mapping[str, Path],
+    out: Path | str,
+    config: ApplyConfig | None = None,
+    *,
+    precision: str = "fp32",
+    keep_samples: bool = False,
+) -> FolderResult:
+    """:func:`stain_folder` for image files by name; what became of each."""
     config = config or ApplyConfig()
-    source, out = Path(source), writable_folder(out)
-    files = {name_of(source): source} if source.is_file() else _flat_images(source)
-    if any(path.parent.resolve() == out.resolve() for path in files.values()):
-        raise OutputError("the output folder is the input folder", where=out, fix="Choose another --out")
     model.label(config.stain)
-    goes_on = start_run(out, model, config, precision)
-    failed: dict[str, str] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, path in files.items():
-        with _one_of_many(name, failed):
-            height, width = image_size(path)
-            sizes[name] = width, height
-    translator = StainTranslator(model, config, precision=precision, keep_samples=True)
-    waiting, doubtful = 0, []
-    with progress.bar(len(files), "staining images") as bar:
-        for group in together(translator, sizes, config.windows, mpp=config.mpp):
-            if goes_on and all(_finished(out, name, config, keep_samples) for name in group):
-                bar.advance(len(group))
-                waiting += len(group)
-                continue
-            read = {}
-            for name in group:
-                with _one_of_many(name, failed):
-                    read[name] = read_image(files[name])
-            bar.advance(len(group) - len(read))
-            group, images = list(read), list(read.values())
-            if not group:
-                continue
-            doubtful += [name for name, image in zip(group, images, strict=True) if not looks_like_he(image)]
-            made = make_images(translator, images, group, config.windows, mpp=config.mpp)
-            for name, band in zip(group, made, strict=True):
-                save_stained(out, name, _stained(band), config, keep_samples)
-                bar.advance(1)
-    if failed and (len(failed) == len(files) or source.is_file()):
-        raise InputError(
-            next(iter(failed.values()))
-            if len(files) == 1
-            else f"none of the {len(files)} images can be read; the first: {next(iter(failed.values()))}"
-        )
-    if failed:
-        names = "; ".join(list(failed.values())[:3]) + (" …" if len(failed) > 3 else "")
-        log.warning("%d of %d images are left out: %s", len(failed), len(files), names)
+    doubtful: list[str] = []
+
+    def look(name: str, image: np.ndarray) -> None:
+        if not looks_like_he(image):
+            doubtful.append(name)
+
+    result = translate_images(
+        StainTranslator(model, config, precision=precision, keep_samples=keep_samples),
+        files,
+        out,
+        image_layers(config, keep_samples),
+        run_facts(model, config, precision),
+        windows=config.windows,
+        mpp=config.mpp,
+        read=read_image,
+        look=look,
+        kind="stained images",
+        notes={"uncertainty_unit": UNCERTAINTY_UNIT if config.samples > 1 else None},
+        doing="staining images",
+    )
     if doubtful:
         log.warning(
             "%d of %d images do not look like H&E (brown or blue rather than pink): %s.",
-            len(doubtful),
-            len(files),
-            ", ".join(doubtful[:5]) + (" …" if len(doubtful) > 5 else ""),
+            *(len(doubtful), len(files), shortened(doubtful)),
         )
-    if waiting:
-        log.info("%d of %d images were there already.", waiting, len(files))
-    Manifest.write(
-        out,
-        kind="stained images",
-        images=sorted(set(files) - set(failed)),
-        failed=failed,
-        run=read_json(out / RUN),
-        uncertainty_unit=UNCERTAINTY_UNIT if config.samples > 1 else None,
-    )
-    return out
-
-
-def _flat_images(folder: Path) -> dict[str, Path]:
-    from morphogen.stain.pairs.slides import is_slide
-
-    return {name: path for name, path in list_images(folder).items() if not is_slide(path)}
+    return result
 
 
 def looks_like_he(image: np.ndarray) -> bool:
@@ -178,86 +141,104 @@ def _evaluations(model: StainTransfer, config: ApplyConfig) -> float:
     return config.samples * config.sampler.steps + config.sampler.inversion_steps + (model.mean is not None)
 
 
-def start_run(out: Path, model: StainTransfer, config: ApplyConfig, precision: str) -> bool:
-    """Whether this very run was begun in ``out`` before (``run.json``); if not, it is now."""
-    return Job(run_facts(model, config, precision)).begin(out / RUN, "images")
+# -- whole slides
+# --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _one_of_many(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """An image that cannot be read is noted, and the others go on."""
-    try:
-        yield
-    except InputError as error:
-        failed[name] = str(error)
+@dataclass(frozen=True)
+class StainedSlide:
+    """Files of a stained slide and what is known of it.
 
-
-def _outputs(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> dict[str, Path]:
-    paths = {"main": out / f"{name}.png"}
-    if config.samples > 1:
-        paths["mean"] = out / "mean" / f"{name}.png"
-        paths["uncertainty"] = out / "uncertainty" / f"{name}.png"
-        if keep_samples:
-            for k in range(config.samples):
-                paths[f"sample {k}"] = out / "samples" / f"{k:02d}" / f"{name}.png"
-    return paths
-
-
-def _finished(out: Path, name: str, config: ApplyConfig, keep_samples: bool) -> bool:
-    return all(path.is_file() for path in _outputs(out, name, config, keep_samples).values())
-
-
-def save_stained(
-    out: Path, name: str, stained: Stained, config: ApplyConfig, keep_samples: bool = False
-) -> None:
-    """Write the files of one image, each atomically."""
-    for kind, path in _outputs(out, name, config, keep_samples).items():
-        if kind == "main":
-            pixels = stained.mean if config.show == "mean" else stained.sample
-        elif kind == "mean":
-            pixels = stained.mean
-        elif kind == "uncertainty":
-            pixels = np.clip(np.rint(stained.uncertainty / UNCERTAINTY_UNIT), 0, 65535).astype(np.uint16)
-        else:
-            pixels = stained.samples[int(kind.split()[1])]
-        save_png(path, pixels)
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """(H, W, 3) uint8 or (H, W) uint8/uint16, atomically."""
-    from PIL import Image
-
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
-
-
-def read_uncertainty(path: Path | str) -> np.ndarray:
-    """(H, W) float32 SD of the DAB optical density from a file of ``uncertainty/``."""
-    return read_raw(path).astype(np.float32) * UNCERTAINTY_UNIT
-
-
-def sort_sources(sources: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
-    """``(folders or images, slides)`` of what a user names; a folder may hold both.
-
-    :class:`InputError` for what is not there, or a folder with neither.
+    image: pyramid of the stain. uncertainty: pyramid of the SD of DAB optical density, with several samples.
+    windows: number stained. seams: seam score over tissue windows, ``None`` when there is one window only.
     """
-    from morphogen.stain.pairs.slides import is_slide
 
-    plain: list[Path] = []
-    slides: list[Path] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise InputError("there is no such file or folder", where=source)
-        if source.is_file():
-            (slides if is_slide(source) else plain).append(source)
-            continue
-        inside = sorted(path for path in source.iterdir() if path.is_file() and is_slide(path))
-        slides += inside
-        images = [
-            path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path not in inside
-        ]
-        if images:
-            plain.append(source)
-        elif not inside:
-            raise InputError("there are no images and no slides in this folder", where=source)
-    return plain, slides
+    image: Path
+    uncertainty: Path | None
+    windows: int
+    seams: SeamScore | None
+    facts: dict[str, Any]
+
+
+def stain_slide(
+    model: StainTransfer,
+    slide: Slide | Path | str,
+    out: Path | str,
+    config: ApplyConfig | None = None,
+    *,
+    precision: str = "fp32",
+    tissue: Sequence[Any] | None = None,
+) -> StainedSlide:
+    """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples.
+
+    Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at their own.
+    Glass stays white; the stain fades along the contour of the tissue (:mod:`morphogen.tasks.glass`). A run that was
+    killed goes on with the band it was at, to the same bytes; a finished one is recognised and left as it is. Memory is
+    bounded by a batch and a band of windows.
+
+    Parameters
+    ----------
+    tissue:
+        Polygons in level-0 pixels that are stained. Default: the tissue in the slide's store, else what is
+        found in it; with ``windows.tissue_only=False`` the whole slide is stained and nothing fades.
+
+    Raises
+    ------
+    SlideError
+        The slide cannot be read, or its µm/px is not known (give ``config.mpp``).
+    OutputError
+        The place cannot be written, or holds the stain of another run.
+    """
+    config = config or ApplyConfig()
+    slide = slide if isinstance(slide, Slide) else open_slide(slide, mpp=config.mpp)
+    mpp = slide.require_mpp()
+    stain = config.stain or model.stains[0]
+    model.label(config.stain)
+    translator = StainTranslator(model, config, precision=precision)
+    ratio = scale_between(mpp, model.mpp)
+    plan = plan_windows(translator, config.windows, slide.width, slide.height, ratio)
+    glass = glass_of(slide, tissue, config.windows.tissue_only)
+    notes = {"stain": stain, "model": model.identity[:16], "source": slide.path.name}
+    job = PyramidJob(
+        out,
+        f"{name_of(slide.path)}_{stain}",
+        run_facts(model, config, precision) | slide_facts(slide, plan, glass),
+        slide_layers(config, notes),
+        slide.width,
+        slide.height,
+        mpp=mpp,
+        borders=plan.borders(),
+        quality=config.quality,
+        magnification=slide.magnification,
+        what="the stained slide",
+        newer=("slide_fingerprint",),
+    )
+    batch = config.windows.batch
+    made = translate_slide(translator, slide, plan, job, batch=batch, glass=glass, doing="staining windows")
+    return StainedSlide(made.images[""], made.images.get("uncertainty"), made.windows, made.seams, made.facts)
+
+
+def stain_sources(
+    model: StainTransfer,
+    sources: Sequence[Path | str],
+    out: Path | str,
+    config: ApplyConfig | None = None,
+    *,
+    precision: str = "fp32",
+    keep_samples: bool = False,
+) -> Iterator[Outcome]:
+    """Stain all that is named: images, slides, folders of them and lists; an outcome for each folder and slide as it
+    is finished, whatever happens to one of several."""
+    config = config or ApplyConfig()
+
+    def images(files: Mapping[str, Path]) -> FolderResult:
+        return stain_files(model, files, out, config, precision=precision, keep_samples=keep_samples)
+
+    def slide(path: Path, mpp: float | None) -> tuple[list[Path], str]:
+        with open_slide(path, mpp) as opened:
+            made = stain_slide(model, opened, out, config, precision=precision)
+        seams = f", seam score {made.seams.worst:.3f}" if made.seams is not None else ""
+        written = [made.image, *([made.uncertainty] if made.uncertainty is not None else [])]
+        return written, f"{made.windows} windows{seams}"
+
+    return run_sources(sources, images, slide, mpp=config.mpp)

@@ -24,7 +24,7 @@ from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
 from morphogen.stain.data import Found, Pair, stains_of
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
-from morphogen.stain.fitting.cache import CachedCrops, cache_crops
+from morphogen.stain.fitting.cache import cache_crops
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.crops import PairDataset
@@ -32,6 +32,7 @@ from morphogen.stain.pairs.geometry import shared_side
 from morphogen.stain.recipes.folder import load_start
 from morphogen.stain.recipes.network import HE
 from morphogen.stain.registration.shift import register_pairs
+from morphogen.tasks.latents import Cached
 from morphogen.training import Draws, TrainResult, fit
 
 log = logging.getLogger("morphogen.stain")
@@ -285,7 +286,7 @@ def _trained(
     dataset: Dataset = crops
     if config.data.cache_crops:
         folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
-        dataset = CachedCrops(folder)
+        dataset = Cached(folder)
     identity: dict[str, Any] = {
         "model": config.model.to_dict() | {"encoder_weights": None},
         "objective": config.objective.to_dict(),

@@ -119,8 +119,8 @@ def _slide(work: Workspace, report: Report, model: Any) -> None:
 def _seams_by_chance(model: Any, image: np.ndarray) -> float:
     """Seam score of an image (H, W, 3) at the borders of windows that had no part in it."""
     from morphogen.metrics.seams import seam_score
-    from morphogen.stain.wholeslide import JPEG_GRID
     from morphogen.tasks import WindowConfig, plan_windows
+    from morphogen.tasks.pyramids import JPEG_GRID
 
     columns, rows = plan_windows(model, WindowConfig(), image.shape[1], image.shape[0]).borders()
     return seam_score(image, columns, rows, (image < 250).any(axis=2), period=JPEG_GRID).worst

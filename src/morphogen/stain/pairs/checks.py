@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.progress import progress
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import decode
 from morphogen.stain.data import GREY, Found, Pair
 from morphogen.stain.pairs.geometry import shared_box
-
-log = logging.getLogger("morphogen.stain")
+from morphogen.tasks.checks import CheckReport, inspected, shortened, usable
 
 _TISSUE_DENSITY = 0.1  # mean optical density above which a pixel holds stain
 _SWAP_MARGIN = 0.03  # in magenta share; in the pairs at hand H&E has 0.13 to 0.29, immunostains −0.01 to 0.10
@@ -30,32 +26,6 @@ class ImageFacts:
     size: tuple[int, int] | None
     problem: str | None
     magenta: float | None
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """What the check of all pairs found.
-
-    ``good`` are usable pairs; ``bad`` maps a kind of problem to the files concerned; ``warnings`` are
-    sentences.
-    """
-
-    good: list[Pair]
-    bad: dict[str, list[str]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def skipped(self) -> int:
-        """Number of unusable pairs and lone files."""
-        return sum(len(files) for files in self.bad.values())
-
-    def summary(self, most: int = 5) -> str:
-        """All problems in one sentence, with up to ``most`` files of each kind."""
-        parts = []
-        for kind, files in self.bad.items():
-            shown = ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")
-            parts.append(f"{len(files)} {kind} ({shown})")
-        return "; ".join(parts)
 
 
 def magenta_share(image: np.ndarray) -> float | None:
@@ -90,36 +60,33 @@ def inspect_image(path: Path) -> ImageFacts:
     return ImageFacts(size, None, magenta_share(np.ascontiguousarray(picture.pixels[::step, ::step])))
 
 
-def check_pairs(found: Found, *, crop: int = 0, threads: int = 8) -> PairReport:
+def check_pairs(found: Found, *, crop: int = 0, threads: int = 8) -> CheckReport[Pair]:
     """Look at every image of every pair; nothing is raised, everything is in the report.
 
     Checked: a partner for each file; readable 8-bit RGB; one size per pair, at least ``crop``; and that the
     H&E is redder than the IHC (a pair that looks swapped is kept and warned about).
     """
-    bad: dict[str, list[str]] = {}
+    report: CheckReport[Pair] = CheckReport()
     for name in found.alone:
-        bad.setdefault("without a partner", []).append(name)
-    files = [path for pair in found.pairs for path in (pair.he, pair.ihc)]
-    with ThreadPoolExecutor(threads) as pool:
-        facts = list(progress(pool.map(inspect_image, files), total=len(files), what="checking images"))
-    good, swapped = [], []
+        report.add("without a partner", name)
+    facts = inspected(
+        inspect_image, [path for pair in found.pairs for path in (pair.he, pair.ihc)], threads=threads
+    )
+    swapped = []
     for pair, a, b in zip(found.pairs, facts[::2], facts[1::2], strict=True):
         problem = _problem(pair, a, b, crop)
         if problem is not None:
-            kind, name = problem
-            bad.setdefault(kind, []).append(name)
+            report.add(*problem)
             continue
-        good.append(pair)
+        report.good.append(pair)
         if a.magenta is not None and b.magenta is not None and a.magenta < b.magenta - _SWAP_MARGIN:
             swapped.append(pair.name)
-    warnings = []
     if swapped:
-        names = ", ".join(swapped[:5]) + (f" and {len(swapped) - 5} more" if len(swapped) > 5 else "")
-        warnings.append(
-            f"{len(swapped)} of {len(good)} pairs look swapped (the H&E image is brown and blue, the IHC image pink): "
-            f"{names}. Check that the IHC is in the B folder."
+        report.warnings.append(
+            f"{len(swapped)} of {len(report.good)} pairs look swapped (the H&E image is brown and blue, the IHC image "
+            f"pink): {shortened(swapped)}. Check that the IHC is in the B folder."
         )
-    return PairReport(good, bad, warnings)
+    return report
 
 
 def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, str] | None:
@@ -142,22 +109,10 @@ def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, 
 
 def usable_pairs(
     found: Found, *, crop: int = 0, skip_bad: bool = False, where: object = None
-) -> tuple[list[Pair], PairReport]:
+) -> tuple[list[Pair], CheckReport[Pair]]:
     """Checked pairs, with warnings logged.
 
     :class:`InputError` with one report of all problems, unless ``skip_bad``; or when no pair is left.
     """
     report = check_pairs(found, crop=crop)
-    for warning in report.warnings:
-        log.warning("%s", warning)
-    if report.bad and not skip_bad:
-        raise InputError(
-            f"{report.skipped} of {len(report.good) + report.skipped} pairs cannot be used: {report.summary()}",
-            where=where,
-            fix="Mend or remove them, or leave them out with --skip-bad",
-        )
-    if not report.good:
-        raise InputError(f"no usable pair is left: {report.summary() or 'none was found'}", where=where)
-    if report.bad:
-        log.warning("%d pairs are left out: %s.", report.skipped, report.summary())
-    return report.good, report
+    return usable(report, skip_bad=skip_bad, where=where, what="pairs"), report

@@ -16,13 +16,10 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
-from morphogen.slides.formats.tiff import main_series
-from morphogen.slides.images import TIFF_SUFFIXES, VENDOR_SUFFIXES, open_tiff, sniff
 from morphogen.slides.tiles import tissue_windows
 from morphogen.stain.data import SPLITS, Found, find_pairs, pair_table, read_affine, split_name
-from morphogen.stain.predict import save_png
-
-LARGE = 8192  # px; a TIFF with a longer side than this is treated as a slide
+from morphogen.tasks.folders import save_png
+from morphogen.tasks.sources import is_slide
 
 
 @dataclass(frozen=True)
@@ -38,26 +35,6 @@ class SlidePair:
     affine: np.ndarray | None = None
     he_mpp: float | None = None
     ihc_mpp: float | None = None
-
-
-def is_slide(path: Path | str) -> bool:
-    """Whether a file is to be opened as a whole slide: a vendor's format, or a TIFF with a pyramid or of
-    great size.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in VENDOR_SUFFIXES:
-        return True
-    if suffix not in TIFF_SUFFIXES:
-        return False
-    try:
-        if sniff(path) != "TIFF":
-            return False
-        with open_tiff(path) as file:
-            series = main_series(file)
-            return len(series.levels) > 1 or len(file.pages) > 3 or max(series.shape) > LARGE
-    except InputError:
-        return False
 
 
 def slide_table(path: Path | str) -> list[SlidePair] | None:

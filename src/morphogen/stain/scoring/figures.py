@@ -11,7 +11,7 @@ from morphogen.core.files import writable_folder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import cut, read_aligned
-from morphogen.stain.predict import save_png
+from morphogen.tasks.folders import save_png
 
 STRONGEST = 1.0  # DAB optical density drawn darkest
 DOUBTFUL = 0.4  # SD of DAB optical density drawn brightest

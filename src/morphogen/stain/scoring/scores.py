@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.images import frechet_distance, kernel_distance, manifold
-from morphogen.metrics.intervals import Interval, bootstrap, moments, pooled_correlation
+from morphogen.metrics.intervals import Interval, moments, pooled_correlation
 from morphogen.metrics.pairs import molecular_retrieval, perceptual_hash_value, psnr, ssim
 from morphogen.metrics.stain import (
     correlation,
@@ -25,35 +25,23 @@ from morphogen.metrics.stain import (
 )
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import EvaluateConfig
+from morphogen.tasks.evaluation import ItemScores, SetScores, mean_intervals, paired_differences
 
 PROTOCOL = "stain-1"  # changes whenever a figure would change on the same images
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 
 @dataclass
-class ImageScores:
+class ImageScores(ItemScores):
     """Scores of one pair; ``tiles`` holds the tile means of DAB (predicted, real) for the pooled figures."""
 
-    name: str
-    unit: str
     stain: str
-    values: dict[str, float]
     tiles: tuple[np.ndarray, np.ndarray]
     summaries: tuple[Any, Any]
 
-
-@dataclass
-class SetScores:
-    """Scores over all pairs.
-
-    figures: single numbers. intervals: means over patients (else images) with 95 % bootstrap intervals.
-    undefined: how many images had no value of a score. notes: what is needed to read the figures.
-    """
-
-    figures: dict[str, float]
-    intervals: dict[str, Interval]
-    undefined: dict[str, int]
-    notes: dict[str, Any] = field(default_factory=dict)
+    def row(self) -> dict[str, Any]:
+        """Cells of its line in ``images.csv``."""
+        return {"image": self.name, "patient": self.unit, "stain": self.stain, **self.values}
 
 
 def score_pair(
@@ -96,7 +84,7 @@ def score_pair(
         values["uncertainty_error_tile_correlation"] = correlation(
             tile_means(uncertainty, tile), tile_means(error, tile)
         )
-    return ImageScores(name, unit or name, stain, values, (tiles[0], tiles[1]), (summaries[0], summaries[1]))
+    return ImageScores(name, unit or name, values, stain, (tiles[0], tiles[1]), (summaries[0], summaries[1]))
 
 
 INTERVALS = (
@@ -131,19 +119,17 @@ def differences(
     """``images`` minus ``others``, two methods on the same pairs: paired differences of the DAB scores with their
     intervals. Pairs where either score is undefined are left out of the means over images.
     """
-    found = {}
-    for key in COMPARED:
-        rng = numpy_generator(config.seed, "stain difference", key)
-        options: dict[str, Any] = {"unit": unit, "generator": rng, "resamples": config.resamples}
-        if key == POOLED:
-            units = [image.unit for image in images]
-            found[key] = pooled_correlation(_moments(images), units, against=_moments(others), **options)
-            continue
-        pairs = [(a.values[key] - b.values[key], a.unit) for a, b in zip(images, others, strict=True)]
-        known = [(value, name) for value, name in pairs if np.isfinite(value)]
-        if known:
-            found[key] = bootstrap([value for value, _ in known], [name for _, name in known], **options)
-    return found
+    means = [key for key in COMPARED if key != POOLED]
+    options: dict[str, Any] = {"unit": unit, "resamples": config.resamples}
+    found = paired_differences(images, others, means, seed=config.seed, purpose="stain difference", **options)
+    found[POOLED] = pooled_correlation(
+        _moments(images),
+        [image.unit for image in images],
+        against=_moments(others),
+        generator=numpy_generator(config.seed, "stain difference", POOLED),
+        **options,
+    )
+    return {key: found[key] for key in COMPARED if key in found}
 
 
 def score_set(
@@ -156,24 +142,14 @@ def score_set(
     """Scores over a set of pairs; ``features`` (N, D) of the predicted and of the real images."""
     agreement = dab_agreement([i.summaries[0] for i in images], [i.summaries[1] for i in images])
     figures: dict[str, float] = {f"dab_{key}": value for key, value in vars(agreement).items() if key != "n"}
-    intervals: dict[str, Interval] = {}
-    undefined: dict[str, int] = {}
-    for key in INTERVALS:
-        known = [(i.values[key], i.unit) for i in images if np.isfinite(i.values.get(key, np.nan))]
-        have = sum(key in i.values for i in images)
-        if not have:
-            continue
-        if have > len(known):
-            undefined[key] = have - len(known)
-        if known:
-            rng = numpy_generator(config.seed, "stain bootstrap", key)
-            intervals[key] = bootstrap(
-                [value for value, _ in known],
-                [name for _, name in known],
-                unit=unit,
-                generator=rng,
-                resamples=config.resamples,
-            )
+    intervals, undefined = mean_intervals(
+        images,
+        INTERVALS,
+        unit=unit,
+        seed=config.seed,
+        purpose="stain bootstrap",
+        resamples=config.resamples,
+    )
     intervals[POOLED] = pooled_correlation(
         _moments(images),
         [i.unit for i in images],

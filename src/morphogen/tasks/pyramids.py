@@ -1,0 +1,273 @@
+"""A result image of a whole slide while it is being written: pyramids of several layers, resumable to the same bytes.
+
+A room says what is written (:class:`~morphogen.tasks.layers.Layer`) and of what job it is (its facts);
+:func:`translate_slide` does the rest::
+
+    job = PyramidJob(
+        out, "slide_ER", facts, [Layer("", lambda band: band.picture())], plan.width, plan.height, mpp=mpp
+    )
+    result = translate_slide(translator, slide, plan, job, glass=glass)
+
+Bands may come from anywhere else, top to bottom::
+
+    if not job.complete():
+        with job.writing() as first:
+            for band in bands_from(first):
+                job.write(band)
+        job.finish()
+    result = job.result()
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.files import atomic_path, read_json, writable_folder, write_json
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.jobs import Job, kept_facts
+from morphogen.core.progress import progress
+from morphogen.metrics.seams import SeamMeter, SeamScore
+from morphogen.slides import PyramidWriter, Slide
+from morphogen.tasks.bands import Band, Translator, make_bands
+from morphogen.tasks.glass import Glass
+from morphogen.tasks.layers import Layer
+from morphogen.tasks.windows import WindowPlan
+
+log = logging.getLogger("morphogen.tasks")
+
+JPEG_GRID = 16  # source pixels after which the block structure of a JPEG repeats, in colour too
+GLASS = 250  # grey level of all channels from which a pixel is glass, which has no seams to show
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """Files of a finished slide and what is known of it.
+
+    images: pyramid of every layer by its name. windows: number made. seams: seam score of the main layer over tissue,
+    ``None`` when there is one window only. facts: what it was made of.
+    """
+
+    images: dict[str, Path]
+    windows: int
+    seams: SeamScore | None
+    facts: dict[str, Any]
+
+
+class PyramidJob:
+    """Where a slide's results and its progress are kept.
+
+    Parameters
+    ----------
+    out, stem:
+        Files are ``out/<stem>.ome.tif``, ``out/<stem>_<layer>.ome.tif`` and ``out/<stem>.json``, which comes last.
+    facts:
+        What decides the result; a file of another job is refused.
+    layers:
+        The first is the main one.
+    borders:
+        Columns and rows at which windows begin or end, for the seam score of a main layer in colour.
+    what:
+        Word for the messages.
+    newer:
+        Facts that results of earlier versions do not have.
+
+    Raises
+    ------
+    OutputError
+        The place cannot be written; from :meth:`complete`, when it holds the result of another job.
+    """
+
+    def __init__(
+        self,
+        out: Path | str,
+        stem: str,
+        facts: dict[str, Any],
+        layers: Sequence[Layer],
+        width: int,
+        height: int,
+        *,
+        mpp: float,
+        borders: tuple[Sequence[int], Sequence[int]] = ((), ()),
+        quality: int = 90,
+        magnification: float | None = None,
+        what: str = "the slide",
+        newer: Sequence[str] = (),
+    ) -> None:
+        out = writable_folder(out)
+        self.facts, self.layers, self.what = facts, list(layers), what
+        self.images = {
+            layer.name: out / f"{stem}{'_' if layer.name else ''}{layer.name}.ome.tif"
+            for layer in self.layers
+        }
+        self.report, self.state = out / f"{stem}.json", out / f".{stem}.state.npz"
+        self._job = Job(facts, newer=newer)
+        self._size, self._mpp, self._quality, self._magnification = (
+            (width, height),
+            mpp,
+            quality,
+            magnification,
+        )
+        columns, rows = borders
+        seen = bool(columns or rows) and self.layers[0].channels == 3
+        self._meter = SeamMeter(width, height, columns, rows, period=JPEG_GRID) if seen else None
+        self._writers: list[PyramidWriter] = []
+        self._band = 0
+
+    def complete(self) -> bool:
+        """Whether this very job is done; :class:`OutputError` when another one has left its results here."""
+        if not self.report.is_file():
+            return False
+        self._job.check(kept_facts(self.report) or {}, self.what, next(iter(self.images.values())))
+        return all(path.is_file() for path in self.images.values())
+
+    def result(self) -> SlideResult:
+        """What a finished job made."""
+        values = read_json(self.report)
+        seams = values.get("seam_score")
+        score = SeamScore(_number(seams["vertical"]), _number(seams["horizontal"])) if seams else None
+        return SlideResult(dict(self.images), values["windows"], score, self.facts)
+
+    @contextmanager
+    def writing(self) -> Iterator[int]:
+        """The number of the first band that is not written yet, with all pyramids open; whole when the block ends
+        well."""
+        saved = self._saved()
+        self._band = 0
+        if saved is not None:
+            self._band = int(saved["band"])
+            if self._meter is not None:
+                self._meter.restore({key: saved[key] for key in self._meter.state()})
+            log.info("%s: going on with band %d.", next(iter(self.images.values())).name, self._band + 1)
+        with ExitStack() as stack:
+            self._writers = [
+                stack.enter_context(
+                    PyramidWriter(
+                        self.images[layer.name],
+                        *self._size,
+                        mpp=self._mpp,
+                        channels=layer.channels,
+                        codec=layer.codec,
+                        quality=self._quality,
+                        background=layer.background,
+                        magnification=self._magnification,
+                        facts=layer.facts,
+                        resume=saved is not None,
+                    )
+                )
+                for layer in self.layers
+            ]
+            yield self._band
+
+    def _saved(self) -> dict[str, np.ndarray] | None:
+        if not self.state.is_file():
+            return None
+        try:
+            with np.load(self.state, allow_pickle=False) as file:
+                values = {key: file[key] for key in file.files}
+        except (OSError, ValueError):
+            return None
+        # Without its scratch file a pyramid holds nothing of what the state says is written.
+        whole = all(path.with_name(f".{path.name}.scratch").is_file() for path in self.images.values())
+        return values if whole and str(values.get("mark")) == self._job.mark else None
+
+    def write(self, band: Band) -> None:
+        """The next band, within :meth:`writing`."""
+        for number, (layer, writer) in enumerate(zip(self.layers, self._writers, strict=True)):
+            pixels = layer.pixels(band)
+            writer.write(pixels, band.top)
+            writer.flush()
+            if number == 0 and self._meter is not None:
+                self._meter.add(pixels, (pixels < GLASS).any(axis=2))
+        self._band += 1
+        state: dict[str, Any] = self._meter.state() if self._meter is not None else {}
+        # The state follows the pixels: a band may be written twice, never left out.
+        with atomic_path(self.state) as temporary:
+            with open(temporary, "wb") as file:
+                np.savez(file, mark=np.array(self._job.mark), band=np.array(self._band), **state)
+
+    def finish(self, windows: int = 0) -> SlideResult:
+        """The report, after :meth:`writing` has ended well."""
+        score = self._meter.score() if self._meter is not None else None
+        plain = self._meter.plain() if self._meter is not None else None
+        scores = {
+            name: None if each is None else {"vertical": each.vertical, "horizontal": each.horizontal}
+            for name, each in (("seam_score", score), ("seam_score_all_positions", plain))
+        }
+        write_json(self.report, self.facts | {"mark": self._job.mark, "windows": windows} | scores)
+        self.state.unlink(missing_ok=True)
+        return SlideResult(dict(self.images), windows, score, self.facts)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def slide_facts(slide: Slide, plan: WindowPlan, glass: Glass | None = None) -> dict[str, Any]:
+    """What a result of a slide depends on besides model and settings: the file, the windows, the tissue."""
+    mpp = slide.require_mpp()
+    return {
+        "slide": slide.path.name,
+        "slide_bytes": slide.path.stat().st_size,
+        "slide_fingerprint": fingerprint(slide.path),
+        "size": [slide.width, slide.height],
+        "mpp": mpp,
+        "window": plan.window,
+        "overlap": plan.window - plan.columns[1] if len(plan.columns) > 1 else 0,
+        "read_mpp": mpp * plan.ratio,
+        "tissue": None if glass is None else glass.identity,
+    }
+
+
+def translate_slide(
+    model: Translator,
+    slide: Slide,
+    plan: WindowPlan,
+    job: PyramidJob,
+    *,
+    batch: int = 8,
+    glass: Glass | None = None,
+    doing: str = "translating windows",
+) -> SlideResult:
+    """Every window of a slide that shows tissue through ``model``, into the files of ``job``.
+
+    Glass stays white and the picture fades along the contour of the tissue. A run that was killed goes on with the
+    band it was at, to the same bytes; a finished one is recognised and left as it is. Memory is bounded by a batch and
+    a band of windows.
+    """
+    if job.complete():
+        log.info("%s is there already.", next(iter(job.images.values())))
+        return job.result()
+    places = [(x, y) for y in plan.rows for x in plan.columns]
+    wanted = {(x, y) for x, y in places if glass is None or glass.wants(x, y, plan.side)}
+    if not wanted:
+        log.warning("%s: no tissue was found; the result is white.", slide.path)
+    total = len(wanted)
+    with job.writing() as first:
+        done = sum(y < plan.bands()[first][0] for _, y in wanted) if first < len(plan.rows) else total
+        with progress.bar(total, doing, done=done) as bar:
+            for band in make_bands(
+                model,
+                plan,
+                slide_reader(slide, plan),
+                name=slide.path.stem,
+                batch=batch,
+                wanted=lambda x, y, side: (x, y) in wanted,
+                first=first,
+                advance=bar.advance,
+            ):
+                job.write(band if glass is None else glass.over(band))
+    return job.finish(total)
+
+
+def slide_reader(slide: Slide, plan: WindowPlan) -> Callable[[int, int, int, int], np.ndarray]:
+    """Windows of a slide at the plan's scale."""
+    if plan.side == plan.window:
+        return lambda x, y, side, model_side: slide.read_region(x, y, side, side)
+    return lambda x, y, side, model_side: slide.read_box(x, y, side, side, model_side, model_side)
