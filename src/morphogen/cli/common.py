@@ -123,6 +123,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def result(as_json: bool, value: Any, *lines: object) -> None:
+    """What a verb ends with: ``value`` as JSON where that was asked for, else the lines."""
+    if as_json:
+        print_json(value)
+    else:
+        say(*lines)
+
+
 def say(*lines: object) -> None:
     """Print what happened and where results went, on standard output."""
     for line in lines:

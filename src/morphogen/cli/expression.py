@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from morphogen.cli.common import (
+    AsJson,
     Compile,
     ConfigFile,
     Device,
@@ -15,14 +16,19 @@ from morphogen.cli.common import (
     Seed,
     Settings,
     load_config,
+    print_json,
+    result,
     say,
 )
+from morphogen.cli.options import Encoder, Inputs, Model, Names, Out, Solver, Steps, Weights, names, needed
 
 app = App(name="expression", help="Spatial gene expression from H&E: prepare, train, predict, evaluate.")
 
-Out = Annotated[Path, Parameter(name="--out", help="Where results go.")]
-Names = Annotated[
-    list[str] | None, Parameter(help="Sections by name (repeat, or separate by commas).", negative=())
+By = Annotated[
+    Literal["patient", "section"],
+    Parameter(
+        help="patient: no patient on both sides, or it stops. section: siblings are allowed and named."
+    ),
 ]
 
 
@@ -33,15 +39,14 @@ def prepare(
     *,
     out: Out,
     sections: Names = None,
-    encoder: Annotated[
-        str | None, Parameter(help="Encoder of the spot fields; texture needs no weights.")
-    ] = None,
-    weights: Annotated[Path | None, Parameter(help="Weights of the encoder on disk.")] = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
     patients: Annotated[Path | None, Parameter(help="CSV with columns section,patient.")] = None,
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
+    json: AsJson = False,
 ) -> None:
     """Read measured sections and embed their spots: one .h5ad per section.
 
@@ -52,9 +57,7 @@ def prepare(
         processed_data.
     """
     from morphogen.expression.config import PrepareConfig
-    from morphogen.expression.data import facts
-    from morphogen.expression.sections.prepare import load_section, prepare_sections, save_section
-    from morphogen.expression.sections.processed import is_processed, read_processed
+    from morphogen.expression.sections.folders import prepare_folder
 
     chosen = load_config(
         PrepareConfig,
@@ -64,20 +67,20 @@ def prepare(
         weights=str(weights) if weights else None,
         data__patients=str(patients) if patients else None,
     )
-    if is_processed(folder):
-        written = [
-            save_section(s, out / f"{facts(s).section}.h5ad") for s in read_processed(folder, chosen.data)
-        ]
-    else:
-        written = prepare_sections(
-            folder, out, chosen, sections=_names(sections), device=device, precision=precision
+    rows = [
+        section.to_dict()
+        for section in prepare_folder(
+            folder, out, chosen, sections=names(sections), device=device, precision=precision
         )
-    for path in written:
-        section = load_section(path)
-        f = facts(section)
-        patient = f"patient {f.patient}" if f.patient else "patient not known"
+    ]
+    if json:
+        print_json(rows)
+        return
+    for row in rows:
+        patient = f"patient {row['patient']}" if row["patient"] else "patient not known"
         say(
-            f"{f.section}: {section.n_obs} spots, {section.n_vars} genes, {f.mpp:.3f} µm/px ({f.mpp_source}), {patient}"
+            "{section}: {spots} spots, {genes} genes, {mpp:.3f} µm/px ({mpp_source}), ".format(**row)
+            + patient
         )
     say(f"Written to {out}")
 
@@ -95,18 +98,9 @@ def train(
         Literal["small", "paper"] | None,
         Parameter(help="small (default): minutes on a CPU. paper: as published."),
     ] = None,
-    test: Annotated[
-        list[str] | None, Parameter(help="Sections held out; all others are trained on.", negative=())
-    ] = None,
-    sections: Annotated[
-        list[str] | None, Parameter(help="Sections to train on, when not all others.", negative=())
-    ] = None,
-    by: Annotated[
-        Literal["patient", "section"],
-        Parameter(
-            help="patient: no patient on both sides, or it stops. section: siblings are allowed and named."
-        ),
-    ] = "patient",
+    test: Annotated[Names, Parameter(help="Sections held out; all others are trained on.")] = None,
+    sections: Annotated[Names, Parameter(help="Sections to train on, when not all others.")] = None,
+    by: By = "patient",
     genes: Annotated[int | None, Parameter(help="Genes in the panel.")] = None,
     config: ConfigFile = None,
     settings: Settings = (),
@@ -114,6 +108,7 @@ def train(
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
     seed: Seed = None,
+    json: AsJson = False,
 ) -> None:
     """Train on prepared sections and write a model folder.
 
@@ -123,41 +118,39 @@ def train(
         Folder written by `morphogen expression prepare`.
     """
     from morphogen.expression.config import ExpressionConfig
-    from morphogen.expression.data import facts
-    from morphogen.expression.sections.prepare import load_sections
-    from morphogen.expression.sections.splits import split_sections
-    from morphogen.expression.train import train_model
+    from morphogen.expression.train import choose_sections, train_model
 
     chosen = load_config(
         ExpressionConfig, config, settings, recipe=recipe, size=size, panel__size=genes, training__seed=seed
     )
-    everything = load_sections(store)
-    held, named = _names(test), _names(sections)
-    split = split_sections(everything, held, named, by) if held else None
-    wanted = split.train if split is not None else named
-    used = [s for s in everything if wanted is None or facts(s).section in set(wanted)]
-    if named is not None and len(used) < len(named):
-        load_sections(store, named)  # says which name is unknown
+    used, split = choose_sections(store, names(test), names(sections), by)
     model = train_model(used, chosen, out, split=split, device=device, precision=precision, compile=compile)
     label = f" ({split.label})" if split is not None else ""
-    say(
+    result(
+        json,
+        {"model": out / "model", "recipe": chosen.recipe, "training": model.training},
         f"Trained {chosen.recipe} on {', '.join(model.training['sections'])}{label}",
         f"Model: {out / 'model'}",
     )
 
 
-@app.command
+@app.command(name=["predict", "apply"])
 def predict(
-    what: Path,
+    inputs: Inputs,
     /,
     *,
-    model: Annotated[Path, Parameter(help="Model folder or hub id.")],
-    out: Annotated[Path, Parameter(name="--out", help="Result, an .h5ad file.")],
+    model: Model = None,
+    out: Annotated[
+        Path, Parameter(name="--out", help="Result, an .h5ad file; a folder of them for several inputs.")
+    ],
     samples: Annotated[int | None, Parameter(help="Samples per spot; 0 = the mean alone.")] = None,
-    solver: Annotated[Literal["fast", "reference"] | None, Parameter(help="fast or reference.")] = None,
+    solver: Solver = None,
+    steps: Steps = None,
     mpp: Annotated[float | None, Parameter(help="µm per pixel of a slide whose file does not say.")] = None,
-    weights: Annotated[Path | None, Parameter(help="Weights of the encoder on disk.")] = None,
-    geojson: Annotated[Path | None, Parameter(help="Also write GeoJSON for QuPath.")] = None,
+    weights: Weights = None,
+    geojson: Annotated[
+        Path | None, Parameter(help="Also write GeoJSON for QuPath: a file, or a folder for several inputs.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
@@ -166,35 +159,50 @@ def predict(
     ] = "auto",
     compile: Compile = False,
     seed: Seed = None,
-) -> None:
-    """Predict a prepared section, or any H&E slide or image on a grid over its tissue.
+    json: AsJson = False,
+) -> int:
+    """Predict prepared sections, or any H&E slides and images on a grid over their tissue.
 
     Parameters
     ----------
-    what
-        A prepared .h5ad, or a slide (SVS, NDPI, TIFF, PNG, JPEG …).
+    inputs
+        Prepared .h5ad files, slides (SVS, NDPI, TIFF, PNG, JPEG …), folders or lists of them.
     """
     from morphogen.expression.config import PredictConfig
+    from morphogen.expression.inputs import predict_inputs
     from morphogen.expression.model import ExpressionModel
-    from morphogen.expression.sections.grid import slide_section, write_geojson
-    from morphogen.expression.sections.prepare import load_section
 
-    chosen = load_config(PredictConfig, config, settings, samples=samples, solver=solver, seed=seed)
-    loaded = ExpressionModel.from_pretrained(model)
-    if what.suffix == ".h5ad":
-        section = load_section(what)
-    else:
-        given = str(weights) if weights else None
-        section = slide_section(
-            what, loaded, chosen, mpp=mpp, weights=given, device=device, precision=precision
-        )
+    chosen = load_config(
+        PredictConfig,
+        config,
+        settings,
+        samples=samples,
+        sampler__preset=solver,
+        sampler__steps=steps,
+        seed=seed,
+    )
+    folder, named = needed(model, inputs, "expression predict")
+    loaded = ExpressionModel.from_pretrained(folder, device=device)
     if compile:
         loaded.compile()
-    result = loaded(section, chosen, device=device, precision=precision, out=out)
-    say(f"{result.n_obs} spots × {result.n_vars} genes, {chosen.samples} samples", f"Written to {out}")
-    if geojson is not None:
-        write_geojson(result, geojson, chosen.geojson_genes)
-        say(f"QuPath: {geojson}")
+    outcomes = []
+    for outcome in predict_inputs(
+        loaded,
+        named,
+        out,
+        chosen,
+        mpp=mpp,
+        weights=str(weights) if weights else None,
+        geojson=geojson,
+        device=device,
+        precision=precision,
+    ):
+        outcomes.append(outcome)
+        if not json:
+            say(*outcome.lines())
+    if json:
+        print_json([outcome.to_dict() for outcome in outcomes])
+    return 3 if any(outcome.error for outcome in outcomes) else 0
 
 
 @app.command
@@ -202,29 +210,33 @@ def evaluate(
     store: Path,
     /,
     *,
-    model: Annotated[list[Path], Parameter(help="Model folders, one or several (repeat).", negative=())],
-    test: Annotated[list[str], Parameter(help="Held-out sections.", negative=())],
+    model: Annotated[
+        list[Path],
+        Parameter(name="--model", consume_multiple=True, negative=(), help="Model folders, one or several."),
+    ],
+    test: Annotated[
+        list[str], Parameter(consume_multiple=True, negative=(), help="Held-out sections by name.")
+    ],
     out: Out,
     prediction: Annotated[
         list[Path] | None,
         Parameter(
-            help="Predictions of another method, .h5ad with layer pred_mean in log1p counts.", negative=()
+            consume_multiple=True,
+            negative=(),
+            help="Predictions of another method, .h5ad with layer pred_mean in log1p counts.",
         ),
     ] = None,
-    by: Annotated[
-        Literal["patient", "section"],
-        Parameter(
-            help="patient: no patient on both sides, or it stops. section: siblings are allowed and named."
-        ),
-    ] = "patient",
+    by: By = "patient",
     samples: Annotated[int | None, Parameter(help="Samples per spot.")] = None,
-    solver: Annotated[Literal["fast", "reference"] | None, Parameter(help="fast or reference.")] = None,
+    solver: Solver = None,
+    steps: Steps = None,
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
     seed: Seed = None,
+    json: AsJson = False,
 ) -> None:
     """Score models on held-out sections beside all baselines: JSON, CSV, figures, HTML.
 
@@ -234,38 +246,32 @@ def evaluate(
         Folder of prepared sections, training and test.
     """
     from morphogen.expression.config import EvaluateConfig
-    from morphogen.expression.evaluate import evaluate_models
-    from morphogen.expression.model import ExpressionModel
+    from morphogen.expression.evaluate import evaluate_models, load_models, read_predictions
     from morphogen.expression.sections.prepare import load_sections
 
     chosen = load_config(
-        EvaluateConfig, config, settings, predict__samples=samples, predict__solver=solver, seed=seed
+        EvaluateConfig,
+        config,
+        settings,
+        predict__samples=samples,
+        predict__sampler__preset=solver,
+        predict__sampler__steps=steps,
+        seed=seed,
     )
-    models: dict[str, ExpressionModel] = {}
-    for folder in model:
-        loaded = ExpressionModel.from_pretrained(folder)
-        if compile:
-            loaded.compile()
-        name: str = loaded.config.recipe
-        while name in models:
-            name += "′"
-        models[name] = loaded
-    given = None
-    if prediction:
-        from morphogen.expression.sections.h5ad import open_h5ad
-
-        given = {path.stem: [open_h5ad(path)] for path in prediction}
     found = evaluate_models(
-        models,
+        load_models(model, compile=compile),
         load_sections(store),
-        _names(test) or [],
+        names(test) or [],
         chosen,
         by=by,
-        predictions=given,
+        predictions=read_predictions(prediction or ()),
         device=device,
         precision=precision,
     )
     found.save(out)
+    if json:
+        print_json({**found.summary(), "out": out})
+        return
     say(f"{found.split.label}: {', '.join(found.split.test)}")
     for row in found.rows:
         v = row.values
@@ -278,9 +284,3 @@ def evaluate(
 
 def _percent(value: float | None) -> str:
     return "not defined" if value is None else f"{100 * value:.0f} %"
-
-
-def _names(values: list[str] | None) -> list[str] | None:
-    if not values:
-        return None
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]

@@ -1,14 +1,38 @@
-"""What the verbs of ``morphogen stain`` share: their options."""
+"""Options that several rooms share: the same thing has the same name everywhere.
+
+An option with several values takes them after one flag (``--test C5 C6``), may be repeated, and takes commas too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from morphogen.core.errors import CheckpointError, nearest
+from morphogen.core.errors import CheckpointError, ConfigError, nearest
 
+Inputs = Annotated[
+    list[Path],
+    Parameter(help="Files, folders of them, or lists (.txt, .csv with an mpp column); several at once."),
+]
+Model = Annotated[str | None, Parameter(name="--model", help="Model folder, published folder, or hub id.")]
+Names = Annotated[
+    list[str] | None,
+    Parameter(
+        consume_multiple=True, negative=(), help="Sections by name, several after one flag or with commas."
+    ),
+]
+Solver = Annotated[
+    str | None,
+    Parameter(
+        name="--solver",
+        help="fast (default): a few second-order steps. reference: as published. mean: the expected answer in one "
+        "step. Or a solver by name: ddim, ddpm, dpmpp_2m …",
+    ),
+]
+Steps = Annotated[int | None, Parameter(name="--steps", help="Steps of the solver.")]
 Data = Annotated[
     Path,
     Parameter(
@@ -28,6 +52,26 @@ SkipBad = Annotated[
 Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
 Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
 Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
+
+
+def names(values: Iterable[str] | None) -> list[str] | None:
+    """Values given apart or with commas as one list; ``None`` where none was given."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()] or None
+
+
+def needed(model: str | None, inputs: Sequence[Path], verb: str) -> tuple[str, list[Path]]:
+    """``(model, inputs)``; the earlier spelling, with the model before the inputs, is understood."""
+    if model is not None:
+        return model, list(inputs)
+    first, rest = str(inputs[0]), list(inputs[1:])
+    known = [Path(first) / name for name in ("morphogen.json", "model_index.json")]
+    if rest and (
+        any(path.is_file() for path in known) or (not Path(first).exists() and first.count("/") == 1)
+    ):
+        return first, rest
+    raise ConfigError(
+        "no model was named", where=verb, fix=f"Write `morphogen {verb} INPUT --model MODEL --out OUT`"
+    )
 
 
 def started(start: str | None) -> str | None:

@@ -124,6 +124,28 @@ def evaluate_models(
     return Evaluation(rows, split, about, over_patients(rows, split, config.seed), differences, maps)
 
 
+def load_models(folders: Sequence[Path | str], *, compile: bool = False) -> dict[str, ExpressionModel]:
+    """Models by the name of their recipe; a prime for each further one of a recipe."""
+    models: dict[str, ExpressionModel] = {}
+    for folder in folders:
+        model = ExpressionModel.from_pretrained(folder)
+        if compile:
+            model.compile()
+        name: str = model.config.recipe
+        while name in models:
+            name += "′"
+        models[name] = model
+    return models
+
+
+def read_predictions(files: Sequence[Path | str]) -> dict[str, list[ad.AnnData]]:
+    """Results of other methods by the name of their file; several files of one name are of one method."""
+    out: dict[str, list[ad.AnnData]] = {}
+    for path in map(Path, files):
+        out.setdefault(path.stem, []).append(ad.read_h5ad(path))
+    return out
+
+
 def check_models(
     models: Mapping[str, ExpressionModel], sections: Mapping[str, ad.AnnData], test: Sequence[str]
 ) -> list[str]:

@@ -22,8 +22,8 @@ from morphogen.expression.fitting.spots import Spots, data_hash, held_out_blocks
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
 from morphogen.expression.sections.panels import choose_panel
-from morphogen.expression.sections.prepare import check_same_encoder, encoder_of
-from morphogen.expression.sections.splits import Split
+from morphogen.expression.sections.prepare import check_same_encoder, encoder_of, load_sections
+from morphogen.expression.sections.splits import By, Split, split_sections
 from morphogen.expression.sections.tables import SectionTable, tabulate
 from morphogen.expression.sections.transforms import Transform
 from morphogen.nets import gather_neighbourhood
@@ -88,6 +88,22 @@ def train_model(
     )
     model.save_pretrained(out / "model")
     return model
+
+
+def choose_sections(
+    store: Path | str, test: Sequence[str] | None, named: Sequence[str] | None = None, by: By = "patient"
+) -> tuple[list[ad.AnnData], Split | None]:
+    """The prepared sections of a folder to train on, and the split where ``test`` names sections to hold out.
+
+    named: sections to train on, when not all others. Raises :class:`InputError` for a name that is not there.
+    """
+    everything = load_sections(store)
+    split = split_sections(everything, test, named, by) if test else None
+    wanted = split.train if split is not None else named
+    used = [s for s in everything if wanted is None or facts(s).section in set(wanted)]
+    if named is not None and len(used) < len(named):
+        load_sections(store, named)  # says which name is unknown
+    return used, split
 
 
 def target_transform(sections: Sequence[ad.AnnData], config: ExpressionConfig) -> Transform:

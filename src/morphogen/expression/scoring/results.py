@@ -46,20 +46,21 @@ class Evaluation:
             parts.append(pd.DataFrame({"section": r.section, "method": r.method, "gene": measured, **keep}))
         return pd.concat(parts, ignore_index=True)
 
+    def summary(self) -> dict[str, Any]:
+        """What the evaluation found, as plain values: split, scores by section and method, intervals, differences."""
+        return {
+            **self.about,
+            "split": self.split.to_dict(),
+            "columns": COLUMNS,
+            "scores": self.frame().to_dict(orient="records"),
+            "intervals": self.intervals,
+            "differences": self.differences,
+        }
+
     def save(self, folder: Path | str) -> Path:
         """``evaluation.json``, ``scores.csv``, ``genes.csv``, figures and ``report.html``; manifest last."""
         folder = writable_folder(folder)
-        write_json(
-            folder / "evaluation.json",
-            {
-                **self.about,
-                "split": self.split.to_dict(),
-                "columns": COLUMNS,
-                "scores": self.frame().to_dict(orient="records"),
-                "intervals": self.intervals,
-                "differences": self.differences,
-            },
-        )
+        write_json(folder / "evaluation.json", self.summary())
         write_text(folder / "scores.csv", self.frame().to_csv(index=False))
         write_text(folder / "genes.csv", self.gene_frame().to_csv(index=False))
         write_page(self, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -17,16 +17,20 @@ from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.prepare import add_images, embed, slide_fields
 from morphogen.slides import Slide, get_encoder, open_slide
 
-if TYPE_CHECKING:
-    from morphogen.expression.model import ExpressionModel
-
 DEFAULT_PITCH_UM = 100.0
 GEOJSON_GENES = 20
 
 
+class Trained(Protocol):
+    """What a model says of the sections it was trained on; :class:`~morphogen.expression.ExpressionModel` is one."""
+
+    encoder: dict[str, Any]
+    prepared: dict[str, Any]
+
+
 def slide_section(
     image: Path | str,
-    model: ExpressionModel,
+    model: Trained,
     config: PredictConfig,
     *,
     mpp: float | None = None,
@@ -58,10 +62,8 @@ def slide_section(
     # "auto" is a choice for the model's own network; embeddings stay as training had them.
     wanted = "fp32" if precision == "auto" else precision
     encoder = get_encoder(prepare.encoder, weights, device=device, precision=wanted)
-    embed(section, slide_fields(section, slide, prepare), prepare, encoder)
-    section.obsm["neighbours"] = grid_neighbours(
-        section, max(prepare.near, prepare.region), every=max(1, round(trained / spacing))
-    )
+    near = grid_neighbours(section, max(prepare.near, prepare.region), every=max(1, round(trained / spacing)))
+    embed(section, slide_fields(section, slide, prepare), prepare, encoder, near)
     add_images(section, slide)
     return section
 
@@ -74,12 +76,10 @@ def grid_section(slide: Slide, spacing_um: float, tissue: str = "otsu") -> ad.An
 
     step = spacing_um / slide.require_mpp()
     if step < 1:
-        raise InputError(f"a grid of {spacing_um:g} µm is finer than a pixel", where="--predict.grid_um")
+        raise InputError(f"a grid of {spacing_um:g} µm is finer than a pixel", where="--grid-um")
     found = tissue_of(slide, tissue)
     if not len(found):
-        raise InputError(
-            "no tissue was found", where=slide.path, fix="Use --predict.tissue all for the whole image"
-        )
+        raise InputError("no tissue was found", where=slide.path, fix="Use --tissue all for the whole image")
     columns, rows = int(slide.width // step), int(slide.height // step)
     area: Any = found.geometry.union_all()
     shapely.prepare(area)
@@ -140,7 +140,7 @@ def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] =
     chosen = list(genes) or _most_varied(result)
     missing = [gene for gene in chosen if gene not in result.var_names]
     if missing:
-        raise InputError(f"gene '{missing[0]}' is not in the panel", where="--predict.geojson_genes")
+        raise InputError(f"gene '{missing[0]}' is not in the panel", where="--geojson-genes")
     index = result.var_names.get_indexer(chosen)
     mean = np.asarray(result.layers["pred_mean"])[:, index]
     std = np.asarray(result.layers["pred_std"])[:, index] if "pred_std" in result.layers else None

@@ -117,8 +117,17 @@ def prepare_section(
     return section
 
 
-def embed(section: ad.AnnData, fields: Iterator[np.ndarray], config: PrepareConfig, encoder: Encoder) -> None:
-    """Fill the embedding and neighbour slots from batches of fields (B, px, px, 3) in row order."""
+def embed(
+    section: ad.AnnData,
+    fields: Iterator[np.ndarray],
+    config: PrepareConfig,
+    encoder: Encoder,
+    neighbours: np.ndarray | None = None,
+) -> None:
+    """Fill the embedding and neighbour slots from batches of fields (B, px, px, 3) in row order.
+
+    neighbours: (N, k) where they are found otherwise than by distance alone.
+    """
     f = facts(section)
     invariant = encoder.spec.kind in INVARIANT
     views = config.orientations == "8" or (config.orientations == "auto" and not invariant)
@@ -137,7 +146,10 @@ def embed(section: ad.AnnData, fields: Iterator[np.ndarray], config: PrepareConf
     if turned:
         section.obsm["embedding_views"] = np.concatenate(turned).astype(np.float32)
     check_embeddings(section.obsm["embedding"], f.section)
-    index_neighbours(section, config)
+    if neighbours is None:
+        index_neighbours(section, config)
+    else:
+        section.obsm["neighbours"] = neighbours
     section.uns["morphogen"]["prepare"] = {
         "encoder": {
             k: v for k, v in encoder.spec.to_dict().items() if isinstance(v, str | int | float | bool)
