@@ -8,7 +8,6 @@ import torch
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
-from morphogen.expression import predict as predict_module
 from morphogen.expression.config import SamplerConfig, SpatialConfig
 from morphogen.expression.recipes.levels import OffsetScale
 from morphogen.expression.recipes.plan import LAYERS, Plan
@@ -19,6 +18,7 @@ from morphogen.expression.sections.tables import tabulate
 from morphogen.expression.sections.transforms import Transform
 from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import coverage
+from morphogen.tasks.shards import Shards
 
 PANEL = {"size": 10, "highly_variable": 11}
 TINY = {
@@ -110,9 +110,9 @@ def test_a_killed_prediction_goes_on(models, world, tmp_path, monkeypatch, recip
 
 
 def test_shards_of_other_settings_are_not_read(models, world, tmp_path):
-    shards = predict_module._Shards(tmp_path / "r.h5ad", "one")
+    shards = Shards(tmp_path / "r.h5ad", "one")
     shards.write(0, {"pred_mean": np.zeros((1, 1))})
-    assert predict_module._Shards(tmp_path / "r.h5ad", "other").read(0) is None
+    assert Shards(tmp_path / "r.h5ad", "other").read(0) is None
     assert shards.read(0) is not None
 
 

@@ -16,6 +16,7 @@ from morphogen.expression.model import ExpressionModel
 from morphogen.expression.sections.grid import slide_section, write_geojson
 from morphogen.expression.sections.prepare import load_section
 from morphogen.slides.batch import collect
+from morphogen.tasks.sources import concerns_all
 
 PREPARED = ".h5ad"
 
@@ -115,7 +116,7 @@ def predict_inputs(
             result = model(section, config, device=device, precision=precision, out=place)
             drawn = _qupath(result, each, geojson, alone, config)
         except MorphogenError as error:
-            if len(named) == 1:
+            if len(named) == 1 or concerns_all(error):
                 raise
             yield Predicted(each.path, error=str(error))
             continue

@@ -7,7 +7,6 @@ the model's transform.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.files import atomic_path, content_hash, writable_folder
+from morphogen.core.files import atomic_path, content_hash
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
 from morphogen.expression.config import ExpressionConfig, PredictConfig
@@ -26,6 +25,7 @@ from morphogen.expression.sections.panels import Panel
 from morphogen.expression.sections.prepare import encoder_of
 from morphogen.expression.sections.tables import tabulate
 from morphogen.expression.sections.transforms import Transform
+from morphogen.tasks.shards import Shards
 
 
 class Predictor(Protocol):
@@ -70,7 +70,7 @@ def predict_section(
         precision,
         (table.section, table.patient, list(table.barcodes), table.embedding, table.coords),
     )
-    shards = _Shards(Path(out), key) if out is not None else None
+    shards = Shards(out, key) if out is not None else None
     genes, n = len(model.panel), len(table)
     layers = {name: np.empty((n, genes), dtype=np.float32) for name in plan.layers}
     keep = None
@@ -144,34 +144,7 @@ def _check_pitch(model: Predictor, section: ad.AnnData) -> None:
         )
 
 
-# --- shards -----------------------------------------------------------------------------------------------
-
-
-class _Shards:
-    """Finished shards on disk; those of another plan (model, settings, section) are not read."""
-
-    def __init__(self, out: Path, key: str) -> None:
-        self.folder = out.with_name(out.name + ".shards")
-        self.key = key[:24]
-        writable_folder(self.folder)
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"{self.key}-{number:06d}.npz"
-
-    def read(self, number: int) -> dict[str, np.ndarray] | None:
-        path = self.path(number)
-        if not path.is_file():
-            return None
-        with np.load(path) as stored:
-            return {name: stored[name] for name in stored.files}
-
-    def write(self, number: int, values: dict[str, np.ndarray]) -> None:
-        with atomic_path(self.path(number)) as temporary:
-            with open(temporary, "wb") as file:
-                np.savez(file, **values)  # type: ignore[arg-type]
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+# --- samples that are kept ---------------------------------------------------------------------------------
 
 
 def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) -> Any:

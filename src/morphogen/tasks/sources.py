@@ -153,19 +153,20 @@ def run_sources(
             result = images(folder.files)
             yield Outcome(folder.where, [result.out], f"{len(folder.files)} images", failed=result.failed)
         except MorphogenError as error:
-            if alone or _concerns_all(error):
+            if alone or concerns_all(error):
                 raise
             yield Outcome(folder.where, [], error=str(error))
     for source in slides:
         try:
             yield Outcome(source.path, *slide(source.path, source.mpp))
         except MorphogenError as error:
-            if alone or _concerns_all(error):
+            if alone or concerns_all(error):
                 raise
             yield Outcome(source.path, [], error=str(error))
 
 
-def _concerns_all(error: MorphogenError) -> bool:
+def concerns_all(error: MorphogenError) -> bool:
+    """Whether an error at one item would meet all others too: a wrong setting, a full disk."""
     cause = error.__cause__
     full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, ConfigError) or (isinstance(error, OutputError) and full)
