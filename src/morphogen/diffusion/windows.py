@@ -124,9 +124,7 @@ def shifted_windows(denoiser: Denoiser, window: int | tuple[int, int], seed: int
         if isinstance(t, Tensor):
             raise ConfigError("shifted windows need one time for the batch, a number", where="windows")
         _check_conditions(condition, x, None)
-        rows = _cells(x.shape[-2], height, seed_for(seed, "rows", repr(float(t))))
-        columns = _cells(x.shape[-1], width, seed_for(seed, "columns", repr(float(t))))
-        cells = [(row, column) for row in rows for column in columns]
+        cells = _shifted_cells(x.shape[-2:], (height, width), seed, t)
         positions = [(row.read, column.read) for row, column in cells]
 
         def predict(windows: Tensor, count: int, **conditions: Any) -> Prediction:
@@ -143,6 +141,11 @@ def shifted_windows(denoiser: Denoiser, window: int | tuple[int, int], seed: int
         return Prediction(*fields)
 
     return denoise
+
+
+def shifted_count(size: tuple[int, int], window: int | tuple[int, int], seed: int, t: float) -> int:
+    """How many windows :func:`shifted_windows` looks at on a canvas of ``size`` at time ``t``."""
+    return len(_shifted_cells(size, pair(window), seed, t))
 
 
 # -- cutting ---------------------------------------------------------------------------------------------------
@@ -318,6 +321,15 @@ class _Cell(NamedTuple):
     read: int
     region: slice
     inside: slice
+
+
+def _shifted_cells(
+    size: Sequence[int], window: tuple[int, int], seed: int, t: float
+) -> list[tuple[_Cell, _Cell]]:
+    """The cells of one step, row by row: (vertical, horizontal)."""
+    rows = _cells(size[0], window[0], seed_for(seed, "rows", repr(float(t))))
+    columns = _cells(size[1], window[1], seed_for(seed, "columns", repr(float(t))))
+    return [(row, column) for row in rows for column in columns]
 
 
 def _cells(size: int, window: int, seed: int) -> list[_Cell]:

@@ -1,0 +1,1 @@
+"""Where tiles and embeddings come from: images and slides, tables, the folders of the published code."""

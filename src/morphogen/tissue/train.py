@@ -1,0 +1,239 @@
+"""Training: noise to tiles, given their embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphogen.core.devices import resolve_device
+from morphogen.core.errors import InputError
+from morphogen.core.files import writable_folder
+from morphogen.diffusion import losses
+from morphogen.slides import get_encoder
+from morphogen.tissue.config import ModelConfig, TrainConfig
+from morphogen.tissue.data import TileDataset, TileTable, read_tiles
+from morphogen.tissue.model import TissueDiffusion
+from morphogen.tissue.network import Standardiser
+from morphogen.tissue.starting import new_model
+from morphogen.training import Draws, TrainResult, fit
+
+_VALIDATED = 128  # held-out tiles whose loss is measured
+_LEVELS = 4  # at so many noise levels each
+
+
+class TissueTask:
+    """What the training loop needs: see :class:`morphogen.training.Task`."""
+
+    def __init__(
+        self,
+        tissue: TissueDiffusion,
+        dataset: TileDataset,
+        config: TrainConfig,
+        validation: TileTable,
+        identity: dict[str, Any],
+    ) -> None:
+        self.tissue, self.dataset, self.config = tissue, dataset, config
+        self.validation, self.identity = validation, identity
+        self.model: nn.Module = tissue.network
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        """Loss per item; time, noise and what of the condition is dropped are drawn for the item alone."""
+        tissue, objective = self.tissue, self.config.objective
+        x0 = self._latents(batch["image"], draws)
+        context = model.embedder(**self._dropped(batch, draws))
+        t = draws.integers(tissue.schedule.T)
+        return self._figures(model, x0, context, t, draws.normal_like(x0), objective.min_snr_gamma)
+
+    def _figures(
+        self, model: nn.Module, x0: Tensor, context: Tensor, t: Tensor, noise: Tensor, gamma: float | None
+    ) -> dict[str, Tensor]:
+        tissue = self.tissue
+        figures = losses.diffusion_loss(
+            model,
+            x0,
+            t,
+            noise,
+            tissue.schedule,
+            prediction=tissue.config.prediction,
+            weight="min_snr" if gamma is not None else None,
+            gamma=gamma or 5.0,
+            condition={"context": context},
+        )
+        if tissue.config.prediction == "x0" and gamma is None:
+            sigma = torch.as_tensor(tissue.schedule.sigma(t))
+            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=self.config.objective.x0_weight)
+        return figures
+
+    def _latents(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, 3, H, W) uint8 → scaled latents; a KL posterior is sampled where ``draws`` are given."""
+        tissue = self.tissue
+        with torch.no_grad():
+            encoded = tissue.first_stage.encode(images.to(tissue.device).float() / 127.5 - 1)
+            if encoded.std is None or draws is None:
+                return tissue.first_stage.scaling * encoded.mode()
+            return tissue.first_stage.scaling * encoded.sample(draws.normal_like(encoded.mean))
+
+    def _dropped(self, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        """Embeddings as tokens are made of, each dropped (zero) by itself, and all together with ``p_both``."""
+        objective = self.config.objective
+        names = list(self.tissue.config.embeddings)
+        both = draws.bernoulli(objective.p_both if len(names) > 1 else 0.0)
+        out = {}
+        for name in names:
+            drop = draws.bernoulli(objective.p_uncond) | both
+            vectors = self.tissue.vectors(name, batch[name])
+            out[name] = torch.where(drop[:, None], torch.zeros_like(vectors), vectors)
+        return out
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss on held-out tiles with their own embeddings, and how much more it is with those of other tiles."""
+        rows = _spread(len(self.validation), _VALIDATED)
+        if not len(rows):
+            return {}
+        own, other = [], []
+        for start in range(0, len(rows), 16):
+            part = self.validation.take(rows[start : start + 16])
+            images = torch.from_numpy(part.read(range(len(part)))).permute(0, 3, 1, 2)
+            x0 = self._latents(images)
+            vectors = {
+                name: self.tissue.vectors(name, part.features[name]) for name in self.tissue.config.embeddings
+            }
+            context = model.embedder(**vectors)
+            for level in range(_LEVELS):
+                t = torch.full(
+                    (len(part),), int((level + 0.5) / _LEVELS * self.tissue.schedule.T), device=x0.device
+                )
+                keys = torch.from_numpy(rows[start : start + 16]) * _LEVELS + level
+                noise = Draws(self.config.training.seed, keys, x0.device).normal_like(x0)
+                own.append(self._figures(model, x0, context, t, noise, None)["loss"])
+                other.append(self._figures(model, x0, context.roll(1, 0), t, noise, None)["loss"])
+        matched, shuffled = torch.cat(own).mean(), torch.cat(other).mean()
+        return {"loss": float(matched), "condition_gain": float(shuffled / matched - 1)}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """``tiles.png``: held-out tiles above, drawn from their embeddings below."""
+        rows = _spread(len(self.validation), self.config.preview_tiles)
+        if not len(rows):
+            return
+        from PIL import Image
+
+        part = self.validation.take(rows)
+        made = self.tissue(
+            part.features["patch"], region=part.features.get("region"), seed=self.config.training.seed
+        )
+        both = np.concatenate(
+            [
+                np.concatenate(list(part.read(range(len(part)))), axis=1),
+                np.concatenate(list(made.images.cpu().numpy()), axis=1),
+            ]
+        )
+        Image.fromarray(both).save(folder / "tiles.png")
+
+
+def _spread(total: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` rows, evenly over all."""
+    return (
+        np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
+        if total
+        else np.zeros(0, int)
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the model with its averaged weights, its folder, and the run."""
+
+    model: TissueDiffusion
+    folder: Path
+    run: TrainResult
+    tiles: int
+    held_out: int
+
+
+def train_model(
+    sources: Sequence[Path | str] | Path | str | TileTable,
+    config: TrainConfig,
+    out: Path | str,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Trained:
+    """Read tiles, train, and write the model to ``out/model`` (averaged weights; the best where they are chosen).
+
+    ``sources``: what :func:`~morphogen.tissue.read_tiles` reads, or a table. A run found in ``out`` goes on from its
+    newest checkpoint. ``out/split.json`` names the groups on both sides.
+    """
+    from morphogen.core.files import write_json
+
+    out = writable_folder(out)
+    device = resolve_device(device)
+    table = (
+        sources
+        if isinstance(sources, TileTable)
+        else read_tiles(sources, config.data, cache=out / "features")
+    )
+    train, held = table.split(config.data.hold_out, config.training.seed, config.data.hold_out_groups)
+    if not len(train):
+        raise InputError("there are no tiles to train on", where="tiles")
+    config = config.replace(model=_with_embeddings(config.model, train))
+    facts = {
+        "tiles": len(train),
+        "held_out": len(held),
+        "source": table.facts,
+        "store": table.identity(),
+        "objective": config.objective.to_dict(),
+        "steps": config.training.steps,
+        "seed": config.training.seed,
+    }
+    model = new_model(
+        config.model,
+        tile_px=train.tile_px,
+        mpp=train.mpp,
+        statistics=Standardiser.of(train.features),
+        init=config.init,
+        seed=config.training.seed,
+        facts=facts,
+    ).to(device)
+    config.save(out / "config.yaml")
+    write_json(out / "split.json", {"train": sorted(set(train.groups)), "held_out": sorted(set(held.groups))})
+    identity = {
+        "model": config.model.to_dict() | {"encoder_weights": None, "autoencoder": None},
+        "objective": config.objective.to_dict(),
+        "tiles": train.identity(),
+        "flip": config.data.flip,
+        "init": facts.get("init"),
+    }
+    dataset = TileDataset(train, flip=config.data.flip, memory_gib=config.data.memory_gib)
+    task = TissueTask(model, dataset, config, held, identity)
+    run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
+    model.network.load_state_dict(run.best_state())
+    model.network.eval()
+    model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
+    model.__dict__.pop("identity", None)
+    return Trained(model, model.save_pretrained(out / "model"), run, len(train), len(held))
+
+
+def _with_embeddings(config: ModelConfig, table: TileTable) -> ModelConfig:
+    """Widths and encoder of the embeddings, from the tiles."""
+    widths = {name: values.shape[1] for name, values in table.features.items()}
+    encoder = config.encoder if config.encoder is not None else table.facts.get("encoder")
+    return config.replace(embeddings=widths, encoder=encoder)
+
+
+def model_encoder(model: TissueDiffusion, device: str | torch.device = "cpu") -> Any:
+    """The encoder a model's embeddings are of; :class:`InputError` when the model does not say."""
+    if model.config.encoder is None:
+        raise InputError(
+            "the model does not say which encoder its embeddings are of",
+            where="--encoder",
+            fix="Name it, or give embeddings instead of images",
+        )
+    return get_encoder(model.config.encoder, model.config.encoder_weights, device=device)
