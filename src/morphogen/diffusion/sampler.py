@@ -8,7 +8,7 @@ itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -70,7 +70,7 @@ class SamplerConfig(Config):
     eta: float | str = Field(
         0.0,
         description="DDIM noise: a number 0…1, cosine (0.6−0.4cos), cosine-narrow (0.55−0.45cos), cosine-wide "
-        "(0.65−0.35cos) or linear.",
+        "(0.65−0.35cos) or linear; training: as much as single training steps add, however far the steps go.",
     )
     variance: Literal["model", "small", "large", "learned"] = Field(
         "model",
@@ -192,7 +192,7 @@ def eta_function(name: str | float) -> Callable[[float], float] | float:
     try:
         value = float(name)
     except ValueError:
-        choices = [*_ETA, "linear"]
+        choices = [*_ETA, "linear", "training"]
         raise ConfigError(
             f"unknown eta '{name}'.{nearest(str(name), choices)}",
             where="sampler.eta",
@@ -258,7 +258,7 @@ def sample(
         denoiser = around(denoiser)
     if config.solver == "mean":
         return expectation(denoiser, start, schedule, condition=condition)
-    function, options = _solver(config, noise)
+    function, options = _solver(config, schedule, noise)
     if state is not None:
         function = resumable(function, state, every=save_every, job=job)
     return function(
@@ -309,12 +309,32 @@ def guided_by(
     )
 
 
-def _solver(config: SamplerConfig, noise: solvers.Noise | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+def training_etas(schedule: Schedule, times: Sequence[float]) -> list[float]:
+    """η of every step such that its noise is that of ONE training step at its time, ``β_t (1−ᾱ_prev)/(1−ᾱ_t)``.
+
+    So does the published canvas code of Graikos et al. (2024), although its steps go further. The last step has none.
+    """
+    bar, betas = schedule.alpha_bar, schedule.betas
+    etas = [
+        math.sqrt(float(betas[int(t)]) / (1 - float(bar[int(t)] / bar[int(after)])))
+        for t, after in zip(times, times[1:])
+    ]
+    return [*etas, 0.0]
+
+
+def _solver(
+    config: SamplerConfig, schedule: Schedule, noise: solvers.Noise | None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The solver function and what it is given beside x, times and conditions."""
     final = {"final": config.final}
     match config.solver:
         case "ddim":
-            return solvers.ddim, {"eta": eta_function(config.eta), "noise": noise, **final}
+            eta: Any = (
+                training_etas(schedule, config.times(schedule))
+                if config.eta == "training"
+                else eta_function(config.eta)
+            )
+            return solvers.ddim, {"eta": eta, "noise": noise, **final}
         case "dpmpp_2m":
             return solvers.dpmpp_2m, final
         case "dpmpp_2m_sde":

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
+from morphogen.tissue.sampling import TissueSampler
 from morphogen.training.config import TrainingConfig
 
 Size = Literal["paper", "base", "small", "tiny"]
@@ -154,7 +155,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
     "base": {
         **_LATENT,
-        "widths": (128, 192, 320, 448),
+        "widths": (128, 192, 288, 384),
         "layers": 2,
         "attention": (2, 3),
         "heads": 8,
@@ -237,3 +238,48 @@ class TrainConfig(Config):
             tile_px=128 if size == "small" else 32, tile_mpp=1.0, stride=64 if size == "small" else None
         )
         return cls(data=data, model=ModelConfig.of(size), training=training)
+
+
+class CanvasConfig(Config):
+    """How a canvas is drawn from a grid of embeddings."""
+
+    sampler: TissueSampler = Field(default_factory=TissueSampler, description="Solver, steps and guidance.")
+    blend: Literal["shifted", "feather", "uniform"] = Field(
+        "shifted",
+        description="How windows become one canvas at every step: shifted: they do not overlap and their grid moves; "
+        "feather: half a window of overlap, blended softly; uniform: plain means (published).",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="Overlapping windows: latent cells from one to the next. null = half a window; a quarter for "
+        "uniform.",
+    )
+    overlapped_steps: int = Field(
+        3, ge=0, description="shifted: so many last steps overlap and are feathered, against seams."
+    )
+    batch: int = Field(8, ge=1, description="Windows through the network together.")
+    memory_gib: float = Field(
+        1.0,
+        ge=0,
+        description="Canvases whose state needs more are kept on disk, beside the result, while drawn.",
+    )
+    save_every: int = Field(1, ge=1, description="Steps between states kept for a killed run.")
+    seed: int = Field(0, ge=0, description="Seed of all noise.")
+    codec: Literal["jpeg", "deflate"] = Field(
+        "jpeg", description="Compression of the OME-TIFF; deflate is lossless."
+    )
+    quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
+    mpp: float | None = Field(
+        None, gt=0, description="µm per pixel written into the file where the model does not know it."
+    )
+
+    @classmethod
+    def named(cls, name: str) -> CanvasConfig:
+        """``standard``, ``fast`` or ``reference``: the published canvas code, 169 windows per 1024² at each of 50
+        steps."""
+        if name == "reference":
+            return cls(sampler=TissueSampler.named("reference-canvas"), blend="uniform", overlapped_steps=0)
+        if name == "fast":
+            return cls(sampler=TissueSampler.named("fast"), overlapped_steps=2)
+        return cls(sampler=TissueSampler.named(name))

@@ -87,9 +87,7 @@ class TileTable:
             places=self.places[rows] if len(self.places) else self.places,
         )
 
-    def split(
-        self, share: float, seed: int = 0, names: Sequence[str] = ()
-    ) -> tuple[TileTable, TileTable]:
+    def split(self, share: float, seed: int = 0, names: Sequence[str] = ()) -> tuple[TileTable, TileTable]:
         """(training, held out): whole groups, those of ``names``, else at least one where ``share`` > 0.
 
         Tables of published folders hold their own test split out. Raises :class:`InputError` for an unknown group, and
@@ -101,7 +99,8 @@ class TileTable:
             for name in names:
                 if name not in self.groups:
                     raise InputError(
-                        f"there is no group '{name}'.{nearest(name, set(self.groups))}", where="data.hold_out_groups"
+                        f"there is no group '{name}'.{nearest(name, set(self.groups))}",
+                        where="data.hold_out_groups",
                     )
             out = np.isin(self.groups, names)
             return self.take(np.flatnonzero(~out)), self.take(np.flatnonzero(out))

@@ -56,7 +56,10 @@ class TissueNetwork(nn.Module):
         folder = Path(folder)
         self.latent.unet.save_pretrained(folder / "unet", safe_serialization=True)
         rest = {key: value for key, value in self.state_dict().items() if not key.startswith("latent.")}
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in rest.items()}, folder / CONDITIONING)
+        save_file(
+            {key: value.detach().cpu().contiguous().clone() for key, value in rest.items()},
+            folder / CONDITIONING,
+        )
 
     def forward(self, x: Tensor, t: Tensor | float, *, context: Tensor) -> Tensor:
         out = self.latent(x, t, context)

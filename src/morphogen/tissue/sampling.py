@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,7 +40,9 @@ class TissueSampler(SamplerConfig):
     }
 
     steps: int = Field(16, ge=1, description="Steps from noise to data.")
-    spacing: Any = Field("log_snr", description="Where the steps lie; see the sampler of the diffusion core.")
+    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr"] = Field(
+        "log_snr", description="Where the steps lie; model = as the schedule was made for."
+    )
     guidance_scale: float = Field(
         2.0, ge=0, description="Classifier-free guidance, eps_u + s·(eps_c − eps_u). 1 = none."
     )

@@ -13,9 +13,10 @@ import numpy as np
 
 from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.files import atomic_path, content_hash, writable_folder
+from morphogen.core.fingerprints import fingerprint
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, get_encoder, open_slide
-from morphogen.slides.encode import features_key, slide_identity
+from morphogen.slides.encode import features_key
 from morphogen.slides.fields import read_boxes
 from morphogen.slides.slide import SLIDE_SUFFIXES
 from morphogen.slides.store import read_table, table_names
@@ -130,9 +131,7 @@ def _encoded(
     slide: Slide, boxes: np.ndarray, config: DataConfig, encoder: Any, cache: Path | str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows with tissue, and their features (n, D); kept in ``cache`` by what they were made from."""
-    mark = content_hash(
-        encoder.identity(), slide_identity(slide.path), boxes, config.tile_px, config.min_tissue
-    )
+    mark = content_hash(encoder.identity(), fingerprint(slide.path), boxes, config.tile_px, config.min_tissue)
     path = writable_folder(cache) / f"{mark[:24]}.npz" if cache is not None else None
     if path is not None and path.is_file():
         with np.load(path) as file:

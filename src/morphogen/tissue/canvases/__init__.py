@@ -1,0 +1,1 @@
+"""Canvases: images of any size from grids of embeddings."""

@@ -1,0 +1,189 @@
+"""Grids of embeddings: what a canvas is drawn from, and the vector at any place between their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from morphogen.core.errors import InputError
+from morphogen.core.files import atomic_path, content_hash
+
+PARALLEL = 0.9995
+"""Cosine beyond which two vectors are too nearly parallel, or opposite, for an arc between them."""
+
+
+@dataclass(frozen=True)
+class EmbeddingGrid:
+    """One embedding per cell; ``patch[row, column]`` conditions the cell at row, column.
+
+    Attributes
+    ----------
+    patch:
+        (R, C, D) float32, as the encoder gives them.
+    region:
+        (R, C, D') for two-token models, or ``None``.
+    facts:
+        Where the cells came from; written beside the canvas.
+    """
+
+    patch: np.ndarray
+    region: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (("patch", self.patch), ("region", self.region)):
+            if values is None:
+                continue
+            if values.ndim != 3 or not values.size:
+                raise InputError(
+                    f"a grid of embeddings is (rows, columns, D), not {values.shape}", where=name
+                )
+            bad = ~np.isfinite(values).all(axis=2)
+            if bad.any():
+                row, column = np.argwhere(bad)[0].tolist()
+                raise InputError(
+                    f"{int(bad.sum())} cells are not all numbers (first: row {row}, column {column})",
+                    where="grid",
+                    fix="Encode these cells again, or give others",
+                )
+        if self.region is not None and self.region.shape[:2] != self.patch.shape[:2]:
+            raise InputError("patch and region grids differ in rows or columns", where="grid")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.patch.shape[0], self.patch.shape[1]
+
+    def identity(self) -> str:
+        """Hash of the embeddings."""
+        return content_hash(self.patch, self.region if self.region is not None else "none")
+
+    def part(self, rows: slice, columns: slice) -> EmbeddingGrid:
+        """Some of the cells."""
+        region = None if self.region is None else self.region[rows, columns]
+        return EmbeddingGrid(self.patch[rows, columns], region, self.facts)
+
+    def pasted(self, other: EmbeddingGrid, row: int, column: int) -> EmbeddingGrid:
+        """The grid with ``other`` laid over it, its first cell at (row, column)."""
+        rows, columns = other.shape
+        beyond = row < 0 or column < 0 or row + rows > self.shape[0] or column + columns > self.shape[1]
+        if beyond or other.patch.shape[2] != self.patch.shape[2]:
+            raise InputError(
+                f"{rows} × {columns} cells of {other.patch.shape[2]} numbers do not fit at row {row}, column {column} "
+                f"of a grid of {self.shape[0]} × {self.shape[1]} of {self.patch.shape[2]}",
+                where="grid",
+            )
+        patch = self.patch.copy()
+        patch[row : row + rows, column : column + columns] = other.patch
+        region = self.region
+        if region is not None and other.region is not None:
+            region = region.copy()
+            region[row : row + rows, column : column + columns] = other.region
+        return EmbeddingGrid(patch, region, {**self.facts, "pasted": [row, column, rows, columns]})
+
+    def save(self, path: Path | str) -> Path:
+        """Write ``grid.npz``, whole or not at all."""
+        parts: dict[str, Any] = {"patch": self.patch} | (
+            {} if self.region is None else {"region": self.region}
+        )
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **parts)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> EmbeddingGrid:
+        """Read ``.npz`` (patch, region) or ``.npy`` (R, C, D); :class:`InputError` for anything else."""
+        try:
+            read = np.load(path, allow_pickle=False)
+            if isinstance(read, np.ndarray):
+                return cls(read.astype(np.float32), facts={"from": Path(path).name})
+            with read:
+                region = read["region"].astype(np.float32) if "region" in read else None
+                return cls(read["patch"].astype(np.float32), region, {"from": Path(path).name})
+        except (OSError, ValueError, KeyError) as error:
+            line = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"is not a grid of embeddings ({line})", where=path, fix="Give an .npz with 'patch' (R, C, D)"
+            ) from None
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """(N, D) vectors on the arc from ``a`` to ``b``, both (N, D); ``t`` (N,) in [0, 1].
+
+    The angle is that of the normalised vectors, the weights are applied to the vectors as they are (Shoemake 1985; as
+    published by Graikos et al.). Nearly parallel, opposite and zero vectors, for which there is no arc, are mixed
+    linearly.
+    """
+    t = t[:, None].double()
+    wide_a, wide_b = a.double(), b.double()
+    dot = (torch.nn.functional.normalize(wide_a) * torch.nn.functional.normalize(wide_b)).sum(-1, True)
+    zero = (wide_a.norm(dim=-1, keepdim=True) == 0) | (wide_b.norm(dim=-1, keepdim=True) == 0)
+    straight = (dot.abs() > PARALLEL) | zero
+    angle = torch.where(straight, torch.ones_like(dot), dot.clamp(-1, 1).acos())
+    arc = (((1 - t) * angle).sin() * wide_a + (t * angle).sin() * wide_b) / angle.sin()
+    return torch.where(straight, (1 - t) * wide_a + t * wide_b, arc).to(a.dtype)
+
+
+def vectors_at(grid: Tensor, positions: Sequence[tuple[int, int]], cell: int) -> Tensor:
+    """(N, D): the vectors of windows at ``positions`` (row, column of their corners, latent cells).
+
+    grid: (R, C, D). cell: side of a grid's cell in latent cells. A window exactly on a cell has that cell's vector;
+    between cells it is slerped along the columns, above and below, then along the rows. Beyond the last row and column
+    the grid's border is repeated.
+    """
+    where = torch.tensor(list(positions), dtype=torch.float64, device=grid.device).reshape(-1, 2) / cell
+    rows, columns = grid.shape[0], grid.shape[1]
+    low = where.floor()
+    fraction = where - low
+    i, j = low[:, 0].long().clamp(0, rows - 1), low[:, 1].long().clamp(0, columns - 1)
+    below, right = (i + 1).clamp(max=rows - 1), (j + 1).clamp(max=columns - 1)
+    upper = slerp(grid[i, j], grid[i, right], fraction[:, 1])
+    lower = slerp(grid[below, j], grid[below, right], fraction[:, 1])
+    return slerp(upper, lower, fraction[:, 0])
+
+
+def interpolated(ends: np.ndarray, shape: tuple[int, int]) -> EmbeddingGrid:
+    """A grid between embeddings: (2, D) from left to right, or (2, 2, D) between four corners; slerped."""
+    values = np.asarray(ends, dtype=np.float32)
+    if values.ndim == 2 and len(values) == 2:
+        values = np.stack([values, values])
+    if values.ndim != 3 or values.shape[:2] != (2, 2):
+        raise InputError(
+            f"an interpolation runs between 2 embeddings or 4 corners, not {values.shape}", where="grid"
+        )
+    rows, columns = shape
+    if min(shape) < 1:
+        raise InputError(f"a grid of {rows} × {columns} has no cells", where="grid")
+    scale = 1_000_000  # positions are whole numbers
+    at = [
+        (round(r / max(rows - 1, 1) * scale), round(c / max(columns - 1, 1) * scale))
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    made = vectors_at(torch.from_numpy(values), at, scale).numpy()
+    return EmbeddingGrid(
+        made.reshape(rows, columns, -1), facts={"from": f"interpolation of {np.size(ends, 0)} ends"}
+    )
+
+
+def conditions(
+    grid: EmbeddingGrid, cell: int, context: Callable[..., Tensor], vectors: Callable[[str, Any], Tensor]
+) -> Callable[[Sequence[tuple[int, int]]], Tensor]:
+    """``positions → (N, T, width)``: the tokens of windows, for :class:`~morphogen.diffusion.PerWindow`.
+
+    ``vectors(name, values)`` standardises and checks embeddings, ``context(**vectors)`` makes tokens of them.
+    """
+    fields = {"patch": vectors("patch", grid.patch)}
+    if grid.region is not None:
+        fields["region"] = vectors("region", grid.region)
+
+    def of(positions: Sequence[tuple[int, int]]) -> Tensor:
+        return context(**{name: vectors_at(values, positions, cell) for name, values in fields.items()})
+
+    return of

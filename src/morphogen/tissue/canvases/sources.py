@@ -1,0 +1,152 @@
+"""Where a canvas' grid comes from: a region of a slide, tiles picked one by one, a file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from morphogen.core.errors import InputError, nearest
+from morphogen.slides import Slide, open_slide
+from morphogen.slides.fields import read_boxes
+from morphogen.tissue.canvases.grid import EmbeddingGrid
+from morphogen.tissue.data import TileTable
+from morphogen.tissue.model import TissueDiffusion
+
+_BATCH = 64
+
+
+def region_boxes(
+    slide: Slide, region: tuple[float, float, float, float] | None, tile_px: int, mpp: float
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """(N, 4) level-0 boxes of the whole cells of ``tile_px`` at ``mpp`` in a region, row by row, and (rows, columns).
+
+    region: x, y, width, height in level-0 pixels; ``None`` = the whole slide. Raises :class:`InputError` for a region
+    that leaves the slide or is smaller than a cell.
+    """
+    x, y, width, height = region or (0, 0, slide.width, slide.height)
+    if x < 0 or y < 0 or x + width > slide.width or y + height > slide.height or min(width, height) <= 0:
+        raise InputError(
+            f"the region {x:g},{y:g},{width:g},{height:g} is not within the slide of "
+            f"{slide.width} × {slide.height} px",
+            where=slide.path,
+            fix="Give --region x,y,width,height in pixels of the full resolution",
+        )
+    side = tile_px * mpp / slide.require_mpp()
+    rows, columns = int(height / side + 1e-6), int(width / side + 1e-6)
+    if rows < 1 or columns < 1:
+        raise InputError(
+            f"the region is smaller than a cell, which is {side:.0f} px of this slide",
+            where=slide.path,
+            fix="Give a larger region",
+        )
+    top, left = np.meshgrid(np.arange(rows) * side + y, np.arange(columns) * side + x, indexing="ij")
+    return np.stack([left.ravel(), top.ravel(), *(np.full(left.size, side),) * 2], axis=1), (rows, columns)
+
+
+def grid_of_region(
+    model: TissueDiffusion,
+    path: Path | str,
+    encoder: Any,
+    *,
+    region: tuple[float, float, float, float] | None = None,
+    mpp: float | None = None,
+) -> EmbeddingGrid:
+    """The embeddings of a region of a slide or image, cell by cell: the grid of its synthetic twin.
+
+    mpp: µm per pixel of the slide, where it does not say; the model must know its own.
+    """
+    if model.mpp is None:
+        raise InputError("the model does not know its µm per pixel", where="--like", fix="Give a grid file")
+    with open_slide(path, mpp=mpp) as slide:
+        boxes, shape = region_boxes(slide, region, model.tile_px, model.mpp)
+        parts = [
+            encoder(read_boxes(slide, boxes[start : start + _BATCH], model.tile_px)).cpu().numpy()
+            for start in range(0, len(boxes), _BATCH)
+        ]
+    patch = np.concatenate(parts).reshape(*shape, -1)
+    name = getattr(encoder, "spec", None)
+    facts = {
+        "from": Path(path).name,
+        "region": list(region) if region else "all",
+        "encoder": getattr(name, "name", None),
+    }
+    return EmbeddingGrid(patch.astype(np.float32), facts=facts)
+
+
+def grid_of_picks(path: Path | str, table: TileTable) -> EmbeddingGrid:
+    """A grid from a CSV with the columns row, column, tile: every cell the embedding of the tile of that name.
+
+    Raises :class:`InputError` for an unknown tile, a cell that is named twice, and cells that are left out.
+    """
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=path) from None
+    if not rows or not {"row", "column", "tile"} <= set(rows[0]):
+        raise InputError("has no rows with the columns row, column, tile", where=path)
+    known = {name: number for number, name in enumerate(table.names)}
+    cells: dict[tuple[int, int], int] = {}
+    for line, each in enumerate(rows, start=2):
+        try:
+            cell = int(each["row"]), int(each["column"])
+        except (TypeError, ValueError):
+            raise InputError(
+                f"line {line}: row and column must be whole numbers from 0", where=path
+            ) from None
+        if each["tile"] not in known:
+            raise InputError(
+                f"line {line}: there is no tile '{each['tile']}'.{nearest(each['tile'], known)}", where=path
+            )
+        if cell in cells or min(cell) < 0:
+            raise InputError(
+                f"line {line}: cell {cell} is named twice"
+                if cell in cells
+                else f"line {line}: {cell} is no cell",
+                where=path,
+            )
+        cells[cell] = known[each["tile"]]
+    height, width = (max(cell[axis] for cell in cells) + 1 for axis in (0, 1))
+    missing = [(r, c) for r in range(height) for c in range(width) if (r, c) not in cells]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {height * width} cells have no tile "
+            f"(first: row {missing[0][0]}, column {missing[0][1]})",
+            where=path,
+        )
+    order = [cells[r, c] for r in range(height) for c in range(width)]
+    region = table.features.get("region")
+    return EmbeddingGrid(
+        table.features["patch"][order].reshape(height, width, -1),
+        None if region is None else region[order].reshape(height, width, -1),
+        {"from": path.name},
+    )
+
+
+def grid_of_table(table: TileTable, image: int) -> EmbeddingGrid:
+    """The grid of one image of a table whose tiles tell their places; the largest full rectangle from its corner.
+
+    Raises :class:`InputError` where tiles have no places.
+    """
+    if not len(table.places):
+        raise InputError("these tiles do not say where they lie", where="grid")
+    here = np.flatnonzero(table.places[:, 0] == image)
+    rows, columns = table.places[here, 1], table.places[here, 2]
+    filled = np.full((rows.max() + 1, columns.max() + 1), -1)
+    filled[rows, columns] = here
+    while filled.size and (filled < 0).any():  # drop the border line that misses most
+        lines = {
+            (0, 0): filled[0],
+            (0, -1): filled[-1],
+            (1, 0): filled[:, 0],
+            (1, -1): filled[:, -1],
+        }
+        axis, end = max(lines, key=lambda key: (lines[key] < 0).mean())
+        filled = np.delete(filled, end, axis=axis)
+    if not filled.size:
+        raise InputError("no rectangle of this image is full of tiles", where="grid")
+    return EmbeddingGrid(table.features["patch"][filled], facts={"from": table.names[int(filled[0, 0])]})
