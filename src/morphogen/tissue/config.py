@@ -132,7 +132,7 @@ class ModelConfig(Config):
     def of(cls, size: Size, **changes: Any) -> ModelConfig:
         """The preset of a size.
 
-        ``paper``: Graikos et al. (CVPR 2024), 401 M parameters in VQ latents. ``base``: 81 M, for one GPU.
+        ``paper``: Graikos et al. (CVPR 2024), 401 M parameters in VQ latents. ``base``: 80 M, for one GPU.
         ``small``: 8 M in blocks of pixels, trains on a CPU. ``tiny``: for tests.
         """
         return cls(**{"size": size, **_SIZES[size], **changes})

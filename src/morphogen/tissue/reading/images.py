@@ -16,9 +16,10 @@ from morphogen.core.files import atomic_path, content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, get_encoder, open_slide
+from morphogen.slides.batch import collect
 from morphogen.slides.encode import features_key
 from morphogen.slides.fields import read_boxes
-from morphogen.slides.slide import SLIDE_SUFFIXES
+from morphogen.slides.images import open_flat, sniff
 from morphogen.slides.store import read_table, table_names
 from morphogen.slides.tiles import read_tiles as store_tiles
 from morphogen.tissue.config import DataConfig
@@ -28,21 +29,6 @@ log = logging.getLogger("morphogen.tissue")
 
 _TCGA = re.compile(r"TCGA-\w{2}-\w{4}", re.IGNORECASE)
 _BATCH = 64
-
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Image and slide files of ``paths`` (folders are searched), sorted, each once."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(each for each in path.rglob("*") if each.suffix.lower() in SLIDE_SUFFIXES)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError("there is no such file or folder", where=path)
-    if not found:
-        raise InputError("there are no images here", where=paths[0], fix="Name images, slides or folders")
-    return list(dict.fromkeys(found))
 
 
 def group_of(path: Path, kind: str) -> str:
@@ -57,14 +43,16 @@ def read_images(
     paths: Sequence[Path], config: DataConfig, *, cache: Path | str | None = None, encoder: Any = None
 ) -> TileTable:
     """Tiles of all images. An image smaller than a tile is left out; one warning counts them."""
-    files = image_files(paths)
+    jobs = collect(paths, recursive=True)
+    files = [Path(job.path) for job in jobs]
     made = encoder
     parts: list[TileTable] = []
     small: list[str] = []
     failed: list[str] = []
-    for number, path in enumerate(progress(files, total=len(files), what="images")):
+    for number, job in enumerate(progress(jobs, total=len(jobs), what="images")):
+        path = files[number]
         try:
-            slide = open_slide(path, mpp=_mpp(path, config))
+            slide = open_slide(path, mpp=job.mpp or _mpp(path, config))
             stored = _stored(slide, config)
             if stored is None:
                 boxes, places = grid_boxes(slide, config)
@@ -266,15 +254,10 @@ def codecs(files: Sequence[Path]) -> dict[str, Any]:
 
 def jpeg_quality(path: Path) -> int | None:
     """The libjpeg quality (1–100) whose luminance table is nearest to the file's; ``None`` for other formats."""
-    if path.suffix.lower() not in (".jpg", ".jpeg"):
+    if sniff(path) != "JPEG":
         return None
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            tables = getattr(image, "quantization", None)
-    except OSError:
-        return None
+    with open_flat(path) as image:
+        tables = getattr(image, "quantization", None)
     if not tables:
         return None
     # The standard table's mean entry is 57.6; libjpeg scales it by 50/q below 50 and by 2 − q/50 above.

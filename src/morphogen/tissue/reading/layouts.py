@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from morphogen.checkpoints.arrays import read_object_array
-from morphogen.core.errors import InputError
+from morphogen.core.errors import InputError, SlideError
 from morphogen.slides.exchange.tileset import dataset, opened
+from morphogen.slides.images import image_size, read_image
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.reading.images import codecs, group_of
@@ -196,33 +197,20 @@ def _table(
         names=[path.relative_to(folder).as_posix() for path in kept],
         groups=[groups[i] for i in keep],
         features={key: values[keep] for key, values in features.items()},
-        read=lambda indices: np.stack([read_rgb(kept[i]) for i in indices]),
+        read=lambda indices: np.stack([read_image(kept[i]) for i in indices]),
         tile_px=px,
         mpp=config.tile_mpp,
         facts={"layout": name, "encoder": None, **codecs(kept)},
     )
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"cannot be read as an image ({error})", where=path) from error
-
-
 def _size(path: Path) -> tuple[int, int] | None:
-    from PIL import Image
-
+    """(height, width), or ``None`` for a file that is there and no image."""
+    if not path.is_file():
+        raise InputError("a tile of the list is not there", where=path)
     try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise InputError("a tile of the list is not there", where=path) from None
-    except OSError:
+        return image_size(path)
+    except SlideError:
         return None
 
 

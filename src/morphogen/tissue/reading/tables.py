@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.slides.images import read_image
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.reading.images import codecs, group_of, joined
-from morphogen.tissue.reading.layouts import read_rgb
 
 _COLUMNS = ("path", "image", "file")
 
@@ -49,7 +49,7 @@ def _read(path: Path, config: DataConfig) -> TileTable:
     px = config.tile_px
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        images = [read_rgb(files[i]) for i in indices]
+        images = [read_image(files[i]) for i in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape[:2] != (px, px):
                 raise InputError(
