@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.devices import resolve_device
-from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.core.errors import ConfigError, nearest
 from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
 from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder
@@ -20,10 +20,10 @@ from morphogen.slides import Encoder, get_encoder
 from morphogen.slides.colour import dab_density
 from morphogen.slides.encoders.texture.encoder import TextureEncoder
 from morphogen.stain.config import ModelConfig, SamplerConfig
+from morphogen.stain.recipes import folder as folders
 from morphogen.stain.recipes.network import HE, StainNetwork
 from morphogen.stain.recipes.sampling import invert, model_schedule
-
-PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
+from morphogen.tasks.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StainOutput:
         return self.samples[:, 0]
 
 
-class StainTransfer:
+class StainTransfer(Pretrained):
     """H&E → immunostain.
 
     ``model(images)`` stains a batch of equal crops; :func:`morphogen.stain.stain_image` and
@@ -73,6 +73,9 @@ class StainTransfer:
         the tokens.
     """
 
+    kind = folders.KIND
+    config: ModelConfig
+
     def __init__(
         self,
         network: StainNetwork,
@@ -91,10 +94,42 @@ class StainTransfer:
         self.crop, self.mpp, self.facts = crop, mpp, dict(facts or {})
         self.schedule = model_schedule(config)
         self._encoder = encoder
-        self._compiled: Any = None
 
-    # -- building, saving
-    # --------------------------------------------------------------------------------------
+    # -- what the floor asks for
+    # ---------------------------------------------------------------------------------------
+
+    def components(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "first_stage": self.first_stage,
+            "text": self.text,
+            "mean": self.mean,
+        }
+
+    def modules(self) -> dict[str, Any]:
+        """Laid out as a diffusers pipeline, where all its components are there."""
+        mean = None if self.mean is None else self.mean.network
+        return folders.modules(self.network, self.first_stage, self.config, self.text, mean)
+
+    def saved(self) -> dict[str, Any]:
+        encoder = self._encoder  # not built only to be named
+        return {
+            "encoder": encoder.spec.to_dict() if encoder is not None else {"name": self.config.encoder},
+            "preprocessing": {"crop": self.crop, "mpp": self.mpp, "range": [-1, 1]},
+            "training": self.facts,
+            # A diffusers pipeline would leave the regression out and paint residuals.
+            **(
+                {"documents": folders.index(self.modules())}
+                if self.mean is None
+                else {"mean_stains": self.mean.stains}
+            ),
+        }
+
+    def hashed(self) -> tuple[Any, ...]:
+        encoder = self.encoder.identity() if self.encoder is not None else "none"
+        mean = [] if self.mean is None else [self.mean.stains, dict(self.mean.network.state_dict())]
+        config = self.config.to_dict() | {"encoder_weights": None}
+        return (config, dict(self.network.state_dict()), encoder, *mean)
 
     @classmethod
     def from_pretrained(
@@ -119,57 +154,32 @@ class StainTransfer:
             Settings of :class:`~morphogen.stain.config.ModelConfig` to override, e.g.
             ``prediction="epsilon"`` for a pipeline trained without zero-SNR and v.
         """
-        from morphogen.stain.recipes.folder import load
+        if isinstance(encoder, str):
+            changes["encoder"] = encoder
+        if encoder_weights is not None:
+            changes["encoder_weights"] = str(encoder_weights)
+        model = cls._of(folders.read(folder, changes))
+        if encoder is not None and not isinstance(encoder, str):
+            model._encoder = build_encoder(encoder)
+        return model.to(device)
 
-        return load(cls, folder, encoder, encoder_weights, changes).to(device)
+    @classmethod
+    def restored(cls, read: ModelFolder, **options: Any) -> Self:
+        return cls._of(folders.read(read.path, options))
 
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Write the model folder; with an autoencoder and a text encoder it also opens as a diffusers
-        pipeline.
-        """
-        from morphogen.stain.recipes.folder import save
-
-        return save(self, folder)
-
-    def to(self, device: str | torch.device) -> Self:
-        """Move every component."""
-        where = resolve_device(device)
-        self.network.to(where)
-        self.first_stage.to(where)
-        if self.text is not None:
-            self.text.to(where)
-        if self.mean is not None:
-            self.mean.to(where)
-        if where.type in ("cpu", "cuda"):  # vector units and tensor cores read channels last
-            self.network.to(memory_format=torch.channels_last)
-        return self
-
-    def compile(self) -> Self:
-        """Run the network through torch.compile from now on."""
-        self._compiled = torch.compile(self.network)
-        if self.mean is not None:
-            self.mean.compile()
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+    @classmethod
+    def _of(cls, parts: folders.Parts) -> Self:
+        made: dict[str, Any] = {"crop": parts.crop, "mpp": parts.mpp}
+        mean = None
+        if parts.mean is not None:
+            mean = cls(parts.mean[0], parts.first_stage, parts.mean[1], **made)
+        network, config = parts.network, parts.config
+        return cls(network, parts.first_stage, config, text=parts.text, facts=parts.facts, mean=mean, **made)
 
     @property
     def stains(self) -> tuple[str, ...]:
         """Target stains, in label order."""
         return self.config.stains
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the weights and of what the model is: part of every result."""
-        from morphogen.core.files import content_hash
-
-        state = dict(self.network.state_dict())
-        encoder = self.encoder.identity() if self.encoder is not None else "none"
-        mean = [] if self.mean is None else [self.mean.stains, dict(self.mean.network.state_dict())]
-        return content_hash(self.config.to_dict() | {"encoder_weights": None}, state, encoder, *mean)
 
     # -- conditions
     # --------------------------------------------------------------------------------------------
@@ -326,8 +336,7 @@ class StainTransfer:
 
     def denoiser(self, precision: str = "fp32") -> Any:
         """The network as a denoiser of the diffusion core."""
-        network = self._compiled if self._compiled is not None else self.network
-        return network_denoiser(network, self.schedule, self.config.output, precision=precision)
+        return network_denoiser(self.network, self.schedule, self.config.output, precision=precision)
 
     def output(self, latents: Tensor) -> StainOutput:
         """Decode scaled latents (B, K, C, h, w)."""
@@ -352,20 +361,6 @@ class StainTransfer:
     def multiple(self) -> int:
         """Sides of a crop must be multiples of this many pixels."""
         return self.first_stage.factor * 2 ** (len(self.network.latent.unet.config.block_out_channels) - 1)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) → (B, 3, H, W) in −1…1 on the model's device."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(
-                f"images must be uint8 (B, H, W, 3), not {str(images.dtype).removeprefix('torch.')} "
-                f"{tuple(images.shape)}"
-            )
-        if images.shape[1] % self.multiple or images.shape[2] % self.multiple:
-            raise InputError(
-                f"crops of {images.shape[2]} × {images.shape[1]} px do not fit the network",
-                fix=f"Use sides that are multiples of {self.multiple}, or stain_image for any size",
-            )
-        return images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) → colours (B, 3, H, W) in 0…1."""

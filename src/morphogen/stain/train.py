@@ -29,7 +29,7 @@ from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.pairs.geometry import shared_side
-from morphogen.stain.recipes.folder import load_start
+from morphogen.stain.recipes.folder import Start, load_start
 from morphogen.stain.recipes.network import HE
 from morphogen.stain.registration.shift import register_pairs
 from morphogen.tasks.latents import Cached
@@ -208,9 +208,11 @@ def train_model(
     device = resolve_device(device)
     pairs, skipped = prepared(found, config, where)
     held = prepared(validation, config, where)[0] if validation is not None else []
-    config = residual.resolved(with_stains(config, pairs))
+    start = load_start(config.start) if config.start is not None else None
+    config = residual.resolved(with_stains(config, pairs, start), start)
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
     options: dict[str, Any] = {
+        "start": start,
         "cache": out / "cache",  # one for the regression and the diffusion
         "skipped": skipped,
         "device": device,
@@ -234,6 +236,7 @@ def _trained(
     config: TrainConfig,
     out: Path,
     *,
+    start: Start | None,
     cache: Path,
     skipped: int,
     device: torch.device,
@@ -257,7 +260,7 @@ def _trained(
     }
     model = build_model(
         config.model,
-        start=config.start,
+        start=start,
         crop=config.data.crop,
         mpp=config.data.mpp,
         seed=config.training.seed,
@@ -321,14 +324,14 @@ def prepared(found: Found, config: TrainConfig, where: object = None) -> tuple[l
     return pairs, report.skipped
 
 
-def with_stains(config: TrainConfig, pairs: Sequence[Pair]) -> TrainConfig:
+def with_stains(config: TrainConfig, pairs: Sequence[Pair], start: Start | None) -> TrainConfig:
     """The stains of the pairs as the model's, when the configuration names none of its own; behind those of
     the model that the training starts from."""
     if config.model.stains != ModelConfig().stains:
         return config
     stains = stains_of(pairs)
-    if config.start is not None and (own := load_start(config.start)[0]) is not None:
-        known = own.settings(ModelConfig).stains
+    if start is not None and start.own is not None:
+        known = start.own.settings(ModelConfig).stains
         stains = known + tuple(stain for stain in stains if stain not in known)
     return config.replace(model=config.model.replace(stains=stains))
 

@@ -1,7 +1,7 @@
 """The base of the pipeline objects: what every task's model can do, written once.
 
-A room's model derives from :class:`Pretrained`, names its ``kind`` and says three things: its components (the network
-that learns first), what else is written beside them, and how it is put together from a folder that was read::
+A room's model derives from :class:`Pretrained`, names its ``kind`` and says three things: its components, what else is
+written beside them, and how it is put together from a folder that was read::
 
     class Segmenter(Pretrained):
         kind = "segmenter"
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from morphogen.checkpoints import load_model, resolve_folder, save_model
 from morphogen.checkpoints.folder import ModelFolder
@@ -49,31 +49,33 @@ class Pretrained(ABC):
         What its folder is, for the room that reads it.
     config:
         What the model is; saved with it.
+    network:
+        The module that learns, and that sampling calls.
     multiple:
         Sides of a crop are multiples of this many pixels.
     """
 
     kind: ClassVar[str]
     config: Config
+    network: Any
 
     @abstractmethod
     def components(self) -> Mapping[str, Any]:
-        """Modules by name, the network that learns first; ``None`` for what this model does not have."""
+        """All that is moved, hashed and saved, by name; ``None`` for what this model does not have."""
 
     @abstractmethod
     def saved(self) -> dict[str, Any]:
-        """Facts written beside config and components: anything JSON can hold."""
+        """Facts written beside config and components: anything JSON can hold. ``documents`` are more JSON files by
+        name."""
+
+    def modules(self) -> Mapping[str, Any]:
+        """What is written: folders of what has ``save_pretrained``, NAME.safetensors of other modules."""
+        return {name: part for name, part in self.components().items() if part is not None}
 
     @classmethod
     @abstractmethod
     def restored(cls, read: ModelFolder, **options: Any) -> Self:
         """The model of a folder of this kind, on the CPU; ``options`` are those of :meth:`from_pretrained`."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The component that learns, and that sampling calls."""
-        network: nn.Module = next(iter(self.components().values()))
-        return network
 
     @property
     def multiple(self) -> int:
@@ -94,7 +96,7 @@ class Pretrained(ABC):
             if part is not None:
                 part.to(where)
         if where.type in ("cpu", "cuda"):  # vector units and tensor cores read channels last
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         return self
 
     def compile(self) -> Self:
@@ -130,9 +132,9 @@ class Pretrained(ABC):
 
     def save_pretrained(self, folder: Path | str) -> Path:
         """Write config, components, facts and library versions as one folder, whole or not at all."""
-        components = {name: part for name, part in self.components().items() if part is not None}
-        facts = self.saved()
-        return save_model(folder, components, self.config, kind=self.kind, versions=versions(), **facts)
+        return save_model(
+            folder, self.modules(), self.config, kind=self.kind, versions=versions(), **self.saved()
+        )
 
     # -- images
     # --------------------------------------------------------------------------------------------------------

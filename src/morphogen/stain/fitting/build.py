@@ -15,7 +15,7 @@ from morphogen.nets import DetailHead, UNetConfig, build_unet, widen_input
 from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import StainTransfer, build_encoder
-from morphogen.stain.recipes.folder import load_start, pixel_first_stage, text_context
+from morphogen.stain.recipes.folder import Start, load_start, pixel_first_stage, text_context
 from morphogen.stain.recipes.network import StainNetwork, add_labels, change_labels
 
 log = logging.getLogger("morphogen.stain")
@@ -24,7 +24,7 @@ log = logging.getLogger("morphogen.stain")
 def build_model(
     config: ModelConfig,
     *,
-    start: Path | str | None = None,
+    start: Start | Path | str | None = None,
     crop: int = 256,
     mpp: float | None = None,
     seed: int = 0,
@@ -46,9 +46,9 @@ def build_model(
         )
     made = {"crop": crop, "mpp": mpp, "facts": facts}
     if start is not None:
-        own, path = load_start(start)
-        if own is not None:
-            return _continued(path, config, made).to(device)
+        start = start if isinstance(start, Start) else load_start(start)
+        if start.own is not None:
+            return _continued(start.path, config, made).to(device)
         if config.size != "paper":
             raise ConfigError(
                 "a diffusers pipeline is the start of size 'paper', not of 'small'",
@@ -56,7 +56,7 @@ def build_model(
                 fix="Add --size paper",
             )
         encoder = _encoder(config, device)
-        return _from_pipeline(path, config, encoder, seed, made).to(device)
+        return _from_pipeline(start.path, config, encoder, seed, made).to(device)
     return _small(config, _encoder(config, device), seed, made).to(device)
 
 

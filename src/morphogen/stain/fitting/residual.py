@@ -19,7 +19,7 @@ from morphogen.core.seeds import generator
 from morphogen.stain.config import TrainConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset
-from morphogen.stain.recipes.folder import load_start
+from morphogen.stain.recipes.folder import Start
 
 log = logging.getLogger("morphogen.stain")
 
@@ -27,9 +27,9 @@ CROPS = 64  # from which the spread of the residual is measured
 SPREAD = 0.5  # of what is diffused, in units of the noise at the end: about that of images in −1…1
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """``config`` with ``model.residual`` where a mean is named, or with that or ``model.regression`` as the model to
-    start from has it."""
+def resolved(config: TrainConfig, start: Start | None) -> TrainConfig:
+    """``config`` with ``model.residual`` where a mean is named, or with that or ``model.regression`` as the model that
+    the training starts from has it."""
     model = config.model
     if config.mean is not None and model.regression:
         raise ConfigError("a regression has no mean to scatter around", where="mean")
@@ -37,10 +37,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
         return config
     if config.mean is not None:
         return config.replace(model=model.replace(residual=True))
-    own = load_start(config.start)[0] if config.start is not None else None
-    if own is None:
+    if start is None or start.own is None:
         return config
-    same = {name: bool(own.config.get(name)) for name in ("residual", "regression")}
+    same = {name: bool(start.own.config.get(name)) for name in ("residual", "regression")}
     return config.replace(model=model.replace(**same))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,79 +10,83 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from morphogen.checkpoints import load_histdist, load_model, resolve_folder, save_model
+from morphogen.checkpoints import load_histdist, load_model, resolve_folder
 from morphogen.checkpoints.folder import NAME, ModelFolder
 from morphogen.core.errors import CheckpointError, ConfigError, nearest
 from morphogen.core.provenance import versions
-from morphogen.nets import DetailHead, KLFirstStage, load_first_stage, load_text_encoder, load_unet
-from morphogen.slides import Encoder
+from morphogen.nets import (
+    DetailHead,
+    KLFirstStage,
+    TextEncoder,
+    load_first_stage,
+    load_text_encoder,
+    load_unet,
+)
 from morphogen.stain.config import ModelConfig
-from morphogen.stain.model import PROMPT, StainTransfer, build_encoder
-from morphogen.stain.recipes.network import StainNetwork
+from morphogen.stain.recipes.network import PROMPT, StainNetwork
 
 KIND = "stain"
 PUBLISHED_ENCODER = "phikon"
 PUBLISHED_CROP, PUBLISHED_MPP = 512, 0.4661  # HistDiST, section 3: MIST
 
 
-def load(
-    cls: Any,
-    folder: Path | str,
-    encoder: str | Path | nn.Module | Encoder | None,
-    encoder_weights: Path | str | None,
-    changes: dict[str, Any],
-) -> Any:
-    """:meth:`StainTransfer.from_pretrained`, on the CPU."""
+@dataclass(frozen=True)
+class Parts:
+    """What a stain model is put together from. mean: network and configuration of the regression that it scatters
+    around."""
+
+    network: StainNetwork
+    first_stage: Any
+    config: ModelConfig
+    text: TextEncoder | None = None
+    crop: int = PUBLISHED_CROP
+    mpp: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[StainNetwork, ModelConfig] | None = None
+
+
+def read(folder: Path | str, changes: dict[str, Any]) -> Parts:
+    """The parts of a stain model's folder, or of the published pipeline, on the CPU; ``changes`` are settings that
+    override the saved ones."""
     path = resolve_folder(folder)
-    ready = None if encoder is None or isinstance(encoder, str) else encoder
-    settings = dict(changes)
-    if isinstance(encoder, str):
-        settings["encoder"] = encoder
-    if encoder_weights is not None:
-        settings["encoder_weights"] = str(encoder_weights)
     if (path / NAME).is_file():
-        model = _load_own(cls, path, settings)
-    elif (path / "model_index.json").is_file():
-        model = _load_published(cls, path, settings)
-    else:
-        raise CheckpointError(
-            f"this is no stain model: there is neither {NAME} nor model_index.json",
-            where=path,
-            fix="Give a folder written by `morphogen stain train`, or the published HistDiST pipeline folder",
-        )
-    if ready is not None:
-        model._encoder = build_encoder(ready)
-    return model
+        return _own(path, changes)
+    if (path / "model_index.json").is_file():
+        return _published(path, changes)
+    raise CheckpointError(
+        f"this is no stain model: there is neither {NAME} nor model_index.json",
+        where=path,
+        fix="Give a folder written by `morphogen stain train`, or the published HistDiST pipeline folder",
+    )
 
 
-def _load_own(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
+def _own(path: Path, changes: dict[str, Any]) -> Parts:
     model = load_model(path, KIND)
     try:
-        config = model.settings(ModelConfig).replace(**settings)
+        config = model.settings(ModelConfig).replace(**changes)
     except ConfigError as error:
         raise CheckpointError(str(error), where=path) from None
     if (path / "vae").is_dir():
         first_stage = load_first_stage(path / "vae")
     else:
         first_stage = pixel_first_stage(config, model.component("first_stage"))
-    text = load_text_encoder(path) if (path / "text_encoder").is_dir() else None
     facts = model.facts
     preprocessing = facts.get("preprocessing", {})
-    made = {"crop": preprocessing.get("crop", PUBLISHED_CROP), "mpp": preprocessing.get("mpp")}
     mean = None
     if config.residual:
         own = config.replace(
             residual=False, residual_scale=None, regression=True, stains=tuple(facts["mean_stains"])
         )
-        mean = cls(_network(model, own, "mean_").eval(), first_stage, own, **made)
-    return cls(
+        mean = _network(model, own, "mean_").eval(), own
+    return Parts(
         _network(model, config).eval(),
         first_stage,
         config,
-        text=text,
+        text=load_text_encoder(path) if (path / "text_encoder").is_dir() else None,
+        crop=preprocessing.get("crop", PUBLISHED_CROP),
+        mpp=preprocessing.get("mpp"),
         facts=facts.get("training", {}),
         mean=mean,
-        **made,
     )
 
 
@@ -115,7 +120,7 @@ def _network(model: ModelFolder, config: ModelConfig, prefix: str = "") -> Stain
     return network
 
 
-def _load_published(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
+def _published(path: Path, changes: dict[str, Any]) -> Parts:
     parts = load_histdist(path)
     if parts.text is None:
         raise CheckpointError(
@@ -127,55 +132,41 @@ def _load_published(cls: Any, path: Path, settings: dict[str, Any]) -> Any:
         null_context="text",
         beta_start=parts.beta_start,
         beta_end=parts.beta_end,
-    ).replace(**settings)
+    ).replace(**changes)
     network = StainNetwork(parts.network, null=parts.text([PROMPT]), learn_null=False)
-    return cls(
+    return Parts(
         network.eval(),
         parts.first_stage,
         config,
         text=parts.text,
-        crop=PUBLISHED_CROP,
         mpp=PUBLISHED_MPP,
         facts={"from": "published HistDiST pipeline"},
     )
 
 
-def save(model: StainTransfer, folder: Path | str) -> Path:
-    """:meth:`StainTransfer.save_pretrained`."""
-    modules: dict[str, Any] = {
-        "unet": model.network.latent.unet,
-        "scheduler": diffusers_scheduler(model.config),
-    }
-    if isinstance(model.first_stage, KLFirstStage):
-        modules["vae"] = model.first_stage.autoencoder
+def modules(
+    network: StainNetwork,
+    first_stage: Any,
+    config: ModelConfig,
+    text: TextEncoder | None = None,
+    mean: StainNetwork | None = None,
+) -> dict[str, Any]:
+    """What a folder holds, by name: as a diffusers pipeline names it, and the conditioning that is ours."""
+    out: dict[str, Any] = {"unet": network.latent.unet, "scheduler": diffusers_scheduler(config)}
+    if isinstance(first_stage, KLFirstStage):
+        out["vae"] = first_stage.autoencoder
     else:
-        modules["first_stage"] = model.first_stage
-    if model.text is not None:
-        modules["text_encoder"], modules["tokenizer"] = model.text.model, model.text.tokenizer
-    documents = _index(modules)
-    facts: dict[str, Any] = {}
-    networks = {"": model.network}
-    if model.mean is not None:  # a diffusers pipeline would leave the regression out and paint residuals
-        networks["mean_"], modules["mean_unet"] = model.mean.network, model.mean.network.latent.unet
-        documents, facts = {}, {"mean_stains": model.mean.stains}
-    for prefix, network in networks.items():
-        rest = _Conditioning(network)
+        out["first_stage"] = first_stage
+    if text is not None:
+        out["text_encoder"], out["tokenizer"] = text.model, text.tokenizer
+    networks = {"": network}
+    if mean is not None:
+        networks["mean_"], out["mean_unet"] = mean, mean.latent.unet
+    for prefix, each in networks.items():
+        rest = _Conditioning(each)
         if rest.state_dict():
-            modules[f"{prefix}conditioning"] = rest
-    encoder = model._encoder  # not built only to be named
-    spec = encoder.spec.to_dict() if encoder is not None else {"name": model.config.encoder}
-    return save_model(
-        folder,
-        modules,
-        model.config,
-        kind=KIND,
-        documents=documents,
-        encoder=spec,
-        preprocessing={"crop": model.crop, "mpp": model.mpp, "range": [-1, 1]},
-        training=model.facts,
-        versions=versions(),
-        **facts,
-    )
+            out[f"{prefix}conditioning"] = rest
+    return out
 
 
 class _Conditioning(nn.Module):
@@ -188,7 +179,7 @@ class _Conditioning(nn.Module):
         self.projection, self.detail = network.projection, network.detail
 
 
-def _index(modules: dict[str, Any]) -> dict[str, Any]:
+def index(modules: dict[str, Any]) -> dict[str, Any]:
     """``model_index.json`` of the diffusers pipeline, where all its components are there."""
     needed = {"unet", "scheduler", "vae", "text_encoder", "tokenizer"}
     if not needed <= set(modules):
@@ -233,13 +224,21 @@ def pixel_first_stage(config: ModelConfig, folder: Path | None = None) -> Any:
     return stage
 
 
-def load_start(folder: Path | str) -> tuple[ModelFolder | None, Path]:
-    """What a training can start from: ``(model folder or None for a diffusers pipeline, path)``."""
+@dataclass(frozen=True)
+class Start:
+    """A folder that a training starts from; ``own`` is ``None`` for a diffusers pipeline."""
+
+    path: Path
+    own: ModelFolder | None
+
+
+def load_start(folder: Path | str) -> Start:
+    """What a training can start from; :class:`CheckpointError` for anything else."""
     path = resolve_folder(folder)
     if (path / NAME).is_file():
-        return load_model(path, KIND), path
+        return Start(path, load_model(path, KIND))
     if (path / "model_index.json").is_file():
-        return None, path
+        return Start(path, None)
     hint = nearest("model_index.json", [p.name for p in path.iterdir()])
     raise CheckpointError(
         f"nothing to start from here: no {NAME} and no model_index.json.{hint}",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from morphogen.core.errors import InputError
 from morphogen.nets import DetailHead, LatentUNet
 
+PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 HE = 0  # label of the H&E generation task; target stains follow from 1
 
 
