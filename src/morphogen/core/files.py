@@ -11,13 +11,15 @@ import hashlib
 import json
 import math
 import os
-import shutil
+import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from morphogen.core.errors import InputError, OutputError
+from morphogen.core.errors import InputError, MorphogenError, OutputError
+from morphogen.core.replacing import put, recover, remove, remove_leftovers_of, temporary_name
 
 _CHUNK = 1 << 20
 
@@ -30,37 +32,76 @@ os.umask(_UMASK)
 def atomic_path(final: Path | str) -> Iterator[Path]:
     """A temporary path beside ``final`` that becomes ``final`` when the block ends well.
 
-    The block may write a file or a folder there. On any error the temporary is removed and ``final`` is left as it
-    was. Raises :class:`OutputError` when the place is not writable or the disk is full.
+    The block may write a file or a folder there, by any library. On any error the temporary is removed and ``final``
+    is left as it was; what an earlier, killed run left here is removed first. Raises :class:`OutputError` when the
+    place is not writable or the disk is full, whatever the library that wrote makes of it.
     """
     final = Path(final)
     writable_folder(final.parent)
-    # The suffix stays last because libraries choose a format by it.
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}.tmp{final.suffix}")
-    _remove(temporary)
+    recover(final)
+    remove_leftovers_of(final)
+    temporary = final.with_name(temporary_name(final))
+    remove(temporary)
     try:
         yield temporary
         _sync(temporary)
-        if final.is_dir() and temporary.is_dir():
-            _swap_folder(temporary, final)
-        else:
-            os.replace(temporary, final)
+        put(temporary, final)
         _sync_folder(final.parent)
-    except OSError as error:
-        _remove(temporary)
-        raise output_error(error, final) from error
+    except Exception as error:
+        explained = _explained(error, temporary, final)
+        remove(temporary)
+        if explained is None:
+            raise
+        raise explained from error
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
 
 
-def _swap_folder(temporary: Path, final: Path) -> None:
-    # A folder cannot be replaced in one step; the old one steps aside so that it is never half there.
-    old = final.with_name(f".{final.name}.{os.getpid()}.old")
-    _remove(old)
-    os.rename(final, old)
-    os.rename(temporary, final)
-    _remove(old)
+# How libraries that are not Python say that a write failed: safetensors, HDF5, torch.save.
+_FAILED = {
+    errno.ENOSPC: re.compile(r"No space left on device|os error 28|errno = 28"),
+    errno.EDQUOT: re.compile(r"quota exceeded|os error 122|errno = 122", re.IGNORECASE),
+    errno.EFBIG: re.compile(r"File too large|os error 27|errno = 27"),
+}
+_WRITE_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_PROBE = 1 << 20
+
+
+def _explained(error: Exception, temporary: Path, final: Path) -> OutputError | None:
+    """The sentence for a failed write; ``None`` for an error that is about something else."""
+    if isinstance(error, MorphogenError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        ours = error.filename is None or str(error.filename).startswith((str(temporary), str(final)))
+        return output_error(error, final) if ours or error.errno in _WRITE_CODES else None
+    for code, words in _FAILED.items():
+        if words.search(str(error)):
+            return output_error(OSError(code, os.strerror(code)), final)
+    # NumPy and torch.save lose the reason on the way, so the disk itself is asked.
+    full = _full(final.parent, temporary)
+    if full is not None:
+        return output_error(full, final)
+    return output_error(error, final) if isinstance(error, OSError) else None
+
+
+def _full(folder: Path, temporary: Path) -> OSError | None:
+    """Why no more can be written in ``folder``, or ``None`` when a MiB can."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    with suppress(OSError):
+        if limit != resource.RLIM_INFINITY and temporary.is_file() and temporary.stat().st_size >= limit:
+            return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    probe = folder / f".space-test.{os.getpid()}"
+    try:
+        with open(probe, "wb", buffering=0) as file:
+            file.write(bytes(min(_PROBE, limit) if limit != resource.RLIM_INFINITY else _PROBE))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if error.errno in _WRITE_CODES else None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
 
 
 def _sync(path: Path) -> None:
@@ -85,18 +126,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def output_error(error: OSError, where: Path | str) -> OutputError:
     """The :class:`OutputError` for an operating-system error while writing ``where``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             "the disk is full; nothing was left half-written", where=where, fix="Free space and run it again"
+        )
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            "the file would be larger than is allowed here; nothing was left half-written",
+            where=where,
+            fix="Raise the limit (ulimit -f) and run it again",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError("no permission to write here", where=where, fix="Choose another folder")
@@ -226,6 +266,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path | str) -> dict[str, Any] | None:
         """The manifest, or ``None`` when the folder is not complete."""
+        recover(Path(folder))
         path = Path(folder) / cls.NAME
         if not path.is_file():
             return None

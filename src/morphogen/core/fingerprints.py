@@ -45,17 +45,6 @@ def fingerprint(path: Path | str) -> str:
         raise InputError(f"cannot be read ({error.strerror or error})", where=path) from error
 
 
-def fingerprints(folder: Path | str) -> list[str]:
-    """Of every file in a folder and below it, in the order of their paths; hidden files are left out."""
-    root = Path(folder)
-    paths = sorted(
-        path
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    return [fingerprint(path) for path in paths]
-
-
 @lru_cache(maxsize=65536)
 def _computed(path: str, size: int, _changed: int, _inode: int) -> str:
     with open(path, "rb") as file:

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import atomic_path, content_hash
+from morphogen.core.hdf5 import write_h5ad
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
 from morphogen.expression.config import ExpressionConfig, PredictConfig
@@ -94,8 +95,7 @@ def predict_section(
     if isinstance(keep, np.ndarray):
         result.obsm["pred_samples"] = keep
     if out is not None:
-        with atomic_path(Path(out)) as temporary:
-            result.write_h5ad(temporary, compression="gzip")
+        write_h5ad(result, out)
         assert shards is not None
         shards.remove()
     return result

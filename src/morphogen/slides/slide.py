@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
+from morphogen.core.replacing import recover
 from morphogen.slides.formats.opening import Opened, open_reader
 from morphogen.slides.formats.pixels import WHITE
 from morphogen.slides.formats.scale import Scale, printing_resolution
@@ -245,7 +246,9 @@ def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | Non
         )
     first_bytes(path, 1)  # missing, a folder, a pipe, empty
     folder = Path(out) if out is not None else path.parent
-    return Slide(path, open_reader(path), mpp, folder / store_name(path))
+    store = folder / store_name(path)
+    recover(store)
+    return Slide(path, open_reader(path), mpp, store)
 
 
 def _resolve_mpp(

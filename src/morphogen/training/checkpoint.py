@@ -132,13 +132,6 @@ def list_steps(parent: Path) -> list[Path]:
     return sorted(p for p in parent.glob("step-*") if p.is_dir() and p.name[5:].isdigit())
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove the temporary folders that a killed run left behind."""
-    for parent in (out / CHECKPOINTS, out / BEST, out / "previews"):
-        for path in parent.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _folder(parent: Path, step: int) -> Path:
     return parent / f"step-{step:08d}"
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from morphogen.core.errors import CheckpointError, OutputError
+from morphogen.core.replacing import remove_leftovers
 from morphogen.training import sharding
 from morphogen.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     newest_checkpoint,
-    remove_leftovers,
     save_checkpoint,
 )
 from morphogen.training.config import TrainingConfig

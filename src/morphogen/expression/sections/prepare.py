@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import atomic_path, content_hash, writable_folder
+from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.listing import list_files
+from morphogen.core.hdf5 import write_h5ad
 from morphogen.core.progress import progress
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
@@ -287,10 +288,7 @@ def stored_key(path: Path) -> str | None:
 
 def save_section(section: ad.AnnData, path: Path | str) -> Path:
     """Write a section whole or not at all."""
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        section.write_h5ad(temporary, compression="gzip")
-    return path
+    return write_h5ad(section, path)
 
 
 def load_section(path: Path | str) -> ad.AnnData:

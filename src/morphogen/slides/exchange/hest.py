@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import atomic_path
+from morphogen.core.hdf5 import writing_h5
 from morphogen.slides.exchange.tileset import (
     TileSet,
     attribute,
@@ -61,7 +61,7 @@ def write(slide: Slide, tiles: TileSet, target: Path) -> list[Path]:
     text = h5py.special_dtype(vlen=bytes)
     path = target / "patches" / f"{stem}.h5"
     boxes = np.column_stack([tiles.coords, np.full((len(tiles), 2), tiles.side)]).astype(np.float64)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing_h5(path) as file:
         shape = (len(tiles), tiles.tile_px, tiles.tile_px, 3)
         chunks = (1, *shape[1:]) if len(tiles) else None
         image = file.create_dataset("img", shape, np.uint8, chunks=chunks)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.files import atomic_path
+from morphogen.core.hdf5 import writing_h5
 
 
 @dataclass
@@ -128,7 +128,7 @@ def check_features(values: np.ndarray, count: int, path: Path) -> np.ndarray:
 
 def write_h5(path: Path, arrays: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]], **attrs: Any) -> Path:
     """Write datasets with their attributes, whole or not at all."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing_h5(path) as file:
         for name, (values, notes) in arrays.items():
             options = (
                 {"chunks": True, "maxshape": (None, *values.shape[1:])} if values.ndim and values.size else {}
