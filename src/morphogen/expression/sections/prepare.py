@@ -19,8 +19,8 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
-from morphogen.core.listing import list_files
 from morphogen.core.hdf5 import write_h5ad
+from morphogen.core.listing import list_files
 from morphogen.core.progress import progress
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
