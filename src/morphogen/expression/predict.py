@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.files import atomic_path, content_hash
+from morphogen.core.files import content_hash
 from morphogen.core.hdf5 import write_h5ad
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
