@@ -12,6 +12,7 @@ import logging
 import re
 import unicodedata
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 from morphogen.core.errors import InputError
@@ -71,7 +72,7 @@ def read_text(path: Path | str) -> str:
     data = read_bytes(path)
     text, guessed = _decoded(data)
     if guessed:
-        log.warning("%s: not UTF-8, read as %s; save it as UTF-8 to be sure", printable(path), guessed)
+        _say_guess(str(path), guessed)
     if (found := _NOT_TEXT.search(text)) is not None:
         raise InputError(
             f"this is not a text file (it holds the byte {ord(found[0]):#04x})",
@@ -79,6 +80,11 @@ def read_text(path: Path | str) -> str:
             fix="Save it as CSV in UTF-8",
         )
     return io.StringIO(text.lstrip("\ufeff").rstrip("\x1a"), newline=None).read()
+
+
+@lru_cache(maxsize=1024)  # once for a file, however often it is asked
+def _say_guess(path: str, encoding: str) -> None:
+    log.warning("%s: not UTF-8, read as %s; save it as UTF-8 to be sure", printable(path), encoding)
 
 
 def _decoded(data: bytes) -> tuple[str, str]:

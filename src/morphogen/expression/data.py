@@ -39,15 +39,30 @@ class SectionFacts:
     values: str = "counts"
 
 
-def facts(section: ad.AnnData) -> SectionFacts:
-    """The facts of a section read by this room; :class:`InputError` for any other AnnData."""
-    found = section.uns.get("morphogen", {}).get("section")
-    if found is None:
+def facts(section: ad.AnnData, where: object = None) -> SectionFacts:
+    """The facts of a section read by this room; :class:`InputError` for any other AnnData, and for facts that are
+    no names or no sizes."""
+    noted = section.uns.get("morphogen")
+    found = noted.get("section") if isinstance(noted, dict) else None
+    if not isinstance(found, dict):
         raise InputError(
-            "this AnnData was not read as a section", fix="Read it with morphogen.expression.read_sections"
+            "this AnnData was not read as a section",
+            where=where,
+            fix="Read it with morphogen.expression.read_sections",
         )
     known = SectionFacts.__dataclass_fields__
-    return SectionFacts(**{k: _plain(v) for k, v in dict(found).items() if k in known})
+    values = {k: _plain(v) for k, v in found.items() if k in known}
+    for key, value in values.items():
+        number = key.rsplit("_", 1)[-1] in ("mpp", "um", "px")
+        if number and not (isinstance(value, int | float) and 0 <= value < float("inf")):
+            raise InputError(
+                f"its {key} is {str(value)[:40]!r}, not a size", where=where or found.get("section")
+            )
+        if not number and not isinstance(value, str):
+            raise InputError(f"its {key} is {str(value)[:40]!r}, not text", where=where)
+    if not values.get("section"):
+        raise InputError("the section has no name", where=where)
+    return SectionFacts(**values)
 
 
 def set_facts(section: ad.AnnData, value: SectionFacts) -> None:

@@ -24,6 +24,7 @@ from morphogen.expression.model import ExpressionModel
 from morphogen.expression.scoring.baselines import all_baselines
 from morphogen.expression.scoring.results import PROTOCOL, Evaluation
 from morphogen.expression.scoring.scores import COLUMNS, Scores, difference, score
+from morphogen.expression.sections.checked import predicted
 from morphogen.expression.sections.panels import Panel
 from morphogen.expression.sections.prepare import check_same_encoder, encoder_of
 from morphogen.expression.sections.splits import By, Split, split_sections
@@ -203,17 +204,14 @@ def _given(
     """Mean and samples of another method for one section, joined by barcode and gene."""
     for result in given:
         if set(table.barcodes) <= set(result.obs_names):
+            mean, samples = predicted(result, label)
             rows = result.obs_names.get_indexer(list(table.barcodes))
             columns = result.var_names.get_indexer(list(panel.genes))
             if (columns < 0).any():
                 gene = panel.genes[int(np.flatnonzero(columns < 0)[0])]
                 raise InputError(f"gene '{gene}' of the panel is not predicted", where=label)
-            if "pred_mean" not in result.layers:
-                raise InputError("there is no layer 'pred_mean'", where=label)
-            mean = np.asarray(result.layers["pred_mean"])[np.ix_(rows, columns)]
-            if "pred_samples" not in result.obsm:
-                return mean, None
-            return mean, np.asarray(result.obsm["pred_samples"], np.float32)[rows][:, :, columns]
+            mean = mean[np.ix_(rows, columns)]
+            return mean, None if samples is None else samples[rows][:, :, columns]
     raise InputError(f"no prediction covers the spots of section {table.section}", where=label)
 
 

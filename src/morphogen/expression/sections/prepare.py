@@ -31,6 +31,7 @@ from morphogen.expression.data import (
     resolve_mpp,
     set_facts,
 )
+from morphogen.expression.sections.checked import check_prepared
 from morphogen.expression.sections.h5ad import open_h5ad
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.readers import Source, find_sections, read_section
@@ -292,16 +293,8 @@ def save_section(section: ad.AnnData, path: Path | str) -> Path:
 
 
 def load_section(path: Path | str) -> ad.AnnData:
-    """A prepared section; checks that it is one and that its embeddings are finite."""
-    section = open_h5ad(path)
-    if "prepare" not in section.uns.get("morphogen", {}) or "embedding" not in section.obsm:
-        raise InputError(
-            "this is not a prepared section",
-            where=path,
-            fix="Run `morphogen expression prepare` on its folder first",
-        )
-    check_embeddings(section.obsm["embedding"], path)
-    return section
+    """A prepared section; checks that it is one and that all of it can be used."""
+    return check_prepared(open_h5ad(path), path)
 
 
 def load_sections(folder: Path | str, names: Iterable[str] | None = None) -> list[ad.AnnData]:

@@ -6,6 +6,7 @@ Rows are always joined by barcode, never by position.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,10 @@ def find_sections(folder: Path | str) -> list[Source]:
             where=root,
             fix="Expected st/*.h5ad (HEST-1k), Space Ranger folders, <id>.tsv.gz with <id>_selection.tsv, or *.h5ad",
         )
+    twice = next((name for name, n in Counter(source.section for source in found).items() if n > 1), None)
+    if twice is not None:
+        places = ", ".join(str(source.path.name) for source in found if source.section == twice)
+        raise InputError(f"there are several sections '{twice}' ({places})", where=root, fix="Rename one")
     return found
 
 

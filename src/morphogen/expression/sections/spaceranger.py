@@ -53,7 +53,8 @@ def find_runs(folder: Path) -> list[Run]:
     for place in (folder, folder / "outs"):
         if _complete(place):
             return [_named(place)]
-        bins = [path for path in list_folders(place / "binned_outputs") if _complete(path)]
+        within = place if place.name == "binned_outputs" else place / "binned_outputs"
+        bins = [path for path in list_folders(within) if _complete(path)]
         if bins:
             return [_named(path) for path in reversed(bins)]
     return []
