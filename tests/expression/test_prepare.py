@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import anndata as ad
 import h5py
@@ -28,7 +29,7 @@ from morphogen.expression import (
     train_model,
     write_geojson,
 )
-from morphogen.expression.data import facts
+from morphogen.expression.data import facts, set_facts
 from morphogen.expression.sections import prepare as prepare_module
 from morphogen.expression.sections.grid import grid_neighbours, grid_section
 from morphogen.slides import dihedral, get_encoder, open_slide
@@ -274,6 +275,12 @@ def test_a_slide_without_spots(store, model, tmp_path):
     assert set(first) == {model.panel.genes[1], f"{model.panel.genes[1]} sd"}
     ring = np.array(features[0]["geometry"]["coordinates"][0])
     np.testing.assert_allclose(ring[:4].mean(axis=0), xy[0], atol=0.01)
+    set_facts(result, replace(facts(result), origin_x=30.0, origin_y=12.0))  # a slide with OpenSlide bounds
+    write_geojson(result, tmp_path / "q.geojson", (model.panel.genes[1],))
+    written = json.loads((tmp_path / "q.geojson").read_text())
+    ring = np.array(written["features"][0]["geometry"]["coordinates"][0])
+    np.testing.assert_allclose(ring[:4].mean(axis=0), xy[0] - [30, 12], atol=0.01)
+    assert written["origin"] == [30, 12]
     with pytest.raises(InputError, match="'NOPE' is not in the panel"):
         write_geojson(result, tmp_path / "q.geojson", ("NOPE",))
 

@@ -9,6 +9,7 @@ import pytest
 from shapely import box
 
 from morphogen.core.errors import OutputError, SlideError
+from morphogen.slides import open_slide
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import ApplyConfig, SamplerConfig, WindowConfig
 from morphogen.stain.predict import stain_slide
@@ -66,6 +67,24 @@ def test_slide_read_at_the_models_scale_is_written_at_its_own(copying, slide, tm
     made = opened.read_region((100, 150), 0, (300, 300))
     a, b = (np.array(image)[..., :3].astype(float) for image in (source, made))
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+
+
+def test_the_stain_lies_over_the_slide_as_qupath_crops_it(copying, slide, tmp_path):
+    """SCN and MRXS: the stained pyramid has the size of the bounds, and says where their corner is."""
+    import openslide
+
+    copying.mpp = 0.5
+    opened = open_slide(slide)
+    opened.bounds = (90, 140, 330, 320)
+    out = stain_slide(copying, opened, tmp_path, QUICK)
+    made = openslide.OpenSlide(str(out.image))
+    assert made.dimensions == (330, 320) and out.facts["bounds"] == [90, 140, 330, 320]
+    assert "90, 140 level-0 px" in made.properties["openslide.comment"]
+    pixels = np.array(made.read_region((10, 10), 0, (300, 300)))[..., :3].astype(float)
+    source = opened.read_region(100, 150, 300, 300)
+    assert np.corrcoef(source.ravel(), pixels.ravel())[0, 1] > 0.9
+    near = np.array(made.read_region((10, 10), 0, (40, 300)))[..., :3].mean()
+    assert near < 235  # tissue reaches the left side of the crop: it was not shifted
 
 
 def test_interrupted_run_resumes_to_the_same_bytes(tiny, slide, tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ class SectionFacts:
     pitch_um: float = 0.0
     pitch_px: float = 0.0
     spot_diameter_px: float = 0.0
+    origin_x: float = 0.0  # level-0 pixel that QuPath calls 0: the corner of OpenSlide's bounds
+    origin_y: float = 0.0
     values: str = "counts"
 
 

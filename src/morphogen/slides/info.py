@@ -25,6 +25,7 @@ def slide_info(slide: Slide) -> dict[str, Any]:
         "mpp_note": slide.mpp_note,
         "damage": slide.damage,
         "magnification": slide.magnification,
+        "bounds": list(slide.bounds),
         "size_mm": None if slide.mpp is None else [n * slide.mpp / 1000 for n in (slide.width, slide.height)],
         "levels": [
             {"width": w, "height": h, "downsample": d, "mpp": None if slide.mpp is None else slide.mpp * d}

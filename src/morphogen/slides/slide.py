@@ -40,18 +40,22 @@ class Slide:
     mpp, mpp_source, mpp_note:
         µm per level-0 pixel or ``None``; where it came from (``given``, ``store``, ``file: …``); why the file's own
         value was refused, if it was.
+    bounds:
+        (x, y, width, height) of what was scanned, in level-0 pixels; the whole image for most formats. QuPath crops SCN
+        and MRXS to it: see :meth:`within_bounds`.
     magnification, vendor:
         Objective power or ``None``; scanner vendor as OpenSlide names it, or the kind of image.
     """
 
     def __init__(self, path: Path, opened: Opened, mpp: float | None, store: Path) -> None:
         self.path, self.reader, self.vendor, self.store = path, opened.reader, opened.vendor, store
-        self._gaps = opened.gaps
+        self._opened, self._gaps = opened, opened.gaps
         properties = opened.reader.properties
         self.height, self.width = (int(n) for n in properties.shape)
         self.level_downsamples = [float(d) for d in properties.level_downsample]
         self.level_shapes = [(int(h), int(w)) for h, w in properties.level_shape]
         self.magnification: float | None = properties.magnification or opened.scale.magnification
+        self.bounds = opened.bounds or (0, 0, self.width, self.height)
         self.given_mpp = mpp
         self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(opened.scale, mpp, store)
         properties.mpp = self.mpp
@@ -81,6 +85,10 @@ class Slide:
             f"the last {gap.total - gap.first} of {gap.total} tiles of the level of {gap.width} × {gap.height} px "
             "hold no data: the file was not written to its end"
         )
+
+    def within_bounds(self) -> Slide:
+        """The slide as QuPath shows it: cropped to its ``bounds``, whose corner is pixel (0, 0); itself for most."""
+        return self if self.bounds == (0, 0, self.width, self.height) else _Cropped(self)
 
     def close(self) -> None:
         """Release the file; a later read opens it again."""
@@ -137,7 +145,7 @@ class Slide:
 
     def read_block(
         self, level: int, x0: float, y0: float, x1: float, y1: float, margin: int
-    ) -> tuple[np.ndarray, int, int]:
+    ) -> tuple[np.ndarray, float, float]:
         """Pixels of ``level`` that cover a level-0 rectangle and ``margin`` pixels more, and their corner in it."""
         self._refuse_gap(level, x0, y0, x1, y1)
         d = self.level_downsamples[level]
@@ -196,6 +204,27 @@ class Slide:
     def thumbnail(self, size: int = 1024) -> np.ndarray:
         """The whole slide with its longer side at most ``size`` pixels, (H, W, 3) uint8."""
         return self.overview(max(1.0, max(self.width, self.height) / size))
+
+
+class _Cropped(Slide):
+    """A slide cut to its bounds. Blocks are those of the whole slide, so that pixels are the same to the bit."""
+
+    def __init__(self, whole: Slide) -> None:
+        super().__init__(whole.path, whole._opened, whole.given_mpp, whole.store)
+        self._whole = whole
+        self.mpp, self.mpp_source, self.mpp_note = whole.mpp, whole.mpp_source, whole.mpp_note
+        self._x, self._y, self.width, self.height = whole.bounds
+        self.bounds = (0, 0, self.width, self.height)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Cropped, (self._whole,)
+
+    def read_block(
+        self, level: int, x0: float, y0: float, x1: float, y1: float, margin: int
+    ) -> tuple[np.ndarray, float, float]:
+        x, y, d = self._x, self._y, self.level_downsamples[level]
+        block, left, top = self._whole.read_block(level, x0 + x, y0 + y, x1 + x, y1 + y, margin)
+        return block, left - x / d, top - y / d
 
 
 def store_name(path: Path) -> str:

@@ -196,16 +196,19 @@ def stain_slide(
     model.label(config.stain)
     translator = StainTranslator(model, config, precision=precision)
     ratio = scale_between(mpp, model.mpp)
-    plan = plan_windows(translator, config.windows, slide.width, slide.height, ratio)
+    x, y, width, height = slide.bounds  # QuPath shows these alone, and the stain is to lie over it
+    plan = plan_windows(translator, config.windows, width, height, ratio)
     glass = glass_of(slide, tissue, config.windows.tissue_only)
     notes = {"stain": stain, "model": model.identity[:16], "source": slide.path.name}
+    if (x, y) != (0, 0):
+        notes["origin in the source"] = f"{x}, {y} level-0 px (OpenSlide's bounds)"
     job = PyramidJob(
         out,
         f"{name_of(slide.path)}_{stain}",
         run_facts(model, config, precision) | slide_facts(slide, plan, glass),
         slide_layers(config, notes),
-        slide.width,
-        slide.height,
+        width,
+        height,
         mpp=mpp,
         borders=plan.borders(),
         quality=config.quality,

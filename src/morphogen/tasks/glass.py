@@ -96,13 +96,18 @@ class Glass:
 
 def glass_of(slide: Slide, tissue: Sequence[Any] | None = None, tissue_only: bool = True) -> Glass | None:
     """The glass around ``tissue`` (polygons in level-0 pixels; default: the tissue of the slide's store, else what is
-    found in it); ``None`` where the whole slide is wanted and nothing fades."""
+    found in it), on the slide within its bounds; ``None`` where the whole slide is wanted and nothing fades."""
     from morphogen.slides.tissue import tissue_of
 
     if tissue is None and not tissue_only:
         return None
     polygons = list(tissue_of(slide).geometry) if tissue is None else list(tissue)
-    return Glass(polygons, slide.width, slide.height, slide.require_mpp())
+    x, y, width, height = slide.bounds
+    if (x, y) != (0, 0):
+        from shapely.affinity import translate
+
+        polygons = [translate(polygon, -x, -y) for polygon in polygons]
+    return Glass(polygons, width, height, slide.require_mpp())
 
 
 def _between(positions: np.ndarray, step: float, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

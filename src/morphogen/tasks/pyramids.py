@@ -212,7 +212,9 @@ def _number(value: float | None) -> float:
 def slide_facts(slide: Slide, plan: WindowPlan, glass: Glass | None = None) -> dict[str, Any]:
     """What a result of a slide depends on besides model and settings: the file, the windows, the tissue."""
     mpp = slide.require_mpp()
-    return {
+    x, y, width, height = slide.bounds
+    cropped = {} if (width, height) == (slide.width, slide.height) else {"bounds": [x, y, width, height]}
+    return cropped | {
         "slide": slide.path.name,
         "slide_bytes": slide.path.stat().st_size,
         "slide_fingerprint": fingerprint(slide.path),
@@ -239,7 +241,8 @@ def translate_slide(
 
     Glass stays white and the picture fades along the contour of the tissue. A run that was killed goes on with the
     band it was at, to the same bytes; a finished one is recognised and left as it is. Memory is bounded by a batch and
-    a band of windows.
+    a band of windows. What is translated is the slide within its bounds (``slide.within_bounds()``), as QuPath shows
+    it: ``plan``, ``job`` and ``glass`` are of that size.
     """
     if job.complete():
         log.info("%s is there already.", next(iter(job.images.values())))
@@ -255,7 +258,7 @@ def translate_slide(
             for band in make_bands(
                 model,
                 plan,
-                slide_reader(slide, plan),
+                slide_reader(slide.within_bounds(), plan),
                 name=slide.path.stem,
                 batch=batch,
                 wanted=lambda x, y, side: (x, y) in wanted,

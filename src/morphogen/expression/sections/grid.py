@@ -111,6 +111,8 @@ def grid_section(slide: Slide, spacing_um: float, tissue: str = "otsu") -> ad.An
             pitch_um=spacing_um,
             pitch_px=step,
             spot_diameter_px=step,
+            origin_x=float(slide.bounds[0]),
+            origin_y=float(slide.bounds[1]),
         ),
     )
     return section
@@ -134,6 +136,9 @@ def grid_neighbours(section: ad.AnnData, k: int, every: int = 1) -> np.ndarray:
 def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] = ()) -> Path:
     """Predictions for QuPath: one square per spot in level-0 pixels, numeric measurements per gene.
 
+    QuPath crops slides with OpenSlide bounds (SCN, MRXS) to them: coordinates count from their corner, which the file
+    states as ``origin`` (level-0 pixels of the whole slide).
+
     genes: which; empty takes the 20 whose predicted mean varies most. Each gene gives ``GENE`` (predicted mean) and,
     where there are samples, ``GENE sd``.
     """
@@ -147,7 +152,8 @@ def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] =
     f = facts(result)
     half = (f.spot_diameter_px or f.pitch_px * 0.5) / 2
     features = []
-    for i, (x, y) in enumerate(np.asarray(result.obsm["spatial"], dtype=np.float64)):
+    origin = np.array([f.origin_x, f.origin_y])
+    for i, (x, y) in enumerate(np.asarray(result.obsm["spatial"], dtype=np.float64) - origin):
         ring = [
             [x - half, y - half],
             [x + half, y - half],
@@ -169,7 +175,8 @@ def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] =
                 },
             }
         )
-    return write_json(path, {"type": "FeatureCollection", "features": features})
+    collection = {"type": "FeatureCollection", "origin": origin.tolist(), "features": features}
+    return write_json(path, collection)
 
 
 def _most_varied(result: ad.AnnData) -> list[str]:

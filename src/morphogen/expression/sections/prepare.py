@@ -100,7 +100,11 @@ def prepare_section(
             stated, f.pitch_px, f.pitch_um or None, trust=config.data.trust_mpp, where=f.section
         )
         slide.mpp = mpp
-        set_facts(section, replace(f, mpp=mpp, mpp_source=f.mpp_source or source))
+        x, y = slide.bounds[:2]
+        set_facts(
+            section,
+            replace(f, mpp=mpp, mpp_source=f.mpp_source or source, origin_x=float(x), origin_y=float(y)),
+        )
         embed(section, slide_fields(section, slide, config), config, encoder)
         add_images(section, slide)
     elif patches is not None:

@@ -22,12 +22,15 @@ _CODECS = {1, 5, 7, 8, 32946}  # none, LZW, JPEG, deflate; not every OpenSlide h
 
 @dataclass(frozen=True)
 class Opened:
-    """A reader, the ``vendor`` as OpenSlide names it or the kind of image, its scale, and gaps by level."""
+    """A reader, the ``vendor`` as OpenSlide names it or the kind of image, its scale, gaps by level, and the part
+    that was scanned: ``bounds`` (x, y, width, height) in level-0 pixels where the file says so.
+    """
 
     reader: ReaderBase
     vendor: str
     scale: Scale
     gaps: tuple[Gap | None, ...]
+    bounds: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,17 @@ def _with_openslide(path: Path, vendor: str, tiff: _Tiff | None) -> Opened | Non
         scale = square(sizes[0], sizes[1], "openslide.mpp-x", reader.properties.magnification)
     shapes = [(int(h), int(w)) for h, w in reader.properties.level_shape]
     gaps = tuple(tiff.gaps.get(shape) for shape in shapes) if tiff is not None else ()
-    return Opened(reader, vendor, scale, gaps)
+    return Opened(reader, vendor, scale, gaps, _bounds(raw, shapes[0]))
+
+
+def _bounds(raw: Any, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """OpenSlide's bounds where they lie in the image: SCN and MRXS scans fill a part of theirs."""
+    try:
+        x, y, width, height = (int(raw[f"openslide.bounds-{key}"]) for key in ("x", "y", "width", "height"))
+    except (KeyError, ValueError):
+        return None
+    inside = min(x, y) >= 0 and min(width, height) > 0 and x + width <= shape[1] and y + height <= shape[0]
+    return (x, y, width, height) if inside else None
 
 
 def _with_ours(path: Path, tiff: _Tiff) -> Opened:
