@@ -29,7 +29,7 @@ SMALLER = {
     "expression evaluate": "--samples 4 --predict.steps 2",
     "stain train": "--steps 2 --crop 64 --training.batch_size 2 --training.warmup_steps 0 "
     "--model.widths [16,16] --model.attention [1]",
-    "stain apply": "--windows.batch 16",
+    "stain predict": "--windows.batch 16",
 }
 # Words of commands that are parsed alone.
 ABSENT = (
@@ -136,7 +136,7 @@ def test_commands_of_a_page(name, tmp_path, monkeypatch, capfd):
         if any(word in line for word in ABSENT):
             parses(line)
             continue
-        if " apply " in line and "patches/" in line and (tmp_path / "stained").exists():
+        if "stain predict" in line and "patches/" in line and (tmp_path / "stained").exists():
             shutil.rmtree(tmp_path / "stained")  # each line of the page stands for itself
         status = status_of(line)
         assert status == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"

@@ -20,7 +20,7 @@ SMALLER = {
     "expression evaluate": "--samples 4",
     "stain train": "--steps 2 --crop 64 --training.batch_size 2 --training.warmup_steps 0 "
     "--model.widths [16,16] --model.attention [1]",
-    "stain apply": "--steps 1 --windows.batch 16",
+    "stain predict": "--steps 1 --windows.batch 16",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from morphogen.cli.common import AsJson, print_json, say
+from morphogen.cli.common import AsJson, print_json, result, say
 
 app = App(name="checkpoint", help="Look into published checkpoints and import them.")
 
@@ -42,6 +42,7 @@ def import_(
     genes: Annotated[Path | None, Parameter(help="Gene list, one per line in the order of training.")] = None,
     encoder: Annotated[str | None, Parameter(help="Image encoder its embeddings come from, by name.")] = None,
     heads: Annotated[int | None, Parameter(help="Attention heads, where the file cannot say.")] = None,
+    json: AsJson = False,
 ) -> None:
     """Convert a published checkpoint into a model folder (morphogen.json and safetensors).
 
@@ -62,16 +63,20 @@ def import_(
         model = ExpressionModel.from_published(path, found.kind, names, heads=heads)
         model.encoder["name"] = chosen
         model.save_pretrained(out)
-        use = f"morphogen expression predict SECTION --model {out}"
+        use = f"morphogen expression predict SECTION --model {out} --out RESULT.h5ad"
     elif found.kind == "histdist":
         from morphogen.stain.model import StainTransfer
 
         StainTransfer.from_pretrained(path, encoder=chosen).save_pretrained(out)
-        use = f"morphogen stain apply IMAGE --model {out}"
+        use = f"morphogen stain predict IMAGE --model {out} --out STAINED"
     elif found.kind == "ldm":
         import_latent_diffusion(path, out, chosen, heads)
     else:
         import_first_stage(path, out)
-    say(f"{found.title}: {found.parameters:,} parameters", f"Written to {out}")
-    if use:
-        say(f"Use it: {use}")
+    result(
+        json,
+        {"kind": found.kind, "parameters": found.parameters, "out": out, "use": use},
+        f"{found.title}: {found.parameters:,} parameters",
+        f"Written to {out}",
+        *([f"Use it: {use}"] if use else []),
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from morphogen.cli.common import Device, Seed, say
+from morphogen.cli.common import AsJson, Device, Seed, result
 
 app = App(name="demo", help="Every task on small data, in one HTML report.")
 
@@ -20,6 +20,7 @@ def demo(
     quick: Annotated[bool, Parameter(help="A smoke run at cut-down sizes.", negative=())] = False,
     device: Device = "auto",
     seed: Seed = None,
+    json: AsJson = False,
 ) -> None:
     """Run every task on small data and write one report that opens in a browser.
 
@@ -32,4 +33,9 @@ def demo(
 
     chapters = [name.strip() for name in only.split(",")] if only else None
     page = run_demo(out, chapters=chapters, device=device, seed=seed or 0, quick=quick)
-    say(f"\nThe report is at {page.resolve()}: open it in a browser.")
+    result(
+        json,
+        {"report": page.resolve()},
+        "",
+        f"The report is at {page.resolve()}: open it in a browser.",
+    )

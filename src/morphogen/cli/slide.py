@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from morphogen.cli.common import AsJson, Compile, Device, PrecisionOption, print_json, say
+from morphogen.cli.common import (
+    AsJson,
+    Compile,
+    ConfigFile,
+    Settings,
+    load_config,
+    print_json,
+    say,
+)
+from morphogen.cli.options import Encoder, Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from morphogen.slides.config import TileConfig
     from morphogen.slides.encode import Outcome
 
 app = App(name="slide", help="Open, tile and encode slides; import and export tile features.")
@@ -100,15 +108,28 @@ def tile(
     recursive: Recursive = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    config: ConfigFile = None,
+    settings: Settings = (),
     json: AsJson = False,
 ) -> int:
     """Find tissue and lay tiles over it (224 px at 0.5 µm/px when not said otherwise)."""
     from morphogen.slides.batch import collect, run_jobs
+    from morphogen.slides.config import TileConfig
 
+    tiles = load_config(
+        TileConfig,
+        config,
+        settings,
+        tile_px=tile_px,
+        tile_mpp=tile_mpp,
+        overlap=overlap,
+        min_tissue=min_tissue,
+        tissue=tissue,
+    )
     outcomes = run_jobs(
         collect(slides, recursive=recursive, mpp=mpp),
         out=out,
-        tiles=_tiles(tile_px, tile_mpp, overlap, min_tissue, tissue),
+        tiles=tiles,
         overwrite=overwrite,
         workers=workers,
         scheduler=scheduler,
@@ -121,8 +142,8 @@ def encode(
     slides: Slides,
     /,
     *,
-    encoder: Annotated[str, Parameter(help="`morphogen slide encoders` lists them.")] = "texture",
-    weights: Annotated[Path | None, Parameter(help="Folder or file of its weights.")] = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
     tile_px: TilePx = None,
     tile_mpp: TileMpp = None,
     overlap: Overlap = None,
@@ -134,14 +155,16 @@ def encode(
     recursive: Recursive = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
-    batch_size: Annotated[int, Parameter(help="Tiles through the encoder at once.")] = 64,
-    readers: Annotated[int, Parameter(help="Threads that decode tiles of one slide.")] = 4,
-    device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    batch_size: Annotated[int | None, Parameter(help="Tiles through the encoder at once.")] = None,
+    readers: Annotated[int | None, Parameter(help="Threads that decode tiles of one slide.")] = None,
+    device: Annotated[str | None, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    precision: Annotated[str | None, Parameter(name="--precision", help="fp32, bf16 or fp16.")] = None,
     compile: Compile = False,
     trust_remote_code: Annotated[
         bool, Parameter(negative=(), help="Run Python code that comes with the weights.")
     ] = False,
+    config: ConfigFile = None,
+    settings: Settings = (),
     json: AsJson = False,
 ) -> int:
     """Encode tiles into the table `<encoder>_tiles` of each slide's store; tiles are made first where there are none.
@@ -150,33 +173,31 @@ def encode(
     Exit status 1 when some of several slides failed.
     """
     from morphogen.slides.batch import collect, run_jobs
-    from morphogen.slides.config import EncodeConfig
+    from morphogen.slides.config import EncodeRun
 
-    config = EncodeConfig.load(
-        None,
-        {
-            "encoder": encoder,
-            "weights": None if weights is None else str(weights),
-            "device": device,
-            "precision": precision,
-            "compile": compile,
-            "batch_size": batch_size,
-            "readers": readers,
-            "trust_remote_code": trust_remote_code,
-        },
+    chosen = load_config(
+        EncodeRun,
+        config,
+        settings,
+        encode__encoder=encoder,
+        encode__weights=None if weights is None else str(weights),
+        encode__device=device,
+        encode__precision=precision,
+        encode__compile=compile or None,
+        encode__batch_size=batch_size,
+        encode__readers=readers,
+        encode__trust_remote_code=trust_remote_code or None,
+        tiles__tile_px=tile_px,
+        tiles__tile_mpp=tile_mpp,
+        tiles__overlap=overlap,
+        tiles__min_tissue=min_tissue,
+        tiles__tissue=tissue,
     )
-    chosen = (tile_px, tile_mpp, overlap, min_tissue, tissue)
-    tiles = None
-    if any(value is not None for value in chosen):
-        from morphogen.slides.encoders.registry import encoder_spec
-
-        spec = encoder_spec(encoder)
-        tiles = _tiles(tile_px or spec.input_px, tile_mpp or spec.mpp, overlap, min_tissue, tissue)
     outcomes = run_jobs(
         collect(slides, recursive=recursive, mpp=mpp),
         out=out,
-        tiles=tiles,
-        encode=config,
+        tiles=chosen.tiles,
+        encode=chosen.encode,
         overwrite=overwrite,
         workers=workers,
         scheduler=scheduler,
@@ -255,25 +276,6 @@ def export(
 
     outcomes = export_slides(slides, format, to, encoder=encoder, mpp=mpp, out=out, recursive=recursive)
     return _report(outcomes, json)
-
-
-def _tiles(
-    tile_px: int | None,
-    tile_mpp: float | None,
-    overlap: int | None,
-    min_tissue: float | None,
-    tissue: str | None,
-) -> TileConfig:
-    from morphogen.slides.config import TileConfig
-
-    chosen = {
-        "tile_px": tile_px,
-        "tile_mpp": tile_mpp,
-        "overlap": overlap,
-        "min_tissue": min_tissue,
-        "tissue": tissue,
-    }
-    return TileConfig.load(None, {key: value for key, value in chosen.items() if value is not None})
 
 
 def _report(outcomes: list[Outcome], json: bool) -> int:

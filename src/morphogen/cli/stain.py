@@ -1,13 +1,15 @@
-"""``morphogen stain``: train a virtual stain, apply it to images and slides, evaluate it."""
+"""``morphogen stain``: train a virtual stain, predict images and slides with it, evaluate it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from morphogen.cli.common import (
+    AsJson,
     Compile,
     ConfigFile,
     Device,
@@ -15,24 +17,31 @@ from morphogen.cli.common import (
     Seed,
     Settings,
     load_config,
+    print_json,
+    result,
     say,
 )
 from morphogen.cli.options import (
     Data,
     Encoder,
+    Inputs,
+    Model,
     Mpp,
     Out,
     SkipBad,
+    Solver,
     Split,
     Stain,
+    Steps,
     Weights,
+    needed,
     started,
 )
 
 if TYPE_CHECKING:
     from morphogen.stain.evaluate import Evaluation
 
-app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): register, train, apply, evaluate.")
+app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): register, train, predict, evaluate.")
 
 
 @app.command
@@ -59,6 +68,7 @@ def register(
         int | None,
         Parameter(name="--workers", help="Pairs looked at at a time. Default: as many as cores."),
     ] = None,
+    json: AsJson = False,
 ) -> int:
     """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written.
 
@@ -75,6 +85,11 @@ def register(
         skip_bad=skip_bad,
         workers=workers,
     )
+    if json:
+        print_json(
+            {"table": table.path, "pairs": table.pairs, "unsure": table.unsure, "dropped": drop_unmatched}
+        )
+        return 0
     sure = table.pairs - (0 if drop_unmatched else len(table.unsure))
     say(f"{sure} of {sure + len(table.unsure)} pairs registered: {table.path}")
     if table.unsure:
@@ -144,6 +159,7 @@ def train(
     compile: Compile = False,
     config: ConfigFile = None,
     settings: Settings = (),
+    json: AsJson = False,
 ) -> int:
     """Train on H&E / IHC pairs; the model is written to OUT/model. A run found in OUT goes on where it
     stopped.
@@ -172,7 +188,7 @@ def train(
     tile = max(1024, resolved.data.crop)
     found = read_pairs(data, split, out, tile=tile, mpp=resolved.data.mpp)
     held = read_pairs(data, validation, out, tile=tile, mpp=resolved.data.mpp) if validation else None
-    result = train_model(
+    trained = train_model(
         found,
         resolved,
         out,
@@ -182,31 +198,28 @@ def train(
         precision=precision,
         compile=compile,
     )
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(result.run.metrics.items()))
-    around = "" if result.model.mean is None else f" around the regression of {resolved.mean or out / 'mean'}"
-    say(
-        f"Trained {result.run.step} steps{around} on {result.model.facts['pairs']} pairs: {figures}",
-        f"Model: {result.folder}",
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(trained.run.metrics.items()))
+    around = (
+        "" if trained.model.mean is None else f" around the regression of {resolved.mean or out / 'mean'}"
+    )
+    result(
+        json,
+        {"model": trained.folder, "steps": trained.run.step, "metrics": trained.run.metrics},
+        f"Trained {trained.run.step} steps{around} on {trained.model.facts['pairs']} pairs: {figures}",
+        f"Model: {trained.folder}",
     )
     return 0
 
 
-@app.command
-def apply(
-    model: Annotated[str, Parameter(help="Stain model or published HistDiST folder, or hub id.")],
-    sources: Annotated[list[Path], Parameter(help="Images, slides, or folders of them.")],
+@app.command(name=["predict", "apply"])
+def predict(
+    inputs: Inputs,
     /,
     *,
+    model: Model = None,
     out: Out,
-    solver: Annotated[
-        str | None,
-        Parameter(
-            name="--solver",
-            help="fast (default): a few second-order steps. reference: HistDiST's inversion and 100-step translation. "
-            "mean: the expected stain in one step.",
-        ),
-    ] = None,
-    steps: Annotated[int | None, Parameter(name="--steps", help="Translation steps.")] = None,
+    solver: Solver = None,
+    steps: Steps = None,
     samples: Annotated[
         int | None, Parameter(name="--samples", help="Samples per image; 2 or more give the uncertainty too.")
     ] = None,
@@ -230,6 +243,7 @@ def apply(
     compile: Compile = False,
     config: ConfigFile = None,
     settings: Settings = (),
+    json: AsJson = False,
 ) -> int:
     """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
     from morphogen.stain.config import ApplyConfig
@@ -250,20 +264,25 @@ def apply(
         windows__batch=batch,
         seed=seed,
     )
-    sort_sources(sources)  # what is not there is told before a model is loaded
-    transfer = StainTransfer.from_pretrained(model, encoder=encoder, encoder_weights=weights, device=device)
+    folder, named = needed(model, inputs, "stain predict")
+    sort_sources(named)  # what is not there is told before a model is loaded
+    transfer = StainTransfer.from_pretrained(folder, encoder=encoder, encoder_weights=weights, device=device)
     if compile:
         transfer.compile()
-    whole = True
+    outcomes = []
     for outcome in stain_sources(
-        transfer, sources, out, resolved, precision=precision, keep_samples=keep_samples
+        transfer, named, out, resolved, precision=precision, keep_samples=keep_samples
     ):
-        whole &= outcome.whole
+        outcomes.append(outcome)
+        if json:
+            continue
         if outcome.error:
             say(f"failed: {outcome.error}")
         for path in outcome.written:
             say(f"{outcome.source} → {path} ({outcome.note})")
-    return 0 if whole else 1
+    if json:
+        print_json([asdict(outcome) for outcome in outcomes])
+    return 0 if all(outcome.whole for outcome in outcomes) else 3
 
 
 @app.command
@@ -283,7 +302,12 @@ def evaluate(
     method: Annotated[str, Parameter(name="--method", help="Name of the method in the table.")] = "predicted",
     other: Annotated[
         list[str] | None,
-        Parameter(name="--other", help="Another method's images to score beside, NAME=FOLDER; repeatable."),
+        Parameter(
+            name="--other",
+            consume_multiple=True,
+            negative=(),
+            help="Other methods' images to score beside, NAME=FOLDER, several after one flag.",
+        ),
     ] = None,
     baselines: Annotated[
         bool, Parameter(name="--baselines", help="Score H&E and colour deconvolution too.")
@@ -297,14 +321,14 @@ def evaluate(
     seed: Seed = None,
     config: ConfigFile = None,
     settings: Settings = (),
+    json: AsJson = False,
 ) -> int:
     """Score virtual stains: DAB first, then retrieval, features and pixels; table, CSV, JSON and an HTML
     page.
     """
-    from morphogen.core.errors import ConfigError
+    from morphogen.core.files import read_json
     from morphogen.stain.config import EvaluateConfig
-    from morphogen.stain.data import find_pairs
-    from morphogen.stain.evaluate import as_pairs, evaluate_folder
+    from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
     from morphogen.stain.scoring.pages import write_page
 
     resolved = load_config(
@@ -316,14 +340,8 @@ def evaluate(
         resnet_weights=str(resnet_weights) if resnet_weights is not None else None,
         seed=seed,
     )
-    others = {}
-    for text in other or []:
-        name, found_equals, folder = text.partition("=")
-        if not found_equals:
-            raise ConfigError(f"'{text}' is not of the form NAME=FOLDER", where="--other")
-        others[name] = Path(folder)
-    plain = data.is_dir() and not any(data.rglob(f"{split}A"))
-    found = as_pairs(data, he, predicted) if plain or he is not None else find_pairs(data, split)
+    others = named_folders(other or ())
+    found, with_he = real_stains(data, split, he, predicted)
     evaluations = evaluate_folder(
         predicted,
         found,
@@ -331,11 +349,14 @@ def evaluate(
         resolved,
         method=method,
         others=others,
-        baselines=baselines and (he is not None or not plain),
+        baselines=baselines and with_he,
         skip_bad=skip_bad,
         where=data,
     )
     page = write_page(out, evaluations)
+    if json:
+        print_json({"report": page, "metrics": read_json(out / "metrics.json")})
+        return 0
     for line in _lines(evaluations):
         say(line)
     say(f"Results: {out / 'metrics.json'}, {out / 'summary.csv'}, {out / 'images.csv'}, {page}")

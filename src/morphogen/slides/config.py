@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,3 +39,29 @@ class EncodeConfig(Config):
     batch_size: int = Field(64, ge=1, description="Tiles through the encoder at once.")
     readers: int = Field(4, ge=1, le=64, description="Threads that decode tiles of one slide.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the weights.")
+
+
+class EncodeRun(Config):
+    """A run of `morphogen slide encode`: an encoder, and tiles of its own size where it makes some."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        **{name: f"encode.{name}" for name in EncodeConfig.model_fields},
+        **{name: f"tiles.{name}" for name in TileConfig.model_fields},
+    }
+
+    encode: EncodeConfig = Field(default_factory=EncodeConfig, description="Encoder.")
+    tiles: TileConfig | None = Field(
+        None, description="Tiles that are asked for. null = those of the store, else of the encoder's size."
+    )
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where tiles are asked for: their size in px and µm/px is the encoder's, unless it is said."""
+        tiles, encode = given.get("tiles"), given.get("encode")
+        if not isinstance(tiles, Mapping):
+            return {}
+        from morphogen.slides.encoders.registry import encoder_spec
+
+        name = encode.get("encoder", "texture") if isinstance(encode, Mapping) else "texture"
+        spec = encoder_spec(str(name))
+        return {"tiles": {"tile_px": spec.input_px, "tile_mpp": spec.mpp}}

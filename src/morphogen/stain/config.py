@@ -283,7 +283,7 @@ class SamplerConfig(diffusion.SamplerConfig):
 
 
 class ApplyConfig(Config):
-    """A run of `morphogen stain apply`."""
+    """A run of `morphogen stain predict`."""
 
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="How images are made.")
     windows: WindowConfig = Field(default_factory=WindowConfig, description="Windows of large images.")

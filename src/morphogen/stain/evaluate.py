@@ -6,14 +6,14 @@ Any method's output can be scored: a folder of images named like the real ones i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, file_hash, read_json
 from morphogen.core.progress import progress
 from morphogen.metrics.intervals import Interval
@@ -22,7 +22,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, read_image
+from morphogen.stain.data import Found, Pair, find_pairs, read_image
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
@@ -237,6 +237,30 @@ def paired_differences(
     return evaluation.against_first(
         evaluations, lambda own, others: differences(own, others, config, unit=unit), of
     )
+
+
+def named_folders(texts: Iterable[str]) -> dict[str, Path]:
+    """``NAME=FOLDER`` lines as folders by name."""
+    out = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals:
+            raise ConfigError(f"'{text}' is not of the form NAME=FOLDER", where="--other")
+        out[name] = Path(folder)
+    return out
+
+
+def real_stains(
+    data: Path | str, split: str, he: Path | str | None, predicted: Path | str
+) -> tuple[Found, bool]:
+    """What predictions are scored against, and whether there is H&E for baselines: pairs in any layout of
+    :mod:`morphogen.stain.data`, or a plain folder of real stains (with its H&E in ``he``).
+    """
+    data = Path(data)
+    plain = data.is_dir() and not any(data.rglob(f"{split}A"))
+    if plain or he is not None:
+        return as_pairs(data, he, predicted), he is not None
+    return find_pairs(data, split), True
 
 
 def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> Found:

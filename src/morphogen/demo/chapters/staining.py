@@ -14,8 +14,8 @@ from morphogen.report import Report
 TITLE = "Virtual staining, patch and whole slide"
 COMMANDS = """
 morphogen stain train pairs --out er --steps 3000 --mpp 0.5 --crop 128
-morphogen stain apply er/model patches --out stained --samples 8
-morphogen stain apply er/model slide.ome.tif --out stained
+morphogen stain predict patches --model er/model --out stained --samples 8
+morphogen stain predict slide.ome.tif --model er/model --out stained
 morphogen stain evaluate stained pairs --out scores
 """
 MPP = 0.5
