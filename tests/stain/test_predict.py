@@ -139,3 +139,20 @@ def test_every_solver_runs_with_every_prediction(solver, tmp_path):
         sampler = SamplerConfig(solver=solver, steps=3, spacing=spacing, inversion_steps=2)
         out = stain_image(model, image, ApplyConfig(sampler=sampler, samples=2))
         assert out.samples.shape == (2, 64, 64, 3)
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tiny, folder, tmp_path):
+    """Its record does not name settings that came later; with their defaults nothing is made again."""
+    import json
+
+    out = stain_folder(tiny, folder, tmp_path / "out", QUICK)
+    record = json.loads((out / "run.json").read_text())
+    for name in ("steps_offset", "variance", "guidance_scale", "guidance_interval", "guidance_rescale"):
+        del record["apply"]["sampler"][name]
+    (out / "run.json").write_text(json.dumps(record))
+    (out / "i0.png").write_bytes(b"kept")
+    stain_folder(tiny, folder, out, QUICK)
+    assert (out / "i0.png").read_bytes() == b"kept"
+    with pytest.raises(OutputError, match="apply.sampler.steps was 2, now 3"):
+        other = QUICK.replace(sampler=QUICK.sampler.replace(steps=3))
+        stain_folder(tiny, folder, out, other)

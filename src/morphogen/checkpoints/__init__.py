@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         save_latent_diffusion,
     )
     from morphogen.checkpoints.gene_networks import load_hisdiff, load_stem
-    from morphogen.checkpoints.identification import CheckpointInfo, describe, identify
+    from morphogen.checkpoints.identification import describe, identify
     from morphogen.checkpoints.importing import import_first_stage, import_latent_diffusion
+    from morphogen.checkpoints.info import CheckpointInfo
     from morphogen.checkpoints.pipelines import PipelineComponents, load_histdist, load_pipeline
 
 _LATER = {
@@ -37,7 +38,7 @@ _LATER = {
     "import_latent_diffusion": "importing",
     "load_hisdiff": "gene_networks",
     "load_stem": "gene_networks",
-    "CheckpointInfo": "identification",
+    "CheckpointInfo": "info",
     "describe": "identification",
     "identify": "identification",
     "PipelineComponents": "pipelines",

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from morphogen.checkpoints.gene_networks import PUBLISHED_WIDTH, hisdiff_config, stem_config
+from morphogen.checkpoints.info import CheckpointInfo, count
 from morphogen.checkpoints.keys import is_first_stage, is_hisdiff, is_latent_diffusion, is_stedm, is_stem
+from morphogen.checkpoints.pipelines import identify_folder
 from morphogen.core.errors import CheckpointError
 from morphogen.core.weights.finding import Candidate, candidates, check_tensors
 from morphogen.core.weights.reading import WeightFile, read_weights, walk_tensors
-
-
-@dataclass
-class CheckpointInfo:
-    """What was found. ``kind`` is one of: stem, hisdiff, ldm, first_stage, stedm, histdist, diffusers,
-    component, morphogen, unknown."""
-
-    path: Path
-    kind: str
-    title: str
-    sizes: dict[str, Any] = field(default_factory=dict)
-    parameters: int = 0  # elements of the network's distinct tensors
-    keys: int = 0  # tensors in the file, under all their names
-    contents: dict[str, int] = field(default_factory=dict)  # section of the file → tensors in it
-    ignored: list[str] = field(default_factory=list)  # what is in it and is not used
-    missing: list[str] = field(default_factory=list)  # what is needed beside it
-    foreign: tuple[str, ...] = ()  # classes named in the file, left inert
-    encoder: str = ""  # image encoder of the published weights, where these have their widths
-    advice: str = ""
-
-    @property
-    def importable(self) -> bool:
-        """Whether ``morphogen checkpoint import`` turns it into a model folder."""
-        return self.kind in ("stem", "hisdiff", "ldm", "first_stage", "histdist")
 
 
 def identify(path: Path | str) -> CheckpointInfo:
@@ -45,8 +22,6 @@ def identify(path: Path | str) -> CheckpointInfo:
     unreadable."""
     path = Path(path)
     if path.is_dir():
-        from morphogen.checkpoints.pipelines import identify_folder
-
         return identify_folder(path)
     return identify_weights(read_weights(path))
 
@@ -67,12 +42,6 @@ def identify_weights(file: WeightFile) -> CheckpointInfo:
     info.foreign = file.foreign
     info.contents = _sections(tensors)
     return info
-
-
-def count(tensors: Iterable[Tensor]) -> int:
-    """Elements of distinct tensors: one that is in the file under several names counts once."""
-    seen = {(tensor.data_ptr() or id(tensor), tensor.shape): tensor.numel() for tensor in tensors}
-    return sum(seen.values())
 
 
 def _sections(tensors: Iterable[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from morphogen.checkpoints.identification import CheckpointInfo
+from morphogen.checkpoints.info import CheckpointInfo
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.core.files import atomic_path, file_hash
 from morphogen.core.text import clean, read_lines

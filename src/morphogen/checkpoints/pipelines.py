@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from morphogen.checkpoints.folder import NAME, load_model, resolve_folder
-from morphogen.checkpoints.identification import CheckpointInfo
+from morphogen.checkpoints.info import CheckpointInfo
 from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import read_json
 from morphogen.nets.first_stages import FirstStage, load_first_stage

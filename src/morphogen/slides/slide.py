@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from functools import cached_property
@@ -18,6 +17,7 @@ from morphogen.slides.formats.pixels import WHITE
 from morphogen.slides.formats.scale import Scale, printing_resolution
 from morphogen.slides.images import FLAT_SUFFIXES, SLIDE_SUFFIXES, TIFF_SUFFIXES, first_bytes, short
 from morphogen.slides.resample import margin, resample
+from morphogen.slides.store import read_store, stored_mpp
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -98,8 +98,6 @@ class Slide:
     def wsi(self) -> WSIData:
         """The slide as wsidata's :class:`WSIData` (a SpatialData), with what the store holds."""
         from wsidata import WSIData
-
-        from morphogen.slides.store import read_store
 
         wsi = WSIData.from_spatialdata(read_store(self), self.reader)
         wsi.reader.properties.mpp = self.mpp
@@ -294,17 +292,7 @@ def _resolve_mpp(
         found = None
     if given is not None:
         return float(given), "given", note
-    stored = _stored_mpp(store)
+    stored = stored_mpp(store)
     if stored is not None and stored != found:
         return stored, "store", note
     return (None, None, note) if found is None else (float(found), f"file: {scale.source}", note)
-
-
-def _stored_mpp(store: Path) -> float | None:
-    """µm/px that an earlier result was made with, read without loading the store."""
-    try:
-        attributes = json.loads((store / "zarr.json").read_text())["attributes"]
-        value = attributes["slide_properties"]["mpp"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(value) if value is not None else None

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path
@@ -21,15 +21,23 @@ from morphogen.core.files import atomic_path
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from morphogen.slides.slide import Slide
-
 TISSUES = "tissues"
 TILES = "tiles"
 NOTES = "morphogen"  # what we note in the attributes of the store and in ``uns`` of its tables
 _METADATA = {"zarr.json", ".zattrs", ".zgroup", ".zmetadata", ".zarray"}  # rewritten in place by zarr
 
 
-def read_store(slide: Slide, only: tuple[str, ...] | None = None) -> SpatialData:
+class StoredSlide(Protocol):
+    """What a store needs to know of its slide."""
+
+    path: Path
+    store: Path
+    width: int
+    height: int
+    reader: Any
+
+
+def read_store(slide: StoredSlide, only: tuple[str, ...] | None = None) -> SpatialData:
     """What the slide's store holds; empty when there is none.
 
     ``only`` limits the kinds of elements read, e.g. ``("shapes",)``. Raises :class:`InputError` when the store cannot
@@ -59,7 +67,7 @@ def read_store(slide: Slide, only: tuple[str, ...] | None = None) -> SpatialData
     return data
 
 
-def read_table(slide: Slide, key: str) -> Any:
+def read_table(slide: StoredSlide, key: str) -> Any:
     """One AnnData table of the slide's store; :class:`InputError` that names those there are when it is absent."""
     from morphogen.core.errors import nearest
 
@@ -78,7 +86,7 @@ def read_table(slide: Slide, key: str) -> Any:
 
 
 def write_store(
-    slide: Slide,
+    slide: StoredSlide,
     *,
     shapes: dict[str, Any] | None = None,
     tables: dict[str, Any] | None = None,
@@ -119,6 +127,16 @@ def read_attrs(store: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return {key: item for key, item in value.items() if key != "spatialdata_attrs"}
+
+
+def stored_mpp(store: Path) -> float | None:
+    """µm/px that an earlier result was made with, read without loading the store."""
+    try:
+        attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+        value = attributes["slide_properties"]["mpp"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(value) if value is not None else None
 
 
 def table_names(store: Path) -> list[str]:

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.checkpoints.folder import ModelFolder
-from morphogen.core.devices import resolve_device
 from morphogen.core.errors import ConfigError, nearest
 from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
 from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder
 from morphogen.slides import Encoder, get_encoder
 from morphogen.slides.colour import dab_density
-from morphogen.slides.encoders.texture.encoder import TextureEncoder
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.recipes import folder as folders
-from morphogen.stain.recipes.network import HE, StainNetwork
+from morphogen.stain.recipes.network import HE, StainNetwork, token_encoder
 from morphogen.stain.recipes.sampling import invert, model_schedule
 from morphogen.tasks.pretrained import Pretrained
 
@@ -160,7 +158,7 @@ class StainTransfer(Pretrained):
             changes["encoder_weights"] = str(encoder_weights)
         model = cls._of(folders.read(folder, changes))
         if encoder is not None and not isinstance(encoder, str):
-            model._encoder = build_encoder(encoder)
+            model._encoder = get_encoder(encoder, tokens=True, device="cpu")
         return model.to(device)
 
     @classmethod
@@ -188,9 +186,7 @@ class StainTransfer(Pretrained):
     def encoder(self) -> Encoder | None:
         """The token encoder, built on first use; ``None`` for a model without one."""
         if self._encoder is None and self.config.encoder != "none":
-            self._encoder = build_encoder(
-                self.config.encoder, self.config.encoder_weights, self.config.texture_grid, device=self.device
-            )
+            self._encoder = token_encoder(self.config, self.device)
         return self._encoder
 
     def tokens(self, images: Tensor) -> Tensor | None:
@@ -365,29 +361,3 @@ class StainTransfer(Pretrained):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) → colours (B, 3, H, W) in 0…1."""
         return (self.first_stage.images(latents) / 2 + 0.5).clamp(0, 1)
-
-
-def build_encoder(
-    name: str | Path | nn.Module | Encoder,
-    weights: Path | str | None = None,
-    texture_grid: int = 4,
-    *,
-    device: str | torch.device = "cpu",
-) -> Encoder:
-    """A token encoder by name, transformers folder or module; ``texture`` with a grid of its own."""
-    if isinstance(name, Encoder):
-        return name
-    if name == "texture":
-        texture = TextureEncoder(tokens=(texture_grid, texture_grid))
-        return Encoder(
-            texture.spec,
-            lambda images: texture(images.permute(0, 2, 3, 1)),
-            lambda images: images,
-            resolve_device(device),
-            tokens=True,
-        )
-    if not isinstance(name, nn.Module) and (Path(name) / "config.json").is_file():
-        name = f"transformers:{name}"
-    return get_encoder(
-        name if isinstance(name, nn.Module) else str(name), weights, device=device, tokens=True
-    )

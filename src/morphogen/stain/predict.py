@@ -29,6 +29,10 @@ from morphogen.tasks.windows import plan_windows, scale_between
 
 log = logging.getLogger("morphogen.stain")
 
+NEWER = tuple(  # settings that results of earlier versions do not name; their defaults are what was done then
+    f"apply.sampler.{name}"
+    for name in ("steps_offset", "variance", "guidance_scale", "guidance_interval", "guidance_rescale")
+)
 LEAST_MAGENTA = 0.11  # see checks.py: H&E lies above, haematoxylin with DAB below
 
 
@@ -105,6 +109,7 @@ def stain_files(
         kind="stained images",
         notes={"uncertainty_unit": UNCERTAINTY_UNIT if config.samples > 1 else None},
         doing="staining images",
+        newer=NEWER,
     )
     if doubtful:
         log.warning(
@@ -214,7 +219,7 @@ def stain_slide(
         quality=config.quality,
         magnification=slide.magnification,
         what="the stained slide",
-        newer=("slide_fingerprint",),
+        newer=("slide_fingerprint", *NEWER),
     )
     batch = config.windows.batch
     made = translate_slide(translator, slide, plan, job, batch=batch, glass=glass, doing="staining windows")

@@ -55,6 +55,7 @@ def translate_images(
     kind: str = "translated images",
     notes: Mapping[str, Any] | None = None,
     doing: str = "translating images",
+    newer: Sequence[str] = (),
 ) -> FolderResult:
     """Translate image files (``name → path``) into ``out``, PNG files of the same names.
 
@@ -71,6 +72,8 @@ def translate_images(
         How a file becomes (H, W, 3) uint8; what is told of every image that is made.
     kind, notes:
         Of the manifest.
+    newer:
+        Facts that folders of earlier versions do not have.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def translate_images(
     out = writable_folder(out)
     if any(path.parent.resolve() == out.resolve() for path in files.values()):
         raise OutputError("the output folder is the input folder", where=out, fix="Choose another --out")
-    goes_on = Job(facts).begin(out / RUN, "images")
+    goes_on = Job(facts, newer=newer).begin(out / RUN, "images")
     result = FolderResult(out)
     sizes: dict[str, tuple[int, int]] = {}
     for name, path in files.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from morphogen.slides.encoders.hub import missing_weights
     from morphogen.slides.encoders.registry import (
         PREFIXES,
         TEXTURE,
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
         encoder_spec,
         get_encoder,
         list_encoders,
-        missing_weights,
         texture_spec,
     )
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "hub": ["missing_weights"],
         "registry": [
             "Encoder",
             "EncoderStatus",
@@ -33,8 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "encoder_spec",
             "get_encoder",
             "list_encoders",
-            "missing_weights",
             "texture_spec",
-        ]
+        ],
     },
 )

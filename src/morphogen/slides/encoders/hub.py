@@ -18,6 +18,7 @@ from typing import Any
 
 from morphogen.core.errors import MorphogenError, WeightsError
 from morphogen.slides.encoders.plain import plain_file
+from morphogen.slides.encoders.spec import EncoderSpec
 
 STANDARD_FILES = (
     "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
@@ -150,3 +151,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"this is not valid JSON ({error})", where=path) from None
     return value if isinstance(value, dict) else {}
+
+
+def missing_weights(spec: EncoderSpec, reason: str) -> WeightsError:
+    """The error for weights that are not on this machine, with both ways to get them."""
+    page = f"https://huggingface.co/{spec.repository}"
+    download = f"download them (hf download {spec.repository} --local-dir FOLDER) and pass --weights FOLDER"
+    if spec.gated:
+        return WeightsError(
+            f"its weights are gated and not on this machine ({reason})",
+            where=f"encoder '{spec.name}'",
+            fix=f"Ask for access at {page}, then set HF_TOKEN, or {download}; 'texture' needs no weights",
+        )
+    return WeightsError(
+        f"its weights are not on this machine and could not be downloaded ({reason})",
+        where=f"encoder '{spec.name}'",
+        fix=f"Connect to the network, or {download}; 'texture' needs no weights",
+    )

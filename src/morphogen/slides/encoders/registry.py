@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.devices import autocast, resolve_device, torch_dtype
-from morphogen.core.errors import ConfigError, InputError, WeightsError, nearest
+from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.slides.encoders import hub, lite0
 from morphogen.slides.encoders.spec import FILENAME, EncoderSpec, lazyslide_specs
 
@@ -202,12 +202,12 @@ def texture_spec() -> EncoderSpec:
 
 
 def get_encoder(
-    name: str | nn.Module | Encoder,
+    name: str | Path | nn.Module | Encoder,
     weights: str | Path | None = None,
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    tokens: bool = False,
+    tokens: bool | tuple[int, int] = False,
     compile: bool = False,
     trust_remote_code: bool = False,
     spec: EncoderSpec | None = None,
@@ -218,14 +218,15 @@ def get_encoder(
     ----------
     name:
         ``"texture"``; ``"lite0"``; a name of lazyslide-models (``"uni2"``, ``"phikon"``, …); ``"timm:NAME"``;
-        ``"transformers:FOLDER_OR_ID"``; or a :class:`torch.nn.Module` that maps normalised float images (N,
-        3, h, w) to (N, D) or (N, T, D), TorchScript modules included.
+        ``"transformers:FOLDER_OR_ID"``, or such a folder; or a :class:`torch.nn.Module` that maps normalised
+        float images (N, 3, h, w) to (N, D) or (N, T, D), TorchScript modules included.
     weights:
         Folder as downloaded from the hub, or a weights file. ``None`` takes the hub's cache, then the hub.
     device, precision, compile:
         ``auto``/``cpu``/``cuda``…; ``fp32``/``bf16``/``fp16`` autocast; whether ``torch.compile`` is applied.
     tokens:
-        Give tokens (class token first, then patches) instead of one vector.
+        Give tokens (class token first, then patches) instead of one vector; (rows, columns) is the grid of
+        ``texture``, other encoders have one of their own.
     trust_remote_code:
         Allow encoders whose weights come with Python code to run it.
     spec:
@@ -249,9 +250,12 @@ def get_encoder(
     path = Path(weights).expanduser() if weights is not None else None
     names = None
     if isinstance(name, nn.Module):
-        spec = spec or EncoderSpec(name=type(name).__name__.lower(), kind="module", tokens=tokens)
+        spec = spec or EncoderSpec(name=type(name).__name__.lower(), kind="module", tokens=bool(tokens))
         loaded = sources.from_module(name, spec)
     else:
+        if name != TEXTURE and (Path(name) / "config.json").is_file():
+            name = f"transformers:{name}"
+        name = str(name)
         spec = encoder_spec(name)
         if tokens and not spec.tokens:
             raise ConfigError(
@@ -267,36 +271,19 @@ def get_encoder(
         elif name == LITE0:
             loaded = sources.from_module(lite0.build(path), spec)
         elif name.startswith(PREFIXES):
-            loaded = sources.from_prefix(name, spec, path, tokens, trust_remote_code)
+            loaded = sources.from_prefix(name, spec, path, bool(tokens), trust_remote_code)
         else:
-            loaded = sources.from_lazyslide(spec, path, tokens, trust_remote_code)
+            loaded = sources.from_lazyslide(spec, path, bool(tokens), trust_remote_code)
     module = loaded.module
     if module is not None:
         loaded.place(where)
         if compile:
             module.compile()
-    return Encoder(loaded.spec, loaded.forward, loaded.prepare, where, precision, tokens, module, names)
+    return Encoder(loaded.spec, loaded.forward, loaded.prepare, where, precision, bool(tokens), module, names)
 
 
 def _how_to_get(spec: EncoderSpec) -> str:
     page = f"https://huggingface.co/{spec.repository}" if spec.repository else "its authors"
     return (
         f"access asked for at {page}, then HF_TOKEN or --weights" if spec.gated else f"a download from {page}"
-    )
-
-
-def missing_weights(spec: EncoderSpec, reason: str) -> WeightsError:
-    """The error for weights that are not on this machine, with both ways to get them."""
-    page = f"https://huggingface.co/{spec.repository}"
-    download = f"download them (hf download {spec.repository} --local-dir FOLDER) and pass --weights FOLDER"
-    if spec.gated:
-        return WeightsError(
-            f"its weights are gated and not on this machine ({reason})",
-            where=f"encoder '{spec.name}'",
-            fix=f"Ask for access at {page}, then set HF_TOKEN, or {download}; 'texture' needs no weights",
-        )
-    return WeightsError(
-        f"its weights are not on this machine and could not be downloaded ({reason})",
-        where=f"encoder '{spec.name}'",
-        fix=f"Connect to the network, or {download}; 'texture' needs no weights",
     )

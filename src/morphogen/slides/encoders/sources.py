@@ -58,9 +58,7 @@ def from_lazyslide(spec: EncoderSpec, weights: Path | None, tokens: bool, trust:
             stack.enter_context(tensors_only())
         if weights is None:
             if spec.gated and not hub.has_token() and not hub.cached(spec.repository or "", filename):
-                from morphogen.slides.encoders.registry import missing_weights
-
-                raise missing_weights(spec, "no HF_TOKEN is set")
+                raise hub.missing_weights(spec, "no HF_TOKEN is set")
             model: Any = cls()
         else:
             hub.check_weights(weights, spec.name, spec.repository, filename)
@@ -266,7 +264,6 @@ def _as_is(images: Tensor) -> Tensor:
 def _explained(spec: EncoderSpec, weights: Path | None) -> Iterator[None]:
     """One sentence for whatever a library raises while it loads weights."""
     from morphogen.core.errors import MorphogenError
-    from morphogen.slides.encoders.registry import missing_weights
 
     try:
         yield
@@ -276,7 +273,7 @@ def _explained(spec: EncoderSpec, weights: Path | None) -> Iterator[None]:
         raise DependencyError(_line(error), where=f"encoder '{spec.name}'") from error
     except Exception as error:
         if weights is None:
-            raise missing_weights(spec, _line(error)[:120].split(". ")[0]) from error
+            raise hub.missing_weights(spec, _line(error)[:120].split(". ")[0]) from error
         raise WeightsError(
             f"these are not the weights of '{spec.name}' ({_line(error)})",
             where=weights,

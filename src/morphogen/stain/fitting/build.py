@@ -12,11 +12,10 @@ from morphogen.checkpoints import load_pipeline
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
 from morphogen.nets import DetailHead, UNetConfig, build_unet, widen_input
-from morphogen.slides import Encoder
 from morphogen.stain.config import ModelConfig
-from morphogen.stain.model import StainTransfer, build_encoder
+from morphogen.stain.model import StainTransfer
 from morphogen.stain.recipes.folder import Start, load_start, pixel_first_stage, text_context
-from morphogen.stain.recipes.network import StainNetwork, add_labels, change_labels
+from morphogen.stain.recipes.network import StainNetwork, add_labels, change_labels, token_encoder
 
 log = logging.getLogger("morphogen.stain")
 
@@ -55,15 +54,9 @@ def build_model(
                 where="--start",
                 fix="Add --size paper",
             )
-        encoder = _encoder(config, device)
+        encoder = token_encoder(config, device)
         return _from_pipeline(start.path, config, encoder, seed, made).to(device)
-    return _small(config, _encoder(config, device), seed, made).to(device)
-
-
-def _encoder(config: ModelConfig, device: str | torch.device) -> Encoder | None:
-    if config.encoder == "none":
-        return None
-    return build_encoder(config.encoder, config.encoder_weights, config.texture_grid, device=device)
+    return _small(config, token_encoder(config, device), seed, made).to(device)
 
 
 def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -> StainTransfer:

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
 from morphogen.nets import DetailHead, LatentUNet
+from morphogen.slides import Encoder, get_encoder
+from morphogen.stain.config import ModelConfig
 
 PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 HE = 0  # label of the H&E generation task; target stains follow from 1
+
+
+def token_encoder(config: ModelConfig, device: str | torch.device = "cpu") -> Encoder | None:
+    """The encoder of H&E crops that a configuration names; ``None`` for a model without one."""
+    if config.encoder == "none":
+        return None
+    grid = config.texture_grid, config.texture_grid
+    return get_encoder(config.encoder, config.encoder_weights, tokens=grid, device=device)
 
 
 class StainNetwork(nn.Module):

@@ -147,9 +147,10 @@ SPEC = EncoderSpec(
 )
 
 
-def load(tokens: bool = False) -> Loaded:
+def load(tokens: bool | tuple[int, int] = False) -> Loaded:
     """The encoder as :func:`morphogen.slides.encoders.registry.get_encoder` takes it: uint8 ``(N, 3, H, W)`` in."""
-    encoder = TextureEncoder(GRID if tokens else None)
+    grid = tokens if isinstance(tokens, tuple) else GRID if tokens else None
+    encoder = TextureEncoder(grid)
     return Loaded(
         spec=encoder.spec,
         forward=lambda images: encoder(images.permute(0, 2, 3, 1)),
