@@ -22,10 +22,8 @@ from morphogen.stain.recipes.translator import StainTranslator
 from morphogen.tasks.bands import make_images
 from morphogen.tasks.checks import shortened
 from morphogen.tasks.folders import FolderResult, translate_images
-from morphogen.tasks.glass import glass_of
-from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
+from morphogen.tasks.pyramids import make_slide
 from morphogen.tasks.sources import Outcome, is_slide, run_sources
-from morphogen.tasks.windows import plan_windows, scale_between
 
 log = logging.getLogger("morphogen.stain")
 
@@ -196,33 +194,22 @@ def stain_slide(
     """
     config = config or ApplyConfig()
     slide = slide if isinstance(slide, Slide) else open_slide(slide, mpp=config.mpp)
-    mpp = slide.require_mpp()
-    stain = config.stain or model.stains[0]
     model.label(config.stain)
-    translator = StainTranslator(model, config, precision=precision)
-    ratio = scale_between(mpp, model.mpp)
-    x, y, width, height = slide.bounds  # QuPath shows these alone, and the stain is to lie over it
-    plan = plan_windows(translator, config.windows, width, height, ratio)
-    glass = glass_of(slide, tissue, config.windows.tissue_only)
-    notes = {"stain": stain, "model": model.identity[:16], "source": slide.path.name}
-    if (x, y) != (0, 0):
-        notes["origin in the source"] = f"{x}, {y} level-0 px (OpenSlide's bounds)"
-    job = PyramidJob(
+    stain = config.stain or model.stains[0]
+    made = make_slide(
+        StainTranslator(model, config, precision=precision),
+        slide,
         out,
         f"{name_of(slide.path)}_{stain}",
-        run_facts(model, config, precision) | slide_facts(slide, plan, glass),
-        slide_layers(config, notes),
-        width,
-        height,
-        mpp=mpp,
-        borders=plan.borders(),
+        slide_layers(config, {"stain": stain, "model": model.identity[:16], "source": slide.path.name}),
+        run_facts(model, config, precision),
+        windows=config.windows,
+        tissue=tissue,
         quality=config.quality,
-        magnification=slide.magnification,
         what="the stained slide",
-        newer=("slide_fingerprint", *NEWER),
+        doing="staining windows",
+        newer=NEWER,
     )
-    batch = config.windows.batch
-    made = translate_slide(translator, slide, plan, job, batch=batch, glass=glass, doing="staining windows")
     return StainedSlide(made.images[""], made.images.get("uncertainty"), made.windows, made.seams, made.facts)
 
 

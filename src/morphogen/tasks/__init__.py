@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from morphogen.tasks.latents import Cached, cache_items
     from morphogen.tasks.layers import Layer
     from morphogen.tasks.pretrained import Pretrained
-    from morphogen.tasks.pyramids import PyramidJob, SlideResult, slide_facts, translate_slide
+    from morphogen.tasks.pyramids import PyramidJob, SlideResult, make_slide, slide_facts, translate_slide
     from morphogen.tasks.shards import Shards
     from morphogen.tasks.sources import Images, Outcome, SlideSource, is_slide, run_sources, sort_sources
     from morphogen.tasks.splits import Split, folds, hold_out, split_items
@@ -75,7 +75,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "latents": ["Cached", "cache_items"],
         "layers": ["Layer"],
         "pretrained": ["Pretrained"],
-        "pyramids": ["PyramidJob", "SlideResult", "slide_facts", "translate_slide"],
+        "pyramids": ["PyramidJob", "SlideResult", "make_slide", "slide_facts", "translate_slide"],
         "shards": ["Shards"],
         "sources": ["Images", "Outcome", "SlideSource", "is_slide", "run_sources", "sort_sources"],
         "splits": ["Split", "folds", "hold_out", "split_items"],

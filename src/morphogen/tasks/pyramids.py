@@ -1,15 +1,12 @@
 """A result image of a whole slide while it is being written: pyramids of several layers, resumable to the same bytes.
 
-A room says what is written (:class:`~morphogen.tasks.layers.Layer`) and of what job it is (its facts);
-:func:`translate_slide` does the rest::
+A room says what is written (:class:`~morphogen.tasks.layers.Layer`) and of what job it is (its facts)::
 
-    job = PyramidJob(
-        out, "slide_ER", facts, [Layer("", lambda band: band.picture())], plan.width, plan.height, mpp=mpp
-    )
-    result = translate_slide(translator, slide, plan, job, glass=glass)
+    result = make_slide(translator, slide, out, "slide_ER", layers, facts, windows=config.windows)
 
 Bands may come from anywhere else, top to bottom::
 
+    job = PyramidJob(out, "canvas", facts, layers, width, height, mpp=mpp)
     if not job.complete():
         with job.writing() as first:
             for band in bands_from(first):
@@ -21,7 +18,7 @@ Bands may come from anywhere else, top to bottom::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +33,10 @@ from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import PyramidWriter, Slide
 from morphogen.tasks.bands import Band, Translator, make_bands
-from morphogen.tasks.glass import Glass
+from morphogen.tasks.config import WindowConfig
+from morphogen.tasks.glass import Glass, glass_of
 from morphogen.tasks.layers import Layer
-from morphogen.tasks.windows import WindowPlan
+from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 
 log = logging.getLogger("morphogen.tasks")
 
@@ -225,6 +223,48 @@ def slide_facts(slide: Slide, plan: WindowPlan, glass: Glass | None = None) -> d
         "read_mpp": mpp * plan.ratio,
         "tissue": None if glass is None else glass.identity,
     }
+
+
+def make_slide(
+    model: Translator,
+    slide: Slide,
+    out: Path | str,
+    stem: str,
+    layers: Sequence[Layer],
+    facts: Mapping[str, Any],
+    *,
+    windows: WindowConfig,
+    tissue: Sequence[Any] | None = None,
+    quality: int = 90,
+    what: str = "the slide",
+    doing: str = "translating windows",
+    newer: Sequence[str] = (),
+) -> SlideResult:
+    """A whole slide through ``model``, at the slide's own µm/px, into ``out/<stem>.ome.tif`` and its further layers.
+
+    Slides are read at the model's µm/px where both are known and differ by more than 10 %. ``facts`` are what decides
+    the result besides the slide and its windows. ``tissue``: polygons in level-0 pixels outside of which is glass;
+    default as in :func:`morphogen.tasks.glass.glass_of`. Raises as :class:`PyramidJob` does, and
+    :class:`~morphogen.core.errors.SlideError` where the slide's µm/px is not known.
+    """
+    mpp = slide.require_mpp()
+    plan = plan_windows(model, windows, slide.width, slide.height, scale_between(mpp, model.mpp))
+    glass = glass_of(slide, tissue, windows.tissue_only)
+    job = PyramidJob(
+        out,
+        stem,
+        {**facts, **slide_facts(slide, plan, glass)},
+        layers,
+        slide.width,
+        slide.height,
+        mpp=mpp,
+        borders=plan.borders(),
+        quality=quality,
+        magnification=slide.magnification,
+        what=what,
+        newer=("slide_fingerprint", *newer),
+    )
+    return translate_slide(model, slide, plan, job, batch=windows.batch, glass=glass, doing=doing)
 
 
 def translate_slide(
