@@ -1,0 +1,1 @@
+"""Crops, style images and augmentation, drawn by item."""

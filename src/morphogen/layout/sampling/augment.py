@@ -1,0 +1,57 @@
+"""Random geometry and colour, as functions of a generator."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+
+def flipped(random: np.random.Generator, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays mirrored together: left–right and top–bottom, each with probability ½."""
+    across, along = random.random(2) < 0.5
+    out = []
+    for array in arrays:
+        array = array[:, ::-1] if across else array
+        out.append(array[::-1] if along else array)
+    return tuple(out)
+
+
+def random_affine(random: np.random.Generator, side: int) -> np.ndarray:
+    """STEDM's affine as a 2×3 matrix about the middle of a square of ``side`` px: scale 0.8–1.2, shift 10 %, turn
+    ±360°, shear ±20° per axis."""
+    scale = random.uniform(0.8, 1.2)
+    angle = math.radians(random.uniform(-360, 360))
+    shear = np.tan(np.radians(random.uniform(-20, 20, 2)))
+    shift = random.uniform(-0.1, 0.1, 2) * side
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = scale * turn @ np.array([[1.0, shear[0]], [shear[1], 1.0]])
+    middle = (side - 1) / 2
+    offset = middle - matrix @ np.array([middle, middle]) + shift
+    return np.concatenate([matrix, offset[:, None]], axis=1)
+
+
+def warped(array: np.ndarray, matrix: np.ndarray, labels: bool = False) -> np.ndarray:
+    """An image or label map under an affine map, mirrored beyond its edges; labels keep their values."""
+    size = array.shape[1], array.shape[0]
+    how = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
+    return cv2.warpAffine(np.ascontiguousarray(array), matrix, size, flags=how, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def colour_map(random: np.random.Generator, size: float) -> np.ndarray:
+    """A random change of stain: (3, 4), a matrix on optical density near the identity and the white that is left.
+
+    size: standard deviation of the amounts of stain, relative; of their directions half of it.
+    """
+    amount = np.exp(random.normal(0, size, 3))
+    turn = np.eye(3) + random.normal(0, 0.25 * size, (3, 3)) * (1 - np.eye(3))
+    white = np.clip(random.normal(0, 0.1 * size, 3), -0.05, 0.08)
+    return np.concatenate([turn * amount[:, None], white[:, None]], axis=1)
+
+
+def recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """(…, 3) uint8 with a change of stain applied to its optical density."""
+    density = -np.log10((image.astype(np.float32) + 1) / 256)
+    density = density @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
+    return np.clip(np.rint(256 * 10 ** -density - 1), 0, 255).astype(np.uint8)

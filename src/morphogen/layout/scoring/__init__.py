@@ -1,0 +1,1 @@
+"""Scores of segmentations and of synthetic images, the baselines, the report's page."""

@@ -1,0 +1,1 @@
+"""The segmentation network: the pipeline object, its training, its use on images and slides."""

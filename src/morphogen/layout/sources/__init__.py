@@ -1,0 +1,1 @@
+"""Where labelled and unlabelled tissue comes from: image folders, slides with polygons, the flowers convention."""

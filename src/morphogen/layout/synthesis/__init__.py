@@ -1,0 +1,1 @@
+"""Layouts × styles, the agreement filter, the folder of a synthetic data set."""

@@ -1,0 +1,201 @@
+"""Training: layout and style, with the style encoder in it; annotated crops with their layout, others without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from morphogen.core.devices import resolve_device
+from morphogen.core.errors import CheckpointError, ConfigError
+from morphogen.core.files import writable_folder
+from morphogen.core.seeds import seed_for
+from morphogen.diffusion import losses
+from morphogen.layout.config import ModelConfig, TrainConfig
+from morphogen.layout.data import Found, check_classes
+from morphogen.layout.model import LayoutDiffusion, LayoutSampler
+from morphogen.layout.sampling.crops import LayoutCrops
+from morphogen.nets import FirstStage
+from morphogen.nets.first_stages import PixelFirstStage
+from morphogen.nets.layout.config import LayoutNetworkConfig
+from morphogen.nets.layout.network import build_layout_network
+from morphogen.training import Draws, TrainResult, fit
+
+
+def build_model(
+    config: TrainConfig,
+    classes: Sequence[str],
+    *,
+    device: str | torch.device = "cpu",
+    facts: dict[str, Any] | None = None,
+) -> LayoutDiffusion:
+    """A model to be trained: fresh weights, an earlier model of this room, or the CompVis landscape checkpoint.
+
+    Size paper has a VQ first stage, which is not trained here: it needs ``start``.
+    """
+    data = config.data
+    made: dict[str, Any] = {"crop": data.crop, "mpp": data.mpp, "sampling": data.sampling}
+    made["style_images"] = data.style_images
+    settings = ModelConfig.sized(config.size, tuple(classes), **made)
+    if config.network:
+        merged = _merged(settings.network.to_dict(), config.network)
+        settings = settings.replace(network=LayoutNetworkConfig(**merged))
+    if config.start is not None and Path(config.start).is_dir():
+        model = LayoutDiffusion.from_pretrained(config.start)
+        if model.config.network.classes != len(classes):
+            raise ConfigError(
+                f"the model to start from has {model.config.network.classes} classes, the data {len(classes)}",
+                where="start",
+            )
+        model.config = model.config.replace(classes=tuple(classes), **made)
+        model.facts = {"before": model.facts, **(facts or {})}
+        return model.to(device)
+    network = build_layout_network(settings.network, seed=seed_for(config.training.seed, "layout network"))
+    stage: FirstStage
+    report: dict[str, Any] = {}
+    if config.size == "paper":
+        if config.start is None:
+            raise ConfigError(
+                "size 'paper' starts from weights: its first stage is not trained here",
+                where="start",
+                fix="Give the CompVis landscape checkpoint, or take size base or small",
+            )
+        from morphogen.checkpoints.compvis import first_stage_from
+        from morphogen.checkpoints.reading import read_weights
+        from morphogen.checkpoints.stedm import load_landscape
+
+        report = load_landscape(config.start, network)
+        stage = first_stage_from(read_weights(config.start).state(), config.start)
+        if (stage.channels, stage.factor) != (settings.network.latent_channels, settings.network.factor):
+            raise CheckpointError("its first stage is not the VQ-f4 that the network reads", where=config.start)
+    else:
+        if config.start is not None:
+            raise ConfigError("there is no such model folder", where=f"start {config.start}")
+        stage = PixelFirstStage(settings.network.factor)
+    return LayoutDiffusion(network, stage, settings, {**(facts or {}), "start": report}).to(device)
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **values,
+        **{
+            key: _merged(values[key], change) if isinstance(change, dict) and key in values else change
+            for key, change in changes.items()
+        },
+    }
+
+
+class LayoutTask:
+    """What :func:`morphogen.training.fit` needs. ``model`` holds the style encoder and the aggregator: they are
+    trained, unless ``train_style`` is off. The first stage stays outside."""
+
+    def __init__(
+        self,
+        layout: LayoutDiffusion,
+        dataset: Dataset,
+        config: TrainConfig,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.layout, self.dataset, self.config = layout, dataset, config
+        self.model: nn.Module = layout.network
+        self.identity = identity or {}
+        if not config.train_style:
+            layout.network.style.requires_grad_(False)  # type: ignore[union-attr]
+
+    def loss(self, model: Any, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
+        """The diffusion loss per item; time, noise and what is dropped are drawn for the item alone."""
+        objective, layout = self.config.objective, self.layout
+        with torch.no_grad():
+            x0 = layout.first_stage.latents(layout.pixels(batch["image"]))
+        told = batch["told"].to(x0.device)
+        told = told & ~draws.bernoulli(objective.layout_drop)
+        planes = layout.planes(batch["labels"], told.float())
+        styles = model.styles(batch["style"].to(x0.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1)
+        null = model.null_style(len(x0), batch["style"].shape[2])
+        style = torch.where(draws.bernoulli(objective.style_drop)[:, None], null.to(styles.dtype), styles)
+        t = draws.integers(layout.schedule.T)
+        figures = losses.diffusion_loss(
+            model.unet,
+            x0,
+            t,
+            draws.normal_like(x0),
+            layout.schedule,
+            prediction=layout.config.prediction,
+            kind=objective.loss,
+            condition={"layout": model.mapped(planes), "style": style},
+        )
+        if layout.config.prediction == "x0":
+            sigma = layout.schedule.sigma(t)
+            assert isinstance(sigma, Tensor)
+            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=objective.x0_weight)
+        return figures
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Style image | layout in grey | image made, one item per row, as ``layout.png``."""
+        from PIL import Image
+
+        items = [self.dataset[index] for index in range(12)]
+        labels = torch.stack([item["labels"] for item in items if bool(item["told"])][:4])
+        style = torch.stack([item["style"] for item in items][: len(labels)])
+        if not len(labels):
+            return
+        made = self.layout(labels, style, LayoutSampler.fast(), seed=self.config.training.seed).cpu()
+        grey = (labels * (255 // max(1, self.layout.config.network.classes - 1))).to(torch.uint8)
+        rows = [torch.cat([s[0], g[..., None].expand(-1, -1, 3), m], dim=1) for s, g, m in zip(style, grey, made)]
+        Image.fromarray(torch.cat(rows).numpy()).save(folder / "layout.png")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the model with its averaged weights, its folder, and the run."""
+
+    model: LayoutDiffusion
+    folder: Path
+    run: TrainResult
+
+
+def train_model(
+    found: Found,
+    config: TrainConfig,
+    out: Path | str,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Trained:
+    """Train on what :func:`~morphogen.layout.data.read_sources` found; the model, with its averaged weights, is
+    ``out/model``. A run found in ``out`` goes on from its newest checkpoint."""
+    out = writable_folder(out)
+    where = resolve_device(device)
+    empty = check_classes(found)
+    facts = {
+        "annotated": [sheet.name for sheet in found.annotated],
+        "unannotated": sorted({sheet.patient for sheet in found.unannotated}),
+        "empty_classes": empty,
+        "data": config.data.to_dict(),
+        "steps": config.training.steps,
+        "seed": config.training.seed,
+    }
+    model = build_model(config, found.classes.names, device=where, facts=facts)
+    if config.data.crop % model.multiple:
+        raise ConfigError(
+            f"a crop of {config.data.crop} px does not fit this network",
+            where="data.crop",
+            fix=f"Use a multiple of {model.multiple}",
+        )
+    dataset = LayoutCrops(found.annotated, found.unannotated, config.data, len(found.classes))
+    settings = config.to_dict()
+    identity = {key: settings[key] for key in ("size", "network", "data", "objective", "start", "train_style")}
+    task = LayoutTask(model, dataset, config, {**identity, "found": found.identity()})
+    config.save(out / "config.yaml")
+    run = fit(task, config.training, out, device=where, precision=precision, compile=compile)
+    model.network.load_state_dict(run.ema_state)
+    model.network.eval()
+    model.facts = {**model.facts, "step": run.step, "metrics": run.metrics}
+    model.save_pretrained(out / "model")
+    return Trained(model, out / "model", run)
