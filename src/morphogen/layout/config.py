@@ -21,7 +21,8 @@ class DataConfig(Config):
         None, gt=0, description="µm per pixel of the crops. None: images as they are, slides at level 0."
     )
     classes: tuple[str, ...] = Field(
-        (), description="Classes that are kept, in this order; all others are background. Empty: all that are named."
+        (),
+        description="Classes that are kept, in this order; all others are background. Empty: all that are named.",
     )
     patient: str | None = Field(
         None,
@@ -29,11 +30,14 @@ class DataConfig(Config):
         "names them.",
     )
     annotated: tuple[str, ...] = Field(
-        (), description="Patients whose masks are used; those of others are not looked at. Empty: all with masks."
+        (),
+        description="Patients whose masks are used; those of others are not looked at. Empty: all with masks.",
     )
     test: tuple[str, ...] = Field((), description="Patients left out of everything but the evaluation.")
     class_train_samples: int | None = Field(
-        None, gt=0, description="Annotated images (or slides) kept per class; the rest lends its style. None: all."
+        None,
+        gt=0,
+        description="Annotated images (or slides) kept per class; the rest lends its style. None: all.",
     )
     ratios: tuple[float, float] = Field(
         (0.5, 0.5),
@@ -52,9 +56,7 @@ class DataConfig(Config):
         "the same image, moved. mp: random tissue cells of the same patient.",
     )
     style_images: int = Field(1, gt=0, description="Style images per item; more than 1 with mp alone.")
-    relative_distance: float = Field(
-        1.0, gt=0, description="nearby: largest shift per axis, in crops."
-    )
+    relative_distance: float = Field(1.0, gt=0, description="nearby: largest shift per axis, in crops.")
     stain_shift: float = Field(
         0.0,
         ge=0,
@@ -174,16 +176,13 @@ class SynthesisConfig(Config):
     pairing: Literal["quota", "random", "density"] = Field(
         "quota",
         description="Layout × style. quota: every patient that lends its style gives the same number. random: drawn. "
-        "density: quota, with the layout whose share of foreground is nearest to what the style image shows.",
+        "density: quota, with the layout whose share of foreground is nearest to what a segmenter finds in the style.",
     )
-    layouts: Literal["affine", "annotated", "simulator"] = Field(
+    layouts: Literal["affine", "annotated"] = Field(
         "affine",
-        description="affine: annotated layouts, flipped, turned, scaled and sheared. annotated: only flipped. "
-        "simulator: masks of simulated tissue of the same classes.",
+        description="affine: layouts flipped, turned, scaled and sheared: new ones. annotated: only flipped.",
     )
-    style_images: int | None = Field(
-        None, gt=0, description="Style images per image; None: as in training."
-    )
+    style_images: int | None = Field(None, gt=0, description="Style images per image; None: as in training.")
     batch: int = Field(16, gt=0, description="Images at a time.")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     agreement: float | None = Field(

@@ -100,7 +100,7 @@ def split(sheets: Sequence[Sheet], extra: Sequence[Sheet], classes: Classes, con
 
 
 def per_class(sheets: Sequence[Sheet], classes: int, count: int) -> list[Sheet]:
-    """The first ``count`` sheets by name that show each foreground class (or are of each kind, where sheets have one)."""
+    """The first ``count`` sheets by name that show each foreground class (or are of each kind, where they have one)."""
     order = sorted(sheets, key=lambda sheet: sheet.name)
     kinds = {getattr(sheet, "kind", "") for sheet in order} - {""}
     groups = (
@@ -123,9 +123,7 @@ def check_classes(found: Found) -> list[str]:
     return empty
 
 
-def read_source(
-    source: Path, config: DataConfig, labels: bool = True
-) -> tuple[list[Any], Classes | None]:
+def read_source(source: Path, config: DataConfig, labels: bool = True) -> tuple[list[Any], Classes | None]:
     """The sheets of one source and its classes (None without labels)."""
     if not source.exists():
         raise InputError("there is no such file or folder", where=source)
@@ -143,12 +141,16 @@ def _is_slide(path: Path) -> bool:
     """Slides, and images with polygons beside them."""
     if not path.is_file() or path.name.startswith("."):
         return False
-    return path.suffix.lower() in SLIDE_SUFFIXES or path.with_name(f"{name_of(path)}.geojson").is_file() and (
-        path.suffix.lower() not in (".geojson", ".json", ".csv")
+    return (
+        path.suffix.lower() in SLIDE_SUFFIXES
+        or path.with_name(f"{name_of(path)}.geojson").is_file()
+        and (path.suffix.lower() not in (".geojson", ".json", ".csv"))
     )
 
 
-def _slides(paths: Sequence[Path], config: DataConfig, labels: bool) -> tuple[list[SlideSheet], Classes | None]:
+def _slides(
+    paths: Sequence[Path], config: DataConfig, labels: bool
+) -> tuple[list[SlideSheet], Classes | None]:
     polygons = {}
     for path in paths:
         beside = path.with_name(f"{name_of(path)}.geojson")
@@ -177,4 +179,3 @@ def _slides(paths: Sequence[Path], config: DataConfig, labels: bool) -> tuple[li
 def _slide_patients(paths: Sequence[Path], config: DataConfig) -> dict[Path, str]:
     named = patients_of(paths[0].parent, config.patient, {name_of(path): path for path in paths})
     return {path: named[name_of(path)] for path in paths}
-

@@ -49,7 +49,8 @@ class LayoutSampler(SamplerConfig):
         1.5, ge=0, description="Guidance towards the style, eps_u + s·(eps_c − eps_u). 1 = none."
     )
     published: bool = Field(
-        False, description="Guidance rescaled per column and colours cut off, not rounded, as in STEDM's code."
+        False,
+        description="Guidance rescaled per column and colours cut off, not rounded, as in STEDM's code.",
     )
 
 
@@ -71,6 +72,7 @@ class LayoutDiffusion(Pretrained):
     """
 
     kind = "layout"
+    config: ModelConfig
 
     def __init__(
         self,
@@ -86,6 +88,11 @@ class LayoutDiffusion(Pretrained):
 
     # -- the furniture of a pipeline object
     # ----------------------------------------------------------------------------
+
+    @property
+    def network(self) -> LayoutNetwork:
+        """U-Net, layout mapper, style encoder and aggregator."""
+        return self._network
 
     def components(self) -> dict[str, Any]:
         return {"network": self._network, "first_stage": self.first_stage}
@@ -104,7 +111,9 @@ class LayoutDiffusion(Pretrained):
         return cls(network.eval(), first_stage, config, read.facts.get("facts"))
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, device: str | torch.device = "cpu", **options: Any) -> Self:
+    def from_pretrained(
+        cls, folder: Path | str, *, device: str | torch.device = "cpu", **options: Any
+    ) -> Self:
         """Load a model folder of this room (or hub id), or a checkpoint written by STEDM's code (``.ckpt``).
 
         options, of a checkpoint: ``weights="ema"`` takes the averaged U-Net; ``heads`` of the middle attention where
@@ -189,7 +198,9 @@ class LayoutDiffusion(Pretrained):
     def styles(self, images: Tensor) -> Tensor:
         """Style images (B,n,H,W,3) uint8 → style vectors (B,W)."""
         if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
-            raise InputError(f"style images must be uint8 (B, n, H, W, 3), not {images.dtype} {tuple(images.shape)}")
+            raise InputError(
+                f"style images must be uint8 (B, n, H, W, 3), not {images.dtype} {tuple(images.shape)}"
+            )
         pixels = images.to(self.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         return self._network.styles(pixels)
 

@@ -72,7 +72,9 @@ def build_model(
         report = load_landscape(config.start, network)
         stage = first_stage_from(read_weights(config.start).state(), config.start)
         if (stage.channels, stage.factor) != (settings.network.latent_channels, settings.network.factor):
-            raise CheckpointError("its first stage is not the VQ-f4 that the network reads", where=config.start)
+            raise CheckpointError(
+                "its first stage is not the VQ-f4 that the network reads", where=config.start
+            )
     else:
         if config.start is not None:
             raise ConfigError("there is no such model folder", where=f"start {config.start}")
@@ -105,7 +107,7 @@ class LayoutTask:
         self.model: nn.Module = layout.network
         self.identity = identity or {}
         if not config.train_style:
-            layout.network.style.requires_grad_(False)  # type: ignore[union-attr]
+            layout.network.style.requires_grad_(False)
 
     def loss(self, model: Any, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
         """The diffusion loss per item; time, noise and what is dropped are drawn for the item alone."""
@@ -135,6 +137,26 @@ class LayoutTask:
             figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=objective.x0_weight)
         return figures
 
+    @torch.no_grad()
+    def validate(self, model: Any) -> dict[str, float]:
+        """Mean square error of x0 halfway into the noise, with the style told and not told, on items that are always
+        the same: their difference is what the style says."""
+        items = [self.dataset[index] for index in range(16)]
+        batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+        layout = self.layout
+        x0 = layout.first_stage.latents(layout.pixels(batch["image"]))
+        told = batch["told"].to(x0.device).float()
+        planes = model.mapped(layout.planes(batch["labels"], told))
+        t = torch.full((len(x0),), layout.schedule.T // 2, device=x0.device)
+        noise = Draws(self.config.training.seed, torch.arange(len(x0)), x0.device).normal_like(x0)
+        noisy = layout.schedule.add_noise(x0, noise, t)
+        null = model.null_style(len(x0), batch["style"].shape[2])
+        figures = {}
+        for name, style in (("error", layout.styles(batch["style"])), ("error_without_style", null)):
+            made = layout.denoiser()(noisy, t, layout=planes, style=style).x0
+            figures[name] = float(((made - x0) ** 2).mean())
+        return figures
+
     def preview(self, model: nn.Module, folder: Path, step: int) -> None:
         """Style image | layout in grey | image made, one item per row, as ``layout.png``."""
         from PIL import Image
@@ -146,7 +168,9 @@ class LayoutTask:
             return
         made = self.layout(labels, style, LayoutSampler.fast(), seed=self.config.training.seed).cpu()
         grey = (labels * (255 // max(1, self.layout.config.network.classes - 1))).to(torch.uint8)
-        rows = [torch.cat([s[0], g[..., None].expand(-1, -1, 3), m], dim=1) for s, g, m in zip(style, grey, made)]
+        rows = [
+            torch.cat([s[0], g[..., None].expand(-1, -1, 3), m], dim=1) for s, g, m in zip(style, grey, made)
+        ]
         Image.fromarray(torch.cat(rows).numpy()).save(folder / "layout.png")
 
 
@@ -190,7 +214,9 @@ def train_model(
         )
     dataset = LayoutCrops(found.annotated, found.unannotated, config.data, len(found.classes))
     settings = config.to_dict()
-    identity = {key: settings[key] for key in ("size", "network", "data", "objective", "start", "train_style")}
+    identity = {
+        key: settings[key] for key in ("size", "network", "data", "objective", "start", "train_style")
+    }
     task = LayoutTask(model, dataset, config, {**identity, "found": found.identity()})
     config.save(out / "config.yaml")
     run = fit(task, config.training, out, device=where, precision=precision, compile=compile)

@@ -139,6 +139,8 @@ def instances_of(foreground: ArrayLike, least: int = 10, apart: float = 3.0) -> 
     found = watershed(-distance, seeds, mask=mask)
     found = np.where(found == 0, np.where(mask, connected(mask) + found.max(), 0), found)
     kept = remove_small_objects(found, max_size=least - 1) if least > 1 else found
-    return np.unique(kept, return_inverse=True)[1].reshape(mask.shape).astype(np.int64) if kept.any() else (
-        np.zeros(mask.shape, np.int64)
+    return (
+        np.unique(kept, return_inverse=True)[1].reshape(mask.shape).astype(np.int64)
+        if kept.any()
+        else (np.zeros(mask.shape, np.int64))
     )

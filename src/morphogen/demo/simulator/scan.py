@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
-from morphogen.core.seeds import seed_for
+from morphogen.core.seeds import numpy_generator, seed_for
 from morphogen.demo.simulator.noise import scanner_noise
 from morphogen.demo.simulator.stamps import Canvas, Grey
 
@@ -17,6 +21,31 @@ NOISE = 1.6  # standard deviation of the camera's noise, grey levels
 def rim_of(mpp: float) -> int:
     """Pixels beyond a window that the blur needs."""
     return max(3, int(np.ceil(3 * BLUR / mpp)))
+
+
+@dataclass(frozen=True)
+class Handling:
+    """What a laboratory adds to an image after the scan: focus and compression."""
+
+    focus: float  # standard deviation of the blur, µm
+    quality: int  # of the JPEG
+
+    @classmethod
+    def of(cls, seed: int, patient: str) -> Handling:
+        """That of a patient's laboratory."""
+        random = numpy_generator(seed, "handling", patient)
+        return cls(float(random.uniform(0.0, 2.2)), int(random.integers(25, 96)))
+
+    def __call__(self, image: NDArray[np.uint8], mpp: float) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 as it leaves the laboratory."""
+        if self.focus > 0.05 * mpp:
+            sigma = self.focus / mpp
+            image = np.rint(ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))).astype(
+                np.uint8
+            )
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
+        return np.asarray(Image.open(buffer, formats=["JPEG"]).convert("RGB"))
 
 
 class Scanner:

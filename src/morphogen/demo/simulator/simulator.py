@@ -67,6 +67,8 @@ class TissueSimulator:
         size of the noise in the immunostain.
     n_genes
         size of the transcriptome that :meth:`spots` counts.
+    spread
+        how far stains and nuclei of patients lie apart, as a multiple of the usual.
     """
 
     def __init__(
@@ -81,19 +83,20 @@ class TissueSimulator:
         outline: Outline | None = None,
         noise: DabNoise | None = None,
         n_genes: int = 400,
+        spread: float = 1.0,
     ) -> None:
         if not 0.1 <= mpp <= 4.0:
             raise InputError(f"the tissue simulator cannot draw at {mpp} µm per pixel", fix="Use 0.1 to 4")
         self.seed, self.style, self.mpp, self.section = int(seed), style, float(mpp), int(section)
         self.outline = outline
-        self.noise = noise or DabNoise()
+        self.noise, self.spread = noise or DabNoise(), float(spread)
         self._names: dict[str, str | int] = {
             "patient": str(patient),
             "target": target,
             "n_genes": int(n_genes),
         }
         self.target = target_of(target)
-        self.patient = make_patient(self.seed, str(patient))
+        self.patient = make_patient(self.seed, str(patient), float(spread))
         self.genes: GeneModel = make_genes(self.seed, int(n_genes))
         self.architecture = Architecture(self.seed, self.patient, self.section, style, outline)
         self.population = Population(self.seed, self.patient, self.section, self.architecture)
@@ -110,6 +113,8 @@ class TissueSimulator:
             "style": self.style,
             "mpp": self.mpp,
         }
+        if self.spread != 1.0:
+            facts["spread"] = self.spread
         outline = asdict(self.outline) if self.outline is not None else None
         return {**facts, "outline": outline, "noise": asdict(self.noise)}
 
@@ -126,6 +131,7 @@ class TissueSimulator:
             outline=self.outline,
             noise=self.noise,
             n_genes=int(names["n_genes"]),
+            spread=self.spread,
         )
 
     def cells(self, x0: float, y0: float, x1: float, y1: float) -> Cells:

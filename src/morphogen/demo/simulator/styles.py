@@ -143,13 +143,18 @@ class Patient:
 
 
 @lru_cache(maxsize=256)
-def make_patient(seed: int, name: str) -> Patient:
-    """The patient of this name in the world of this seed."""
+def make_patient(seed: int, name: str, spread: float = 1.0) -> Patient:
+    """The patient of this name in the world of this seed.
+
+    spread: how far stains and nuclei of patients lie apart, as a multiple of the usual.
+    """
     random = numpy_generator(seed, "patient", name)
 
-    def vector(red: float, green: float, blue: float, spread: float) -> NDArray[np.float64]:
+    def vector(red: float, green: float, blue: float, apart: float) -> NDArray[np.float64]:
         return _unit(
-            np.clip(_unit(np.array([red, green, blue])) + spread * random.standard_normal(3), 0.02, None)
+            np.clip(
+                _unit(np.array([red, green, blue])) + apart * spread * random.standard_normal(3), 0.02, None
+            )
         )
 
     return Patient(
@@ -159,9 +164,9 @@ def make_patient(seed: int, name: str) -> Patient:
         dab=vector(0.268, 0.570, 0.776, 0.015),
         counterstain=vector(0.66, 0.62, 0.36, 0.020),
         white=np.clip(np.array([243.0, 241.0, 244.0]) + random.normal(0, 2.0, 3), 230, 252),
-        stain_h=float(np.exp(random.normal(0.05, 0.16))),
-        stain_e=float(np.exp(random.normal(0.0, 0.18))),
-        nuclear_size=float(np.exp(random.normal(0, 0.06))),
+        stain_h=float(np.exp(random.normal(0.05, 0.16 * spread))),
+        stain_e=float(np.exp(random.normal(0.0, 0.18 * spread))),
+        nuclear_size=float(np.exp(random.normal(0, 0.06 * spread))),
         pleomorphism=float(np.exp(random.normal(0, 0.25))),
         er=float(random.normal(0.3, 1.0)),
         her2=float(random.normal(0.0, 1.0)),

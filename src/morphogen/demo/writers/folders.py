@@ -24,10 +24,12 @@ from morphogen.core.files import (
 )
 from morphogen.core.progress import progress
 from morphogen.core.seeds import numpy_generator
+from morphogen.demo.simulator.scan import Handling
 from morphogen.demo.simulator.simulator import Tissue, TissueSimulator
 from morphogen.demo.simulator.styles import Cell, Region
 
 _SETTINGS = "simulation.json"
+APART = 2.5  # spread of patients from different laboratories
 
 
 def claim(root: Path | str, kind: str, settings: dict[str, Any]) -> tuple[Path, bool]:
@@ -174,11 +176,13 @@ def write_segmentation(
     patients: int = 4,
     style: str = "mixed",
     mpp: float = 0.5,
+    laboratories: bool = False,
 ) -> Path:
     """H&E images with label maps: ``images/<name>.png``, ``masks/<name>.png`` (8-bit labels, same names).
 
     ``labels="regions"`` gives tissue regions, ``"cells"`` nuclei by cell type. ``instances/<name>.png`` (16-bit)
     numbers the nuclei of each image from 1. ``labels.json`` names the label values, ``patients.csv`` the patients.
+    ``laboratories``: patients differ more in stain and nuclear size, and in focus and compression too.
     """
     if labels not in ("regions", "cells"):
         raise InputError(f"there are no labels {labels!r}", fix="Choose regions or cells")
@@ -191,11 +195,16 @@ def write_segmentation(
         "style": style,
         "mpp": mpp,
     }
+    if laboratories:
+        settings["laboratories"] = True
     root, done = claim(root, "segmentation", settings)
     if done:
         return root
     names = patient_names(patients)
-    simulators = {name: TissueSimulator(seed, patient=name, style=style, mpp=mpp) for name in names}
+    spread = APART if laboratories else 1.0
+    simulators = {
+        name: TissueSimulator(seed, patient=name, style=style, mpp=mpp, spread=spread) for name in names
+    }
     rows = []
     for k in progress(range(n), total=n, what="simulating images"):
         patient = names[k % len(names)]
@@ -208,7 +217,8 @@ def write_segmentation(
         numbered = np.unique(tissue.instances, return_inverse=True)[1].reshape(tissue.instances.shape)
         if tissue.instances.min() > 0:  # no background in this image
             numbered = numbered + 1
-        _image(files[0], tissue.he)
+        he = Handling.of(seed, patient)(tissue.he, mpp) if laboratories else tissue.he
+        _image(files[0], he)
         _image(files[1], tissue.regions if labels == "regions" else tissue.classes)
         _image(files[2], numbered.astype(np.uint16))
     enum = Region if labels == "regions" else Cell

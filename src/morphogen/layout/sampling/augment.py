@@ -36,7 +36,9 @@ def warped(array: np.ndarray, matrix: np.ndarray, labels: bool = False) -> np.nd
     """An image or label map under an affine map, mirrored beyond its edges; labels keep their values."""
     size = array.shape[1], array.shape[0]
     how = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
-    return cv2.warpAffine(np.ascontiguousarray(array), matrix, size, flags=how, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.warpAffine(
+        np.ascontiguousarray(array), matrix, size, flags=how, borderMode=cv2.BORDER_REFLECT_101
+    )
 
 
 def colour_map(random: np.random.Generator, size: float) -> np.ndarray:
@@ -54,4 +56,4 @@ def recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
     """(…, 3) uint8 with a change of stain applied to its optical density."""
     density = -np.log10((image.astype(np.float32) + 1) / 256)
     density = density @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
-    return np.clip(np.rint(256 * 10 ** -density - 1), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(256 * 10**-density - 1), 0, 255).astype(np.uint8)

@@ -35,6 +35,7 @@ class Segmenter(Pretrained):
     """
 
     kind = "segmenter"
+    config: SegmenterModelConfig
 
     def __init__(
         self, network: nn.Module, config: SegmenterModelConfig, facts: Mapping[str, Any] | None = None

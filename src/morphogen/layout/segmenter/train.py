@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,6 +20,7 @@ from morphogen.layout.config import SegmentConfig
 from morphogen.layout.sampling.crops import SegmentationCrops
 from morphogen.layout.segmenter.model import Segmenter, segmentation_loss
 from morphogen.layout.sources.sheets import Sheet
+from morphogen.metrics.segmentation import confusion, mean_iou
 from morphogen.training import Draws, TrainResult, fit
 
 
@@ -26,9 +28,15 @@ class SegmentTask:
     """What :func:`morphogen.training.fit` needs."""
 
     def __init__(
-        self, segmenter: Segmenter, dataset: Dataset, config: SegmentConfig, identity: dict[str, Any]
+        self,
+        segmenter: Segmenter,
+        dataset: Dataset,
+        config: SegmentConfig,
+        identity: dict[str, Any],
+        validation: Sequence[Sheet] = (),
     ) -> None:
         self.segmenter, self.dataset, self.config, self.identity = segmenter, dataset, config, identity
+        self.validation = list(validation)
         self.model: nn.Module = segmenter.network
 
     def loss(self, model: Any, batch: dict[str, Any], draws: Draws) -> dict[str, Tensor]:
@@ -36,6 +44,36 @@ class SegmentTask:
         logits = model(self.segmenter.pixels(batch["image"]))
         labels = batch["labels"].to(logits.device)
         return segmentation_loss(logits, labels, self.config.ce, self.config.dice, self.config.overlap)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Pooled mean IoU of the foreground classes on the tissue crops of the validation sheets."""
+        if not self.validation:
+            return {}
+        total: Any = 0
+        for sheet in self.validation:
+            for top, left in sheet.tissue(self.segmenter.crop):
+                image, labels = self._crop(sheet, int(top), int(left))
+                found = self.segmenter(torch.from_numpy(image[None]))[0].numpy()
+                total = total + confusion(labels, found, self.segmenter.planes)
+        return {"iou": mean_iou(total)}
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Image | labels | found, one crop per row, as ``segmented.png``."""
+        from PIL import Image
+
+        items = [self.dataset[index] for index in range(4)]
+        images = torch.stack([item["image"] for item in items])
+        maps = torch.stack([item["labels"] for item in items]).to(torch.uint8), self.segmenter(images)
+        grey = [
+            (each * (255 // (self.segmenter.planes - 1)))[..., None].expand(-1, -1, -1, 3) for each in maps
+        ]
+        Image.fromarray(torch.cat([images, *grey], dim=2).flatten(0, 1).numpy()).save(
+            folder / "segmented.png"
+        )
+
+    def _crop(self, sheet: Sheet, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+        side = self.segmenter.crop
+        return np.ascontiguousarray(sheet.image(top, left, side)), sheet.labels(top, left, side)
 
 
 @dataclass(frozen=True)
@@ -54,11 +92,13 @@ def train_segmenter(
     out: Path | str,
     *,
     synthetic: Sequence[Sheet] = (),
+    validation: Sequence[Sheet] = (),
     device: str | torch.device = "auto",
     precision: str = "fp32",
 ) -> TrainedSegmenter:
     """Train on annotated sheets and, in a share ``config.synthetic_ratio``, synthetic ones; ``out/model`` is the
-    segmenter with its averaged weights. The steps are the same whatever the share. A run in ``out`` goes on."""
+    segmenter with its averaged weights. The steps are the same whatever the share. A run in ``out`` goes on.
+    ``validation`` sheets are scored every ``training.validate_every`` steps."""
     out = writable_folder(out)
     where = resolve_device(device)
     data = config.data
@@ -94,9 +134,8 @@ def train_segmenter(
     identity |= {"synthetic_ratio": ratio, "classes": list(classes)}
     identity |= {"real": [s.identity() for s in real], "synthetic": [s.identity() for s in synthetic]}
     config.save(out / "config.yaml")
-    run = fit(
-        SegmentTask(model, dataset, config, identity), config.training, out, device=where, precision=precision
-    )
+    task = SegmentTask(model, dataset, config, identity, validation)
+    run = fit(task, config.training, out, device=where, precision=precision)
     model.network.load_state_dict(run.ema_state)
     model.network.eval()
     model.facts = {**model.facts, "step": run.step, "metrics": run.metrics}

@@ -1,4 +1,4 @@
-"""Folders of images with masks: ``images/`` and ``masks/`` of equal names, or two folders; and the flowers convention."""
+"""Folders of images with masks: ``images/`` and ``masks/`` of equal names, or side by side; the flowers convention."""
 
 from __future__ import annotations
 
@@ -119,7 +119,9 @@ def flowers_folder(root: Path, split: str = "train") -> tuple[list[ImageSheet], 
 
     try:
         labels = loadmat(root / "imagelabels.mat")["labels"].ravel()
-        chosen = loadmat(root / "setid.mat")[{"train": "trnid", "valid": "valid", "test": "tstid"}[split]].ravel()
+        chosen = loadmat(root / "setid.mat")[
+            {"train": "trnid", "valid": "valid", "test": "tstid"}[split]
+        ].ravel()
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise InputError(f"this is not the flowers data set ({error})", where=root) from None
     sheets = []

@@ -39,8 +39,14 @@ def read_mask(path: Path | str) -> np.ndarray:
     values = values.squeeze()
     if values.dtype == bool:
         values = values.astype(np.uint8)
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or values.dtype.kind not in "ui":
-        raise InputError(f"this is not a mask: its values are {values.dtype} of shape {values.shape}", where=path)
+    if (
+        values.ndim not in (2, 3)
+        or (values.ndim == 3 and values.shape[2] != 3)
+        or values.dtype.kind not in "ui"
+    ):
+        raise InputError(
+            f"this is not a mask: its values are {values.dtype} of shape {values.shape}", where=path
+        )
     return values
 
 

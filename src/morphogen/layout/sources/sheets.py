@@ -168,7 +168,10 @@ def _window(values: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     height, width = values.shape[:2]
     if 0 <= top <= height - side and 0 <= left <= width - side:
         return values[top : top + side, left : left + side]
-    rows, columns = mirrored(np.arange(top, top + side), height), mirrored(np.arange(left, left + side), width)
+    rows, columns = (
+        mirrored(np.arange(top, top + side), height),
+        mirrored(np.arange(left, left + side), width),
+    )
     return values[rows[:, None], columns[None]]
 
 

@@ -77,7 +77,8 @@ def _rings(geometry: dict[str, Any], where: Path) -> Iterator[tuple[np.ndarray, 
     if kind not in ("Polygon", "MultiPolygon"):
         return
     try:
-        for part in coordinates if kind == "MultiPolygon" else [coordinates]:
+        parts: Any = coordinates if kind == "MultiPolygon" else [coordinates]
+        for part in parts:
             rings = tuple(np.asarray(ring, np.float64)[:, :2] for ring in part)
             if len(rings[0]) >= 3 and all(np.isfinite(ring).all() for ring in rings):
                 yield rings
@@ -118,7 +119,7 @@ class SlideSheet:
     labelled: bool = True
     kind: str = ""
     given_mpp: float | None = None
-    opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    opened: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:  # workers open the slide themselves
         return {**self.__dict__, "opened": {}}
@@ -201,6 +202,8 @@ def slide_classes(polygons: Sequence[Sequence[Polygon]], wanted: Sequence[str]) 
     names = sorted({polygon.label for each in polygons for polygon in each})
     for name in wanted:
         if name not in names and name != "background":
-            raise InputError(f"no polygon is of class '{name}', only {', '.join(names)}", where="data.classes")
+            raise InputError(
+                f"no polygon is of class '{name}', only {', '.join(names)}", where="data.classes"
+            )
     chosen = [name for name in (wanted or names) if name != "background"]
     return Classes(("background", *chosen), {k: k for k in range(len(chosen) + 1)})

@@ -1,0 +1,197 @@
+"""Segmentation of images and whole slides: label maps, mask pyramids, polygons for QuPath."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from morphogen.core.errors import MorphogenError
+from morphogen.core.fingerprints import fingerprint
+from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json, write_text
+from morphogen.core.jobs import RECORD, Job
+from morphogen.core.progress import progress
+from morphogen.layout.segmenter.model import Segmenter
+from morphogen.slides.images import list_images, name_of, read_image
+from morphogen.tasks import Band, WindowConfig, make_bands, make_images, plan_windows, scale_between
+
+LONGEST = 8192  # px of the longer side of the map that outlines are traced on
+
+
+def labelled(
+    segmenter: Segmenter, image: np.ndarray, windows: WindowConfig | None = None, mpp: float | None = None
+) -> np.ndarray:
+    """(H, W) uint8 classes of an image (H, W, 3) of any size: logits of overlapping windows, blended."""
+    (band,) = make_images(segmenter, [image], ["image"], windows or WindowConfig(), mpp=mpp)
+    return classes_of(band)
+
+
+def classes_of(band: Band) -> np.ndarray:
+    """(h, width) uint8: the class of the largest logit; background where no window was."""
+    return np.where(band.covered, band.planes.argmax(0), 0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class SegmentedImages:
+    """Folder of the label maps, names done, and what failed by name."""
+
+    folder: Path
+    done: tuple[str, ...]
+    failed: dict[str, str]
+
+
+def segment_images(
+    segmenter: Segmenter,
+    source: Path | str | Sequence[Path],
+    out: Path | str,
+    *,
+    windows: WindowConfig | None = None,
+    mpp: float | None = None,
+) -> SegmentedImages:
+    """Label maps of the images of a folder, or of files, as ``out/masks/NAME.png``; values are classes, named in
+    ``out/labels.json``. A bad image is told and the rest goes on; a killed run goes on where it was."""
+    out = writable_folder(out)
+    found = list_images(source) if isinstance(source, (str, Path)) else {name_of(p): Path(p) for p in source}
+    windows = windows or WindowConfig()
+    facts = {"model": segmenter.identity, "windows": windows.to_dict(), "mpp": mpp}
+    goes_on = Job(facts).begin(out / RECORD, "label maps")
+    masks = writable_folder(out / "masks")
+    done, failed = [], {}
+    for name, path in progress(found.items(), total=len(found), what="segmenting images"):
+        target = masks / f"{name}.png"
+        if not (goes_on and target.is_file()):
+            try:
+                labels = labelled(segmenter, read_image(path), windows, mpp)
+            except MorphogenError as error:
+                failed[name] = str(error)
+                continue
+            write_bytes(target, png(labels))
+        done.append(name)
+    write_json(out / "labels.json", {str(k): name for k, name in enumerate(segmenter.config.classes)})
+    Manifest.write(out, kind="label maps", images=done, failed=failed, classes=segmenter.config.classes)
+    return SegmentedImages(out, tuple(done), failed)
+
+
+def png(labels: np.ndarray) -> bytes:
+    """A label map as an 8-bit PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class SegmentedSlide:
+    """The mask pyramid, the polygons, and the share of the slide that each class has."""
+
+    mask: Path
+    polygons: Path
+    shares: dict[str, float]
+
+
+def segment_slide(
+    segmenter: Segmenter,
+    slide: Any,
+    out: Path | str,
+    *,
+    windows: WindowConfig | None = None,
+    least_um2: float = 200.0,
+    least_px: int = 64,
+) -> SegmentedSlide:
+    """Label a whole slide: ``NAME_mask.ome.tif``, a pyramid of classes, and ``NAME.geojson``, polygons for QuPath.
+
+    Windows are labelled where there is tissue, their logits blended where they overlap; memory is bounded. A killed run
+    goes on with the row of windows it was at, to the same bytes. Polygons are traced on the mask at up to 8192 px;
+    those below ``least_um2`` (or ``least_px`` of that map, where µm/px is not known) are left out.
+    """
+    out = writable_folder(out)
+    windows = windows or WindowConfig()
+    ratio = scale_between(slide.mpp, segmenter.mpp)
+    plan = plan_windows(segmenter, windows, slide.width, slide.height, ratio)
+    facts = {"model": segmenter.identity, "slide": fingerprint(slide.path), "windows": windows.to_dict()}
+    facts |= {"mpp": slide.mpp}
+    read = slide_reader(slide)
+    bands = lambda first: make_bands(  # noqa: E731
+        segmenter, plan, read, name=slide.path.name, batch=windows.batch, wanted=tissue_windows(slide), first=first
+    )
+    mask = write_mask(out, name_of(slide.path), facts, bands, plan, slide.mpp)
+    labels, scale = reduced(mask, slide.width, slide.height)
+    polygons = out / f"{name_of(slide.path)}.geojson"
+    area = least_um2 / (slide.mpp * scale) ** 2 if slide.mpp else least_px
+    write_text(polygons, json.dumps(geojson(labels, segmenter.config.classes, scale, area)))
+    counts = np.bincount(labels.ravel(), minlength=len(segmenter.config.classes))
+    shares = {name: float(n / labels.size) for name, n in zip(segmenter.config.classes, counts)}
+    return SegmentedSlide(mask, polygons, shares)
+
+
+def slide_reader(slide: Any) -> Callable[[int, int, int, int], np.ndarray]:
+    """``read(x, y, side, model_side)`` of an open slide; white beside it."""
+
+    def read(x: int, y: int, side: int, model_side: int) -> np.ndarray:
+        pixels: np.ndarray = slide.read_box(x, y, side, side, model_side, model_side)
+        return pixels
+
+    return read
+
+
+def tissue_windows(slide: Any) -> Callable[[int, int, int], bool]:
+    """``wanted(x, y, side)``: whether a window touches tissue; all where none is found."""
+    from shapely import box, prepare, union_all
+
+    from morphogen.slides.tissue import tissue_of
+
+    pieces = list(tissue_of(slide).geometry)
+    if not pieces:
+        return lambda x, y, side: True
+    area = union_all(pieces)
+    prepare(area)
+    return lambda x, y, side: bool(area.intersects(box(x, y, x + side, y + side)))
+
+
+def outlines(labels: np.ndarray, label: int, scale: float, least: float) -> Iterator[list[np.ndarray]]:
+    """Rings of every connected piece of a class in level-0 pixels, the outer one first; corners of pixels."""
+    mask = np.kron((labels == label).astype(np.uint8), np.ones((1, 1), np.uint8))
+    contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for index, outer in enumerate(contours):
+        if tree[0][index][3] != -1 or cv2.contourArea(outer) < least:
+            continue
+        rings = [_ring(outer, scale)]
+        hole = tree[0][index][2]
+        while hole != -1:
+            if cv2.contourArea(contours[hole]) >= least:
+                rings.append(_ring(contours[hole], scale))
+            hole = tree[0][hole][0]
+        yield rings
+
+
+def _ring(contour: np.ndarray, scale: float) -> np.ndarray:
+    """(N+1, 2) closed ring. Contours run through the middles of pixels: half a pixel is added."""
+    points = cv2.approxPolyDP(contour, 0.75, True)[:, 0].astype(np.float64)
+    points = (points + 0.5) * scale
+    return np.concatenate([points, points[:1]])
+
+
+def geojson(labels: np.ndarray, classes: Sequence[str], scale: float, least: float) -> dict[str, Any]:
+    """The polygons of all foreground classes as QuPath reads them: a FeatureCollection of annotations."""
+    features = []
+    for label, name in list(enumerate(classes))[1:]:
+        for rings in outlines(labels, label, scale, least):
+            rings = [ring for ring in rings if len(ring) >= 4]
+            if rings:
+                features.append(
+                    {
+                        "type": "Feature",
+                        "geometry": {
+                            "type": "Polygon",
+                            "coordinates": [np.round(ring, 2).tolist() for ring in rings],
+                        },
+                        "properties": {"objectType": "annotation", "classification": {"name": name}},
+                    }
+                )
+    return {"type": "FeatureCollection", "features": features}

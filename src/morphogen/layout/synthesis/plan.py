@@ -1,0 +1,120 @@
+"""Which layout meets which style: the list of images to make, a function of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.seeds import numpy_generator
+from morphogen.layout.config import DataConfig, SynthesisConfig
+from morphogen.layout.sampling.augment import flipped, random_affine, warped
+from morphogen.layout.sampling.crops import Places
+from morphogen.layout.sampling.styles import StyleSampler
+from morphogen.layout.sources.sheets import Sheet
+
+CANDIDATES = 8  # layouts that the pairing by density chooses from
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A layout as it was drawn: (side, side) uint8, where from, and the affine map that was laid on it."""
+
+    labels: np.ndarray
+    sheet: str
+    top: int
+    left: int
+    matrix: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image to make: number, layout, and style images (n, side, side, 3) uint8 of one patient."""
+
+    number: int
+    layout: Drawn
+    patient: str
+    style: np.ndarray
+    sources: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"syn_{self.number:05d}"
+
+
+class Plan:
+    """``plan[k]`` is the k-th image to make; any k, in any order.
+
+    Parameters
+    ----------
+    layouts:
+        Labelled sheets that give layouts.
+    styles:
+        Sheets that give styles, by patient.
+    share:
+        Share of foreground in an image, for the pairing by density.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[Sheet],
+        styles: Sequence[Sheet],
+        data: DataConfig,
+        config: SynthesisConfig,
+        classes: int,
+        *,
+        images: int = 1,
+        share: Callable[[np.ndarray], float] | None = None,
+    ) -> None:
+        if not layouts or not styles:
+            missing = "layouts" if not layouts else "unannotated images to take styles from"
+            raise InputError(f"there are no {missing}", where="synthesis")
+        if config.pairing == "density" and share is None:
+            raise ConfigError(
+                "pairing by density needs a segmenter", where="pairing", fix="Give --segmenter, or use quota"
+            )
+        self.config, self.data, self.share = config, data, share
+        self.places = Places(layouts, data.crop, data.balance, classes)
+        self.styles = StyleSampler(styles, data, images)
+        self.patients = sorted(self.styles.groups)
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def __getitem__(self, number: int) -> Pair:
+        random = numpy_generator(self.config.seed, "synthesize", number)
+        patient = self._patient(number, random)
+        chosen, images = self._style(patient, random)
+        layout = self._layout(random)
+        if self.config.pairing == "density" and self.share is not None:
+            wanted = float(np.mean([self.share(image) for image in images]))
+            others = [layout, *(self._layout(random) for _ in range(CANDIDATES - 1))]
+            layout = min(others, key=lambda each: abs(float((each.labels > 0).mean()) - wanted))
+        return Pair(number, layout, patient, images, chosen)
+
+    def _patient(self, number: int, random: np.random.Generator) -> str:
+        if self.config.pairing == "random":
+            return self.patients[random.integers(len(self.patients))]
+        # Every patient once in each round, in an order of the round's own.
+        round_, at = divmod(number, len(self.patients))
+        order = numpy_generator(self.config.seed, "styles", round_).permutation(len(self.patients))
+        return self.patients[order[at]]
+
+    def _style(self, patient: str, random: np.random.Generator) -> tuple[tuple[str, ...], np.ndarray]:
+        cells = self.styles.chosen(patient, random)
+        group, side = self.styles.groups[patient], self.data.crop
+        images = np.stack([group[number].image(int(row), int(column), side) for number, row, column in cells])
+        return tuple(f"{group[n].name}:{row}:{column}" for n, row, column in cells.tolist()), images
+
+    def _layout(self, random: np.random.Generator) -> Drawn:
+        sheet, top, left = self.places.draw(random)
+        side = self.data.crop
+        (labels,) = flipped(random, sheet.labels(top, left, side))
+        matrix = np.eye(2, 3)
+        if self.config.layouts == "affine":
+            matrix = random_affine(random, side)
+            labels = warped(labels, matrix, labels=True)
+        flat = tuple(round(float(value), 6) for value in matrix.ravel())
+        return Drawn(np.ascontiguousarray(labels), sheet.name, top, left, flat)
