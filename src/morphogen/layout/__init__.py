@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from morphogen.layout.data import Found, read_sources
-    from morphogen.layout.evaluate import evaluate_segmenters, evaluate_synthetic
+    from morphogen.layout.evaluate import compare, evaluate_segmenters
     from morphogen.layout.model import LayoutDiffusion, LayoutSampler
     from morphogen.layout.predict import synthesize
+    from morphogen.layout.scoring.synthetic import evaluate_synthetic
     from morphogen.layout.segmenter.apply import segment_images, segment_slide
     from morphogen.layout.segmenter.model import Segmenter
     from morphogen.layout.segmenter.train import train_segmenter
@@ -31,9 +32,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "config": ["DataConfig", "ModelConfig", "SegmentConfig", "SynthesisConfig", "TrainConfig"],
         "data": ["Found", "read_sources"],
-        "evaluate": ["evaluate_segmenters", "evaluate_synthetic"],
+        "evaluate": ["compare", "evaluate_segmenters"],
         "model": ["LayoutDiffusion", "LayoutSampler"],
         "predict": ["synthesize"],
+        "scoring.synthetic": ["evaluate_synthetic"],
         "segmenter.apply": ["segment_images", "segment_slide"],
         "segmenter.model": ["Segmenter"],
         "segmenter.train": ["train_segmenter"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from morphogen.core.errors import MorphogenError
-from morphogen.core.fingerprints import fingerprint
 from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json, write_text
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.layout.segmenter.model import Segmenter
-from morphogen.slides.images import list_images, name_of, read_image
-from morphogen.tasks import Band, WindowConfig, make_bands, make_images, plan_windows, scale_between
+from morphogen.slides.images import list_images, name_of, open_tiff, read_image
+from morphogen.tasks import Band, WindowConfig, glass_of, make_images, plan_windows, scale_between
+from morphogen.tasks.layers import Layer
+from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
 
 LONGEST = 8192  # px of the longer side of the map that outlines are traced on
 
@@ -88,11 +89,12 @@ def png(labels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class SegmentedSlide:
-    """The mask pyramid, the polygons, and the share of the slide that each class has."""
+    """The mask pyramid, the file of polygons, the share of the slide that each class has, and how many polygons."""
 
     mask: Path
     polygons: Path
     shares: dict[str, float]
+    count: int
 
 
 def segment_slide(
@@ -102,61 +104,68 @@ def segment_slide(
     *,
     windows: WindowConfig | None = None,
     least_um2: float = 200.0,
-    least_px: int = 64,
 ) -> SegmentedSlide:
     """Label a whole slide: ``NAME_mask.ome.tif``, a pyramid of classes, and ``NAME.geojson``, polygons for QuPath.
 
     Windows are labelled where there is tissue, their logits blended where they overlap; memory is bounded. A killed run
     goes on with the row of windows it was at, to the same bytes. Polygons are traced on the mask at up to 8192 px;
-    those below ``least_um2`` (or ``least_px`` of that map, where µm/px is not known) are left out.
+    those below ``least_um2`` are left out.
     """
     out = writable_folder(out)
     windows = windows or WindowConfig()
-    ratio = scale_between(slide.mpp, segmenter.mpp)
-    plan = plan_windows(segmenter, windows, slide.width, slide.height, ratio)
-    facts = {"model": segmenter.identity, "slide": fingerprint(slide.path), "windows": windows.to_dict()}
-    facts |= {"mpp": slide.mpp}
-    read = slide_reader(slide)
-    bands = lambda first: make_bands(  # noqa: E731
-        segmenter, plan, read, name=slide.path.name, batch=windows.batch, wanted=tissue_windows(slide), first=first
+    classes = segmenter.config.classes
+    name = name_of(slide.path)
+    mpp = slide.require_mpp()
+    plan = plan_windows(segmenter, windows, slide.width, slide.height, scale_between(mpp, segmenter.mpp))
+    glass = glass_of(slide)
+    facts = {**slide_facts(slide, plan, glass), "model": segmenter.identity, "windows": windows.to_dict()}
+    scale = max(1, -(-max(slide.width, slide.height) // LONGEST))
+    layer = Layer(
+        "",
+        classes_of,
+        channels=1,
+        codec="deflate",
+        background=0,
+        labels=True,
+        facts={"classes": ", ".join(classes)},
     )
-    mask = write_mask(out, name_of(slide.path), facts, bands, plan, slide.mpp)
-    labels, scale = reduced(mask, slide.width, slide.height)
-    polygons = out / f"{name_of(slide.path)}.geojson"
-    area = least_um2 / (slide.mpp * scale) ** 2 if slide.mpp else least_px
-    write_text(polygons, json.dumps(geojson(labels, segmenter.config.classes, scale, area)))
-    counts = np.bincount(labels.ravel(), minlength=len(segmenter.config.classes))
-    shares = {name: float(n / labels.size) for name, n in zip(segmenter.config.classes, counts)}
-    return SegmentedSlide(mask, polygons, shares)
+    job = PyramidJob(
+        out, f"{name}_mask", facts, [layer], slide.width, slide.height, mpp=mpp, what="a mask of the slide"
+    )
+    result = translate_slide(
+        segmenter, slide, plan, job, batch=windows.batch, glass=glass, doing="segmenting windows"
+    )
+    labels = reduced(result.images[""], scale)
+    polygons = out / f"{name}.geojson"
+    found = geojson(labels, classes, scale, least_um2 / (mpp * scale) ** 2)
+    write_text(polygons, json.dumps(found))
+    counts = np.bincount(labels.ravel(), minlength=len(classes))
+    shares = {each: float(n / labels.size) for each, n in zip(classes, counts)}
+    return SegmentedSlide(result.images[""], polygons, shares, len(found["features"]))
 
 
-def slide_reader(slide: Any) -> Callable[[int, int, int, int], np.ndarray]:
-    """``read(x, y, side, model_side)`` of an open slide; white beside it."""
-
-    def read(x: int, y: int, side: int, model_side: int) -> np.ndarray:
-        pixels: np.ndarray = slide.read_box(x, y, side, side, model_side, model_side)
-        return pixels
-
-    return read
-
-
-def tissue_windows(slide: Any) -> Callable[[int, int, int], bool]:
-    """``wanted(x, y, side)``: whether a window touches tissue; all where none is found."""
-    from shapely import box, prepare, union_all
-
-    from morphogen.slides.tissue import tissue_of
-
-    pieces = list(tissue_of(slide).geometry)
-    if not pieces:
-        return lambda x, y, side: True
-    area = union_all(pieces)
-    prepare(area)
-    return lambda x, y, side: bool(area.intersects(box(x, y, x + side, y + side)))
+def reduced(mask: Path, scale: int) -> np.ndarray:
+    """(H, W) uint8: every ``scale``-th pixel of a mask pyramid's finest level, read in bands of tiles."""
+    with open_tiff(mask) as file:
+        page = file.pages[0]
+        height, width, side = page.imagelength, page.imagewidth, page.tilelength
+        out = np.zeros((-(-height // scale), -(-width // scale)), np.uint8)
+        for tile, (_, _, top, left, _), _ in page.segments():
+            if tile is None:
+                continue
+            rows = np.arange(-(-top // scale) * scale, min(top + side, height), scale)
+            columns = np.arange(-(-left // scale) * scale, min(left + side, width), scale)
+            values = tile.reshape(tile.shape[-3:])[..., 0][rows[:, None] - top, columns[None] - left]
+            if len(rows) and len(columns):
+                out[
+                    rows[0] // scale : rows[-1] // scale + 1, columns[0] // scale : columns[-1] // scale + 1
+                ] = values
+    return out
 
 
 def outlines(labels: np.ndarray, label: int, scale: float, least: float) -> Iterator[list[np.ndarray]]:
     """Rings of every connected piece of a class in level-0 pixels, the outer one first; corners of pixels."""
-    mask = np.kron((labels == label).astype(np.uint8), np.ones((1, 1), np.uint8))
+    mask = (labels == label).astype(np.uint8)
     contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     for index, outer in enumerate(contours):
         if tree[0][index][3] != -1 or cv2.contourArea(outer) < least:

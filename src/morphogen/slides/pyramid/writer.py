@@ -21,6 +21,7 @@ import numpy as np
 from morphogen.core.errors import OutputError
 from morphogen.core.files import atomic_path, output_error, writable_folder
 from morphogen.slides.pyramid.codec import CODECS, SUBSAMPLING, TileCodec
+from morphogen.slides.pyramid.halving import halved
 from morphogen.slides.pyramid.parts import Parts
 from morphogen.slides.pyramid.spool import Spool
 from morphogen.slides.pyramid.tiff import Layout, Level, ome_xml, write_tiff
@@ -52,9 +53,10 @@ class PyramidWriter:
         Go into the OME-XML: nominal magnification, and pairs of what made the image.
     resume:
         Go on from the scratch file of an earlier, killed run with the same settings.
+    labels:
+        Values are classes: coarser levels show the commonest of four, never a mean.
     pending_bytes:
-        Unfinished tiles in memory; more are put on disk. The default is room for three rows of tiles, at
-        least 64 MiB.
+        Unfinished tiles in memory; more are put on disk. Default: three rows of tiles, at least 64 MiB.
 
     Raises
     ------
@@ -80,6 +82,7 @@ class PyramidWriter:
         facts: Mapping[str, object] | None = None,
         resume: bool = True,
         pending_bytes: int | None = None,
+        labels: bool = False,
     ) -> None:
         self.path = Path(path)
         self.width, self.height = int(width), int(height)
@@ -94,7 +97,7 @@ class PyramidWriter:
         self._sizes = _level_sizes(self.width, self.height, tile)
         across = -(-self.width // tile)
         limit = pending_bytes if pending_bytes is not None else max(64 << 20, 3 * across * tile**2 * 4)
-        self._closed = False
+        self._closed, self._labels = False, labels
         writable_folder(self.path.parent)
         if self.path.is_dir():
             raise OutputError("a folder of this name is in the way of the image", where=self.path)
@@ -283,17 +286,14 @@ class PyramidWriter:
         last_h, last_w = self._extent(level - 1, row, column)
         quad[last_h:] = quad[last_h - 1]  # an odd side repeats its last row
         quad[:, last_w:] = quad[:, last_w - 1 : last_w]
-        total = quad[0::2, 0::2] + quad[1::2, 0::2] + quad[0::2, 1::2] + quad[1::2, 1::2]
-        half = ((total + 2) >> 2).astype(np.uint8)
+        half = halved(quad, self._labels)
         self._spool.add((level, row, column), self._codec.encode(half))
         return half
 
     def _extent(self, below: int, row: int, column: int) -> tuple[int, int]:
         """Height and width of what lies under tile (row, column) of the level above ``below``."""
-        width, height = self._sizes[below]
-        return min(2 * self.tile, height - 2 * row * self.tile), min(
-            2 * self.tile, width - 2 * column * self.tile
-        )
+        width, height = (n - 2 * k * self.tile for n, k in zip(self._sizes[below], (column, row)))
+        return min(2 * self.tile, height), min(2 * self.tile, width)
 
     def _assemble(self, file: Any) -> None:
         levels = []

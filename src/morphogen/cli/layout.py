@@ -1,0 +1,471 @@
+"""``morphogen layout``: labelled images in the style of unlabelled slides, and the segmentation network they feed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from morphogen.cli.common import (
+    AsJson,
+    Compile,
+    ConfigFile,
+    Device,
+    PrecisionOption,
+    Seed,
+    Settings,
+    load_config,
+    print_json,
+    say,
+)
+
+if TYPE_CHECKING:
+    from morphogen.layout.config import DataConfig
+    from morphogen.layout.data import Found
+
+app = App(
+    name="layout",
+    help="Labelled images in new styles (STEDM) and segmentation: train, synthesize, segmenter, segment, evaluate.",
+)
+
+Inputs = Annotated[
+    list[Path],
+    Parameter(
+        help="Folders with images/ and masks/, slides with NAME.geojson beside them, a folder of such slides, or the "
+        "Oxford flowers."
+    ),
+]
+Out = Annotated[Path, Parameter(name="--out", help="Folder of the results.")]
+Unannotated = Annotated[
+    list[Path] | None,
+    Parameter(
+        name="--unannotated",
+        consume_multiple=True,
+        help="Images or slides that lend their style; masks are not read.",
+    ),
+]
+Annotated_ = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--annotated",
+        consume_multiple=True,
+        help="Patients whose masks are used; the others lend their style. Default: all.",
+    ),
+]
+Test = Annotated[
+    list[str] | None,
+    Parameter(name="--test", consume_multiple=True, help="Patients that only the evaluation sees."),
+]
+Patient = Annotated[
+    str | None,
+    Parameter(name="--patient", help="Regular expression that finds the patient in a file's name."),
+]
+Classes = Annotated[
+    list[str] | None,
+    Parameter(name="--classes", consume_multiple=True, help="Classes to keep; the rest is background."),
+]
+Crop = Annotated[int | None, Parameter(name="--crop", help="Side of the crops in pixels.")]
+Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel of the crops.")]
+Steps = Annotated[int | None, Parameter(name="--steps", help="Updates.")]
+SegmenterFolder = Annotated[
+    Path | None,
+    Parameter(name="--segmenter", help="Segmenter trained on real images, for the agreement filter."),
+]
+
+
+def _data(
+    annotated: list[str] | None,
+    test: list[str] | None,
+    patient: str | None,
+    classes: list[str] | None,
+    crop: int | None = None,
+    mpp: float | None = None,
+) -> dict[str, Any]:
+    """The options about the data as settings; ``None`` where they were not given."""
+    values: dict[str, Any] = {"annotated": annotated, "test": test, "classes": classes}
+    chosen = {f"data__{key}": list(value) if value else None for key, value in values.items()}
+    return chosen | {"data__patient": patient, "data__crop": crop, "data__mpp": mpp}
+
+
+def _found(inputs: list[Path], data: DataConfig, unannotated: list[Path] | None = None) -> Found:
+    from morphogen.layout.data import read_sources
+
+    return read_sources(inputs, data, unannotated or ())
+
+
+@app.command
+def train(
+    inputs: Inputs,
+    /,
+    *,
+    out: Out,
+    unannotated: Unannotated = None,
+    annotated: Annotated_ = None,
+    test: Test = None,
+    patient: Patient = None,
+    classes: Classes = None,
+    size: Annotated[
+        Literal["paper", "base", "small", "tiny"] | None,
+        Parameter(name="--size", help="small: a CPU. base: one GPU. paper: STEDM's network."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        Parameter(
+            name="--start", help="A layout model to go on from, or CompVis' landscape.ckpt (size paper)."
+        ),
+    ] = None,
+    sampling: Annotated[
+        Literal["none", "augmented", "nearby", "mp"] | None,
+        Parameter(name="--style-sampling", help="Where style images come from."),
+    ] = None,
+    steps: Steps = None,
+    crop: Crop = None,
+    mpp: Mpp = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    compile: Compile = False,
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Train the model on annotated images and on images that lend their style; the model is OUT/model."""
+    from morphogen.layout.config import TrainConfig
+    from morphogen.layout.train import train_model
+
+    resolved = load_config(
+        TrainConfig,
+        config,
+        settings,
+        size=size,
+        start=start,
+        training__steps=steps,
+        training__seed=seed,
+        data__sampling=sampling,
+        **_data(annotated, test, patient, classes, crop, mpp),
+    )
+    found = _found(inputs, resolved.data, unannotated)
+    result = train_model(found, resolved, out, device=device, precision=precision, compile=compile)
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(result.run.metrics.items()))
+    say(
+        f"Trained {result.run.step} steps on {len(found.annotated)} annotated and {len(found.unannotated)} other "
+        f"images: {figures}",
+        f"Model: {result.folder}",
+    )
+    return 0
+
+
+@app.command
+def synthesize(
+    inputs: Inputs,
+    /,
+    *,
+    model: Annotated[Path, Parameter(name="--model", help="The model, or a checkpoint of STEDM's code.")],
+    out: Out,
+    unannotated: Unannotated = None,
+    annotated: Annotated_ = None,
+    test: Test = None,
+    patient: Patient = None,
+    layouts: Annotated[
+        list[Path] | None,
+        Parameter(
+            name="--layouts",
+            consume_multiple=True,
+            help="Other folders of masks to take layouts from (of the same classes), such as simulated tissue.",
+        ),
+    ] = None,
+    count: Annotated[int | None, Parameter(name="--count", help="Images to make.")] = None,
+    pairing: Annotated[
+        Literal["quota", "random", "density"] | None,
+        Parameter(name="--pairing", help="Which layout meets which style."),
+    ] = None,
+    solver: Annotated[
+        Literal["fast", "reference"], Parameter(name="--solver", help="fast: 24 evaluations. reference: 286.")
+    ] = "fast",
+    segmenter: SegmenterFolder = None,
+    held_out: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--held-out",
+            consume_multiple=True,
+            help="Annotated patients that the segmenter did not see.",
+        ),
+    ] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Make labelled images: annotated layouts in the styles of the other patients, as a folder of images and masks.
+
+    A run that was killed goes on with the batches that are not there.
+    """
+    from morphogen.layout.config import SynthesisConfig
+    from morphogen.layout.model import LayoutDiffusion
+    from morphogen.layout.predict import synthesize as make
+    from morphogen.layout.segmenter.model import Segmenter
+
+    resolved = load_config(SynthesisConfig, config, settings, count=count, pairing=pairing, seed=seed)
+    diffusion = LayoutDiffusion.from_pretrained(model, device=device)
+    data = _data_of(diffusion, annotated, test, patient)
+    found = _found(inputs, data, unannotated)
+    given = _found(layouts, data.replace(annotated=(), test=())).annotated if layouts else found.annotated
+    result = make(
+        diffusion,
+        given,
+        found.unannotated or found.annotated,
+        resolved,
+        out,
+        sampler=solver,
+        data=data,
+        segmenter=Segmenter.from_pretrained(segmenter, device=device) if segmenter else None,
+        held_out=[s for s in found.annotated if held_out and s.patient in held_out],
+        precision=precision,
+    )
+    kept = (
+        f", {result.kept} kept (agreement ≥ {result.threshold:.2f})" if result.threshold is not None else ""
+    )
+    say(f"{result.made} images in the styles of {len(result.shares)} patients{kept}: {result.folder}")
+    if result.flagged:
+        say(f"Style not learned, nearly all left out: {', '.join(result.flagged)}")
+    return 0
+
+
+def _data_of(
+    model: Any, annotated: list[str] | None, test: list[str] | None, patient: str | None
+) -> DataConfig:
+    """How a model reads its sources: as it was trained, but for what is given."""
+    from morphogen.layout.config import DataConfig
+
+    kept = model.facts.get("data") or {}
+    data = DataConfig(**kept) if kept else DataConfig(crop=model.crop, mpp=model.mpp)
+    given: dict[str, Any] = {"annotated": annotated, "test": test}
+    changes: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
+    if patient is not None:
+        changes["patient"] = patient
+    return data.replace(**changes)
+
+
+@app.command
+def segmenter(
+    inputs: Inputs,
+    /,
+    *,
+    out: Out,
+    synthetic: Annotated[
+        list[Path] | None,
+        Parameter(name="--synthetic", consume_multiple=True, help="Folders made by `synthesize`."),
+    ] = None,
+    ratio: Annotated[
+        list[float] | None,
+        Parameter(
+            name="--ratio", consume_multiple=True, help="Share of synthetic crops; several: one network each."
+        ),
+    ] = None,
+    annotated: Annotated_ = None,
+    test: Test = None,
+    patient: Patient = None,
+    classes: Classes = None,
+    architecture: Annotated[
+        str | None,
+        Parameter(name="--architecture", help="small, or a network of segmentation-models-pytorch (Unet …)."),
+    ] = None,
+    steps: Steps = None,
+    crop: Crop = None,
+    mpp: Mpp = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Train a segmentation network on annotated and synthetic images; a sweep over --ratio trains one for each."""
+    from morphogen.layout.config import SegmentConfig
+    from morphogen.layout.segmenter.train import sweep, train_segmenter
+
+    several = ratio is not None and len(ratio) > 1
+    resolved = load_config(
+        SegmentConfig,
+        config,
+        settings,
+        network__architecture=architecture,
+        synthetic_ratio=ratio[0] if ratio and not several else None,
+        ratios=list(ratio) if ratio and several else None,
+        training__steps=steps,
+        training__seed=seed,
+        **_data(annotated, test, patient, classes, crop, mpp),
+    )
+    found = _found(inputs, resolved.data)
+    made = _synthetic(synthetic, found)
+    options: dict[str, Any] = {"device": device, "precision": precision}
+    if resolved.ratios:
+        results = sweep(found.annotated, made, found.classes.names, resolved, out, **options)
+        for share, result in results.items():
+            say(f"{share:.0%} synthetic: {result.folder}")
+        return 0
+    result = train_segmenter(found.annotated, found.classes.names, resolved, out, synthetic=made, **options)
+    say(f"Trained {result.run.step} steps. Segmenter: {result.folder}")
+    return 0
+
+
+def _synthetic(folders: list[Path] | None, found: Found) -> list[Any]:
+    from morphogen.core.errors import InputError
+    from morphogen.layout.sources.folders import image_folder
+
+    sheets: list[Any] = []
+    for folder in folders or []:
+        made, classes = image_folder(folder)
+        if classes is None or classes.names != found.classes.names:
+            raise InputError(
+                f"its classes are not those of the real images ({', '.join(found.classes.names)})",
+                where=folder,
+            )
+        sheets += made
+    return sheets
+
+
+@app.command(alias="apply")
+def segment(
+    inputs: Annotated[list[Path], Parameter(help="Slides, image files or folders of images.")],
+    /,
+    *,
+    model: Annotated[Path, Parameter(name="--model", help="Folder of a segmenter.")],
+    out: Out,
+    mpp: Annotated[
+        float | None, Parameter(name="--mpp", help="µm per pixel of the inputs, where they do not say.")
+    ] = None,
+    device: Device = "auto",
+    config: ConfigFile = None,
+    settings: Settings = (),
+) -> int:
+    """Label images and whole slides: label maps as PNG; of slides a mask pyramid (OME-TIFF) and polygons for QuPath."""
+    from morphogen.layout.data import SLIDE_SUFFIXES
+    from morphogen.layout.segmenter.apply import segment_images, segment_slide
+    from morphogen.layout.segmenter.model import Segmenter
+    from morphogen.slides import open_slide
+    from morphogen.tasks import WindowConfig
+
+    network = Segmenter.from_pretrained(model, device=device)
+    windows = load_config(WindowConfig, config, settings)
+    failed: dict[str, str] = {}
+    files = [path for path in inputs if path.is_file()]
+    for path in [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]:
+        with open_slide(path, mpp=mpp) as slide:
+            result = segment_slide(network, slide, out, windows=windows)
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result.shares.items())
+        say(f"{path.name}: {shares}", f"Mask: {result.mask}", f"{result.count} polygons: {result.polygons}")
+    flat = [path for path in files if path.suffix.lower() not in SLIDE_SUFFIXES]
+    jobs: list[Any] = [*([flat] if flat else []), *(path for path in inputs if not path.is_file())]
+    for number, job in enumerate(jobs):
+        target = out if len(jobs) == 1 else out / (job.name if isinstance(job, Path) else f"images{number}")
+        found = segment_images(network, job, target, windows=windows, mpp=mpp)
+        failed |= found.failed
+        say(f"{len(found.done)} label maps: {found.folder / 'masks'}")
+    for name, problem in failed.items():
+        say(f"Left out: {name}: {problem}")
+    return 3 if failed else 0
+
+
+@app.command
+def evaluate(
+    inputs: Inputs,
+    /,
+    *,
+    synthetic: Annotated[
+        list[Path],
+        Parameter(name="--synthetic", consume_multiple=True, help="Folders made by `synthesize`."),
+    ],
+    out: Out,
+    test: Test = None,
+    annotated: Annotated_ = None,
+    unannotated: Unannotated = None,
+    patient: Patient = None,
+    classes: Classes = None,
+    model: Annotated[
+        Path | None,
+        Parameter(
+            name="--model", help="The model that made them: adds style match, agreement, memorisation."
+        ),
+    ] = None,
+    instances: Annotated[
+        bool,
+        Parameter(name="--instances", negative=(), help="Score objects, too (PQ after a watershed): nuclei."),
+    ] = False,
+    steps: Steps = None,
+    crop: Crop = None,
+    mpp: Mpp = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    config: ConfigFile = None,
+    settings: Settings = (),
+    as_json: AsJson = False,
+) -> int:
+    """Compare segmenters on held-out patients: real + synthetic against real only, stain augmentation, recolouring,
+    pseudo-labels, synthetic only, and all labels. Trains each for the same steps; OUT/report.html.
+    """
+    from morphogen.layout.config import SegmentConfig
+    from morphogen.layout.evaluate import compare
+    from morphogen.layout.model import LayoutDiffusion
+    from morphogen.layout.scoring.synthetic import evaluate_synthetic
+    from morphogen.layout.segmenter.model import Segmenter
+
+    resolved = load_config(
+        SegmentConfig,
+        config,
+        settings,
+        training__steps=steps,
+        training__seed=seed,
+        **_data(annotated, test, patient, classes, crop, mpp),
+    )
+    found = _found(inputs, resolved.data, unannotated)
+    made = _synthetic(synthetic, found)
+    everything = list(_found(inputs, resolved.data.replace(annotated=())).annotated)
+    names = {sheet.name for sheet in found.annotated}
+    rest = [sheet for sheet in everything if sheet.name not in names]
+    result = compare(found, made, resolved, out, everything=rest, instances=instances, device=device)
+    figures: dict[str, float] = {}
+    if model is not None:
+        diffusion = LayoutDiffusion.from_pretrained(model, device=device)
+        real = Segmenter.from_pretrained(result.folder / "segmenters" / "real-only" / "model", device=device)
+        figures = evaluate_synthetic(
+            diffusion, made, found.annotated, found.unannotated, found.test, out / "synthetic", segmenter=real
+        ).figures
+    if as_json:
+        print_json(
+            {
+                "verdict": result.verdict,
+                "iou": {e.method: e.scores.intervals["iou"]._asdict() for e in result.evaluations},
+                "synthetic": figures,
+            }
+        )
+        return 0
+    for evaluation in result.evaluations:
+        iou = evaluation.scores.intervals["iou"]
+        say(f"{evaluation.method:28} IoU {iou.value:.3f} [{iou.low:.3f}, {iou.high:.3f}]")
+    for name, value in figures.items():
+        say(f"{name:28} {value:.3f}")
+    say(result.verdict, f"Report: {result.folder / 'report.html'}")
+    return 0
+
+
+@app.command(name="import-config")
+def import_config(
+    source: Annotated[
+        Path, Parameter(help="config.yaml of STEDM's code (hydra, composed), or a checkpoint that holds it.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(name="--out", help="YAML file to write.")],
+) -> int:
+    """Translate the options of STEDM's code into a configuration for `train` or `segmenter`."""
+    from morphogen.layout.imported import imported_config
+
+    config, taken, left = imported_config(source)
+    config.save(out)
+    say(f"{len(taken)} options taken: {', '.join(taken)}")
+    if left:
+        say(f"Left out: {', '.join(left)}")
+    verb = "train" if type(config).__name__ == "TrainConfig" else "segmenter"
+    say(f"Configuration: {out}", f"Next: morphogen layout {verb} INPUT --config {out} --out FOLDER")
+    return 0
