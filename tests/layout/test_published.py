@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from morphogen.checkpoints.reading import read_weights
 
 from morphogen.checkpoints.compvis import first_stage_from
-from morphogen.checkpoints.reading import read_weights
 from morphogen.checkpoints.stedm import (
     STYLE,
     load_landscape,

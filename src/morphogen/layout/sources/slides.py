@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from skimage.draw import polygon as draw_polygon
 
 from morphogen.core.errors import InputError
 from morphogen.layout.sources.sheets import WHITE, Classes, places_of
@@ -30,6 +31,14 @@ class Polygon:
         """x0, y0, x1, y1."""
         low, high = self.rings[0].min(0), self.rings[0].max(0)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """(2,) x, y of a point that lies in it."""
+        from shapely import Polygon as Shape
+
+        point = Shape(self.rings[0], self.rings[1:]).buffer(0).representative_point()
+        return np.array([point.x, point.y])
 
     @cached_property
     def area(self) -> float:
@@ -100,9 +109,15 @@ def drawn(
         if x1 < box[0] or y1 < box[1] or x0 > box[0] + box[2] or y0 > box[1] + box[3]:
             continue
         value = classes.index(polygon.label) if polygon.label in classes else 0
-        # 1/16 px, as OpenCV counts sub-pixels; a point is the corner of a pixel, OpenCV's the middle.
-        rings = [np.rint(((ring - box[:2]) * scale - 0.5) * 16).astype(np.int32) for ring in polygon.rings]
-        cv2.fillPoly(labels, rings, value, shift=4)
+        # Corners of the box that holds it, so that a small polygon costs little on a large map.
+        low = np.floor((np.array([x0, y0]) - box[:2]) * scale).astype(int).clip(0)
+        high = np.minimum(np.ceil((np.array([x1, y1]) - box[:2]) * scale).astype(int), shape[::-1])
+        part = labels[low[1] : high[1], low[0] : high[0]]
+        inside = np.zeros(part.shape, bool)
+        for ring in polygon.rings:  # even-odd: a ring within a ring is a hole
+            at = (ring - box[:2]) * scale - 0.5 - low  # a pixel is in when its middle is
+            inside[draw_polygon(at[:, 1], at[:, 0], part.shape)] ^= True
+        part[inside] = value
     return labels
 
 
@@ -169,7 +184,13 @@ class SlideSheet:
             at = np.minimum(found[0], np.array(overview.shape[:2]) - 1)
             tissue = overview.min(2)[at[:, 0], at[:, 1]] < WHITE
             found[0] = found[0][tissue] if tissue.any() else found[0]
-        return {k: np.round((at + 0.5) * lookup / self.scale).astype(np.int64) for k, at in found.items()}
+        places = {k: np.round((at + 0.5) * lookup / self.scale).astype(np.int64) for k, at in found.items()}
+        for polygon in self.polygons:  # smaller than a pixel of the map
+            label = self.classes.index(polygon.label) if polygon.label in self.classes else 0
+            if label and label not in found:
+                own = np.round(polygon.inner[::-1] / self.scale).astype(np.int64)[None]
+                places[label] = np.concatenate([places[label], own]) if label in places else own
+        return places
 
     def tissue(self, side: int) -> np.ndarray:
         """By :func:`morphogen.slides.tissue.tissue_of`; all cells where it finds none."""

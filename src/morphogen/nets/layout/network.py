@@ -146,13 +146,14 @@ class LayoutNetwork(nn.Module):
 
 
 def build_layout_network(config: LayoutNetworkConfig, seed: int | None = None) -> LayoutNetwork:
-    """A network with fresh weights: the style block, what the style adds to time and the last layer begin at
-    zero. ``seed`` makes them reproducible."""
+    """A network with fresh weights; ``seed`` makes them reproducible. The style block begins as nothing added, and the
+    last layer small but not at zero, so that the style encoder learns from the first step on."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         network = LayoutNetwork(config)
-    nn.init.zeros_(network.unet.unet.conv_out.weight)
+    with torch.no_grad():
+        network.unet.unet.conv_out.weight.mul_(0.1)
     nn.init.zeros_(network.unet.unet.conv_out.bias)
     nn.init.zeros_(network.unet.style_block.conv2.weight)
     nn.init.zeros_(network.unet.style_block.conv2.bias)
