@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from morphogen.checkpoints.reading import read_weights
 
 from morphogen.checkpoints.compvis import first_stage_from
 from morphogen.checkpoints.stedm import (
@@ -20,6 +19,7 @@ from morphogen.checkpoints.stedm import (
     unet_state,
 )
 from morphogen.core.errors import CheckpointError
+from morphogen.core.weights.reading import read_weights
 from morphogen.diffusion import Schedule, losses
 from morphogen.nets.layout.config import LayoutNetworkConfig, StyleConfig
 from morphogen.nets.layout.encoders import StyleEncoder, null_images
@@ -207,13 +207,13 @@ def test_the_landscape_start_fills_both_shifted_parts_of_the_middle(tmp_path):
     """The file's middle is [Res, Attention, Res]; ours has the style block between the first two."""
     config = LayoutNetworkConfig(
         latent_channels=3, factor=4, widths=(32, 64), layers=1, heads=4, groups=32, layout_channels=3,
-        layout_by="mean", style=StyleConfig(width=128, channels=(8, 16)),
+        layout_by="mean", style_in="middle", style=StyleConfig(width=128, channels=(8, 16)),
     )  # fmt: skip
     network = build_layout_network(config, seed=0)
     state = compvis(build_layout_network(config, seed=1), config)
     torch.save({"state_dict": state}, tmp_path / "landscape.ckpt")
     report = load_landscape(tmp_path / "landscape.ckpt", network)
-    assert report["share"] > 0.8
+    assert report["share"] > 0.85
     assert all(re.match(r"style_block|style_to_time", name) for name in report["not loaded"])
     named = unet_state({k.removeprefix("model.diffusion_model."): v for k, v in state.items()}, config, False)
     for part in ("unet.mid_block.attentions.0.to_q.weight", "unet.mid_block.resnets.1.conv1.weight"):

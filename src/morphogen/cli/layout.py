@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -19,79 +19,28 @@ from morphogen.cli.common import (
     print_json,
     say,
 )
-
-if TYPE_CHECKING:
-    from morphogen.layout.config import DataConfig
-    from morphogen.layout.data import Found
+from morphogen.cli.layout_options import (
+    AnnotatedPatients,
+    Classes,
+    Crop,
+    Inputs,
+    Mpp,
+    Out,
+    Patient,
+    SegmenterFolder,
+    Steps,
+    Test,
+    Unannotated,
+    data_of,
+    data_settings,
+    read,
+    synthetic_sheets,
+)
 
 app = App(
     name="layout",
     help="Labelled images in new styles (STEDM) and segmentation: train, synthesize, segmenter, segment, evaluate.",
 )
-
-Inputs = Annotated[
-    list[Path],
-    Parameter(
-        help="Folders with images/ and masks/, slides with NAME.geojson beside them, a folder of such slides, or the "
-        "Oxford flowers."
-    ),
-]
-Out = Annotated[Path, Parameter(name="--out", help="Folder of the results.")]
-Unannotated = Annotated[
-    list[Path] | None,
-    Parameter(
-        name="--unannotated",
-        consume_multiple=True,
-        help="Images or slides that lend their style; masks are not read.",
-    ),
-]
-Annotated_ = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--annotated",
-        consume_multiple=True,
-        help="Patients whose masks are used; the others lend their style. Default: all.",
-    ),
-]
-Test = Annotated[
-    list[str] | None,
-    Parameter(name="--test", consume_multiple=True, help="Patients that only the evaluation sees."),
-]
-Patient = Annotated[
-    str | None,
-    Parameter(name="--patient", help="Regular expression that finds the patient in a file's name."),
-]
-Classes = Annotated[
-    list[str] | None,
-    Parameter(name="--classes", consume_multiple=True, help="Classes to keep; the rest is background."),
-]
-Crop = Annotated[int | None, Parameter(name="--crop", help="Side of the crops in pixels.")]
-Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel of the crops.")]
-Steps = Annotated[int | None, Parameter(name="--steps", help="Updates.")]
-SegmenterFolder = Annotated[
-    Path | None,
-    Parameter(name="--segmenter", help="Segmenter trained on real images, for the agreement filter."),
-]
-
-
-def _data(
-    annotated: list[str] | None,
-    test: list[str] | None,
-    patient: str | None,
-    classes: list[str] | None,
-    crop: int | None = None,
-    mpp: float | None = None,
-) -> dict[str, Any]:
-    """The options about the data as settings; ``None`` where they were not given."""
-    values: dict[str, Any] = {"annotated": annotated, "test": test, "classes": classes}
-    chosen = {f"data__{key}": list(value) if value else None for key, value in values.items()}
-    return chosen | {"data__patient": patient, "data__crop": crop, "data__mpp": mpp}
-
-
-def _found(inputs: list[Path], data: DataConfig, unannotated: list[Path] | None = None) -> Found:
-    from morphogen.layout.data import read_sources
-
-    return read_sources(inputs, data, unannotated or ())
 
 
 @app.command
@@ -101,7 +50,7 @@ def train(
     *,
     out: Out,
     unannotated: Unannotated = None,
-    annotated: Annotated_ = None,
+    annotated: AnnotatedPatients = None,
     test: Test = None,
     patient: Patient = None,
     classes: Classes = None,
@@ -142,9 +91,9 @@ def train(
         training__steps=steps,
         training__seed=seed,
         data__sampling=sampling,
-        **_data(annotated, test, patient, classes, crop, mpp),
+        **data_settings(annotated, test, patient, classes, crop, mpp),
     )
-    found = _found(inputs, resolved.data, unannotated)
+    found = read(inputs, resolved.data, unannotated)
     result = train_model(found, resolved, out, device=device, precision=precision, compile=compile)
     figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(result.run.metrics.items()))
     say(
@@ -163,7 +112,7 @@ def synthesize(
     model: Annotated[Path, Parameter(name="--model", help="The model, or a checkpoint of STEDM's code.")],
     out: Out,
     unannotated: Unannotated = None,
-    annotated: Annotated_ = None,
+    annotated: AnnotatedPatients = None,
     test: Test = None,
     patient: Patient = None,
     layouts: Annotated[
@@ -171,6 +120,7 @@ def synthesize(
         Parameter(
             name="--layouts",
             consume_multiple=True,
+            negative=(),
             help="Other folders of masks to take layouts from (of the same classes), such as simulated tissue.",
         ),
     ] = None,
@@ -188,6 +138,7 @@ def synthesize(
         Parameter(
             name="--held-out",
             consume_multiple=True,
+            negative=(),
             help="Annotated patients that the segmenter did not see.",
         ),
     ] = None,
@@ -208,9 +159,9 @@ def synthesize(
 
     resolved = load_config(SynthesisConfig, config, settings, count=count, pairing=pairing, seed=seed)
     diffusion = LayoutDiffusion.from_pretrained(model, device=device)
-    data = _data_of(diffusion, annotated, test, patient)
-    found = _found(inputs, data, unannotated)
-    given = _found(layouts, data.replace(annotated=(), test=())).annotated if layouts else found.annotated
+    data = data_of(diffusion, annotated, test, patient)
+    found = read(inputs, data, unannotated)
+    given = read(layouts, data.replace(annotated=(), test=())).annotated if layouts else found.annotated
     result = make(
         diffusion,
         given,
@@ -232,21 +183,6 @@ def synthesize(
     return 0
 
 
-def _data_of(
-    model: Any, annotated: list[str] | None, test: list[str] | None, patient: str | None
-) -> DataConfig:
-    """How a model reads its sources: as it was trained, but for what is given."""
-    from morphogen.layout.config import DataConfig
-
-    kept = model.facts.get("data") or {}
-    data = DataConfig(**kept) if kept else DataConfig(crop=model.crop, mpp=model.mpp)
-    given: dict[str, Any] = {"annotated": annotated, "test": test}
-    changes: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
-    if patient is not None:
-        changes["patient"] = patient
-    return data.replace(**changes)
-
-
 @app.command
 def segmenter(
     inputs: Inputs,
@@ -255,15 +191,20 @@ def segmenter(
     out: Out,
     synthetic: Annotated[
         list[Path] | None,
-        Parameter(name="--synthetic", consume_multiple=True, help="Folders made by `synthesize`."),
+        Parameter(
+            name="--synthetic", consume_multiple=True, negative=(), help="Folders made by `synthesize`."
+        ),
     ] = None,
     ratio: Annotated[
         list[float] | None,
         Parameter(
-            name="--ratio", consume_multiple=True, help="Share of synthetic crops; several: one network each."
+            name="--ratio",
+            consume_multiple=True,
+            negative=(),
+            help="Share of synthetic crops; several: one network each.",
         ),
     ] = None,
-    annotated: Annotated_ = None,
+    annotated: AnnotatedPatients = None,
     test: Test = None,
     patient: Patient = None,
     classes: Classes = None,
@@ -294,10 +235,10 @@ def segmenter(
         ratios=list(ratio) if ratio and several else None,
         training__steps=steps,
         training__seed=seed,
-        **_data(annotated, test, patient, classes, crop, mpp),
+        **data_settings(annotated, test, patient, classes, crop, mpp),
     )
-    found = _found(inputs, resolved.data)
-    made = _synthetic(synthetic, found)
+    found = read(inputs, resolved.data)
+    made = synthetic_sheets(synthetic, found)
     options: dict[str, Any] = {"device": device, "precision": precision}
     if resolved.ratios:
         results = sweep(found.annotated, made, found.classes.names, resolved, out, **options)
@@ -307,22 +248,6 @@ def segmenter(
     result = train_segmenter(found.annotated, found.classes.names, resolved, out, synthetic=made, **options)
     say(f"Trained {result.run.step} steps. Segmenter: {result.folder}")
     return 0
-
-
-def _synthetic(folders: list[Path] | None, found: Found) -> list[Any]:
-    from morphogen.core.errors import InputError
-    from morphogen.layout.sources.folders import image_folder
-
-    sheets: list[Any] = []
-    for folder in folders or []:
-        made, classes = image_folder(folder)
-        if classes is None or classes.names != found.classes.names:
-            raise InputError(
-                f"its classes are not those of the real images ({', '.join(found.classes.names)})",
-                where=folder,
-            )
-        sheets += made
-    return sheets
 
 
 @app.command(alias="apply")
@@ -374,11 +299,13 @@ def evaluate(
     *,
     synthetic: Annotated[
         list[Path],
-        Parameter(name="--synthetic", consume_multiple=True, help="Folders made by `synthesize`."),
+        Parameter(
+            name="--synthetic", consume_multiple=True, negative=(), help="Folders made by `synthesize`."
+        ),
     ],
     out: Out,
     test: Test = None,
-    annotated: Annotated_ = None,
+    annotated: AnnotatedPatients = None,
     unannotated: Unannotated = None,
     patient: Patient = None,
     classes: Classes = None,
@@ -416,11 +343,11 @@ def evaluate(
         settings,
         training__steps=steps,
         training__seed=seed,
-        **_data(annotated, test, patient, classes, crop, mpp),
+        **data_settings(annotated, test, patient, classes, crop, mpp),
     )
-    found = _found(inputs, resolved.data, unannotated)
-    made = _synthetic(synthetic, found)
-    everything = list(_found(inputs, resolved.data.replace(annotated=())).annotated)
+    found = read(inputs, resolved.data, unannotated)
+    made = synthetic_sheets(synthetic, found)
+    everything = list(read(inputs, resolved.data.replace(annotated=())).annotated)
     names = {sheet.name for sheet in found.annotated}
     rest = [sheet for sheet in everything if sheet.name not in names]
     result = compare(found, made, resolved, out, everything=rest, instances=instances, device=device)

@@ -111,6 +111,7 @@ class ModelConfig(Config):
                 layout_channels=3,
                 layout_by="mean",
                 style=StyleConfig(encoder="swin", width=512, images=images),
+                style_in="middle",  # as the checkpoint it starts from
             )
             return cls(classes=classes, network=network, prediction="epsilon", **{"crop": 512, **changes})
         widths, layers, style, layout = _SIZES[size]
@@ -122,13 +123,14 @@ class ModelConfig(Config):
             layers=layers,
             layout_channels=layout,
             style=style,
+            detail=24 if size != "tiny" else 8,
         )
         return cls(classes=classes, network=network, **changes)
 
 
 _SIZES: dict[str, tuple[tuple[int, ...], int, StyleConfig, int]] = {
     "base": ((128, 256, 384), 2, StyleConfig(width=512, channels=(64, 128, 192, 256)), 32),
-    "small": ((48, 96, 144), 1, StyleConfig(width=192, channels=(32, 64, 96, 128)), 16),
+    "small": ((64, 96, 128), 1, StyleConfig(width=128, channels=(24, 48, 64, 96)), 16),
     "tiny": ((16, 32), 1, StyleConfig(width=32, channels=(8, 16)), 8),
 }
 

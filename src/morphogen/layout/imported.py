@@ -91,8 +91,8 @@ def _style(given: Mapping[str, Any], values: dict[str, Any]) -> list[str]:
 
 def _read(source: Path) -> Mapping[str, Any]:
     if source.suffix.lower() in (".ckpt", ".pt", ".pth"):
-        from morphogen.checkpoints.reading import read_weights
         from morphogen.checkpoints.stedm import published_settings
+        from morphogen.core.weights.reading import read_weights
 
         found = published_settings(read_weights(source).content)
         settings = (found.get("hyper_parameters") or {}).get("cfg") if isinstance(found, dict) else None

@@ -66,8 +66,8 @@ def build_model(
                 fix="Give the CompVis landscape checkpoint, or take size base or small",
             )
         from morphogen.checkpoints.compvis import first_stage_from
-        from morphogen.checkpoints.reading import read_weights
         from morphogen.checkpoints.stedm import load_landscape
+        from morphogen.core.weights.reading import read_weights
 
         report = load_landscape(config.start, network)
         stage = first_stage_from(read_weights(config.start).state(), config.start)

@@ -24,6 +24,8 @@ class Layer:
         What it shows of a band: (h, w, 3) or (h, w) uint8; of images uint16 too.
     channels, codec, background:
         Of its pyramid (:class:`~morphogen.slides.PyramidWriter`).
+    labels:
+        Whether its values are classes, which are never averaged.
     facts:
         Into its OME-XML.
     """
@@ -33,4 +35,5 @@ class Layer:
     channels: Literal[1, 3] = 3
     codec: Codec = "jpeg"
     background: int = 255
+    labels: bool = False
     facts: Mapping[str, object] = field(default_factory=dict)

@@ -156,6 +156,7 @@ class PyramidJob:
                         background=layer.background,
                         magnification=self._magnification,
                         facts=layer.facts,
+                        labels=layer.labels,
                         resume=saved is not None,
                     )
                 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from morphogen.core.seeds import numpy_generator, seed_for
@@ -43,9 +42,7 @@ class Handling:
             image = np.rint(ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))).astype(
                 np.uint8
             )
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=self.quality)
-        return np.asarray(Image.open(buffer, formats=["JPEG"]).convert("RGB"))
+        return np.asarray(imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(image, level=self.quality)))
 
 
 class Scanner:

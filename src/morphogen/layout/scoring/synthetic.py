@@ -28,8 +28,11 @@ Measure = Callable[[np.ndarray], np.ndarray]
 
 
 def colour(images: np.ndarray) -> np.ndarray:
-    """(6,) mean and SD of the optical density of red, green and blue."""
+    """(6,) mean and SD of the optical density of red, green and blue, over tissue: how much of an image is glass is
+    layout and no style."""
     density = -np.log10((images.reshape(-1, 3).astype(np.float64) + 1) / 256)
+    tissue = np.linalg.norm(density, axis=1) > 0.15
+    density = density[tissue] if tissue.sum() > 100 else density
     return np.concatenate([density.mean(0), density.std(0)])
 
 
@@ -62,8 +65,9 @@ def style_match(
 ) -> dict[str, float]:
     """Measure → share of outputs that are nearer to their own style than to the other, over ``pairs`` pairs.
 
-    A pair is one layout in the styles of two patients. An output is compared with the style images of both, in
-    features scaled by their SD over patients. Chance is ½.
+    A pair is one layout in the styles of two patients. An output is compared with the mean over the style images of
+    both, in features scaled by their SD within patients, so that what varies with the layout counts little. Chance:
+    ½.
     """
     config = DataConfig(crop=model.crop, sampling="mp", style_images=max(images, 2))
     draw = StyleSampler(styles, config, max(images, model.config.style_images))
@@ -102,8 +106,11 @@ def _share_nearer(
     outputs: list[list[np.ndarray]],
     chosen: list[list[str]],
 ) -> float:
-    known = {patient: measure(images) for patient, images in shown.items()}
-    scale = np.stack(list(known.values())).std(0) + 1e-9
+    each = {
+        patient: np.stack([measure(image[None]) for image in images]) for patient, images in shown.items()
+    }
+    known = {patient: values.mean(0) for patient, values in each.items()}
+    scale = _scale(np.concatenate([values - known[patient] for patient, values in each.items()]))
     nearer = []
     for number, pair in enumerate(chosen):
         for side in (0, 1):
@@ -123,10 +130,16 @@ def nearest_distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     a, b = (
         np.asarray(encoder(torch.from_numpy(np.ascontiguousarray(x))), np.float64) for x in (images, others)
     )
-    scale = b.std(0) + 1e-9
+    scale = _scale(b - b.mean(0))
     a, b = a / scale, b / scale
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squared, 0).min(1))
+
+
+def _scale(deviations: np.ndarray) -> np.ndarray:
+    """(D,) SD of (N, D) deviations; infinite where a feature hardly varies, so that it counts for nothing."""
+    found = np.sqrt((deviations**2).mean(0))
+    return np.where(found > 1e-6 * max(float(found.max()), 1e-12), found, np.inf)
 
 
 def memorisation(synthetic: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
@@ -180,8 +193,11 @@ def evaluate_synthetic(
     """
     out = writable_folder(out)
     crop = model.crop
-    matched = style_match(model, layouts, held_out or styles, pairs, sampler=sampler, seed=seed)
-    figures = {f"style match, {name}": share for name, share in matched.items()}
+    figures: dict[str, float] = {}
+    lent = held_out if len({sheet.patient for sheet in held_out}) > 1 else [*held_out, *styles]
+    if len({sheet.patient for sheet in lent}) > 1:
+        matched = style_match(model, layouts, lent, pairs, sampler=sampler, seed=seed)
+        figures = {f"style match, {name}": share for name, share in matched.items()}
     images = crops_of(synthetic, crop, seed=seed)
     unseen = crops_of(held_out, crop, seed=seed)
     figures |= memorisation(images, crops_of([*layouts, *styles], crop, 1000, seed), unseen)

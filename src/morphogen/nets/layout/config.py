@@ -67,7 +67,14 @@ class LayoutNetworkConfig(Config):
     style_in: Literal["middle", "everywhere"] = Field(
         "everywhere",
         description="middle: one residual block of the middle is told the style (STEDM). everywhere: the style "
-        "is also added to the embedding of time, which every residual block reads.",
+        "is also added to the embedding of time, which every residual block reads as scale and shift, and to the "
+        "output as a colour for all of it.",
+    )
+    detail: int = Field(
+        0,
+        ge=0,
+        description="Channels of two convolutions at pixel resolution that correct the output, for a first stage of "
+        "pixels. 0: none.",
     )
     layout_channels: int = Field(16, gt=0, description="Channels of the layout beside the latent.")
     layout_by: Literal["mean", "blocks"] = Field(
@@ -92,6 +99,8 @@ class LayoutNetworkConfig(Config):
                 raise ValueError(f"width {width} is no multiple of groups {self.groups}")
         if self.widths[-1] % self.heads:
             raise ValueError(f"width {self.widths[-1]} is no multiple of heads {self.heads}")
+        if self.detail and self.latent_channels != 3 * self.factor**2:
+            raise ValueError("a detail head needs a first stage of pixels")
         if self.binarise and self.border:
             raise ValueError("a binarised layout has no border channel")
         return self

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from morphogen.core.errors import InputError
 from morphogen.nets.config import UNetConfig
+from morphogen.nets.heads import DetailHead
 from morphogen.nets.layout.config import LayoutNetworkConfig
 from morphogen.nets.layout.encoders import StyleEncoder, null_images
 from morphogen.nets.unets import build_unet
@@ -63,9 +64,14 @@ class StyledUNet(nn.Module):
             groups=config.groups,
             eps=1e-5,
         )
-        self.style_to_time: nn.Linear | None = None
+        self.style_to_time = self.style_to_output = self.detail = None
         if config.style_in == "everywhere":
             self.style_to_time = nn.Linear(config.style.width, 4 * config.widths[0])
+            # Group norms take a colour that is the same everywhere away: it has a way of its own.
+            self.style_to_output = nn.Linear(config.style.width, config.latent_channels)
+            nn.init.zeros_(self.style_to_output.bias)
+        if config.detail:
+            self.detail = DetailHead(config.factor, config.detail, images=2)
 
     def forward(self, x: Tensor, t: Tensor | float, layout: Tensor, style: Tensor) -> Tensor:
         unet: Any = self.unet
@@ -85,7 +91,12 @@ class StyledUNet(nn.Module):
             count = len(block.resnets)
             hidden = block(hidden, kept[-count:], embedding)
             kept = kept[:-count]
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden))).to(x.dtype)
+        out = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        if self.style_to_output is not None:
+            out = out + self.style_to_output(style)[:, :, None, None]
+        if self.detail is not None:
+            out = self.detail(out, x.to(out.dtype))
+        return out.to(x.dtype)
 
     def _middle(self, hidden: Tensor, embedding: Tensor, style: Tensor) -> Tensor:
         middle = self.unet.mid_block
@@ -112,6 +123,7 @@ class LayoutNetwork(nn.Module):
                 layers=config.layers,
                 heads=config.heads,
                 groups=config.groups,
+                scale_shift=config.style_in == "everywhere",
             )
         ).unet
         assert isinstance(unet, UNet2DModel)

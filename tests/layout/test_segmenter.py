@@ -1,0 +1,160 @@
+"""The segmentation network: the published loss, training, ratios, images and slides of any size, QuPath's polygons."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from morphogen.core.errors import ConfigError
+from morphogen.layout.segmenter.apply import geojson, labelled, segment_images, segment_slide
+from morphogen.layout.segmenter.model import Segmenter, segmentation_loss
+from morphogen.layout.segmenter.train import sweep, train_segmenter
+from morphogen.layout.sources.slides import drawn, read_polygons
+from morphogen.metrics.segmentation import confusion, mean_iou
+from morphogen.nets.layout.config import SegmenterConfig
+from morphogen.nets.layout.segmenters import build_segmenter
+from morphogen.slides import open_slide
+from morphogen.tasks import WindowConfig
+
+from .conftest import NAMES, painted, small_segmenter
+
+
+@pytest.mark.parametrize(("overlap", "name"), [(0, "seg_loss"), (1, "seg_loss_overlap1")])
+def test_published_loss(tensors, overlap, name):
+    numbers = tensors("stedm_unet")
+    labels = (numbers["loss_labels"] > 0).long()
+    found = segmentation_loss(numbers["loss_logits"], labels, overlap=overlap)
+    torch.testing.assert_close(found["loss"], numbers[name], atol=1e-6, rtol=0)
+    if not overlap:
+        torch.testing.assert_close(found["ce"], numbers["seg_loss_ce"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found["dice"], numbers["seg_loss_dice"], atol=1e-6, rtol=0)
+
+
+def test_it_learns_and_labels_images_of_any_size(segmenter, found):
+    sheet = found.test[0]
+    made = labelled(segmenter, sheet.pixels)
+    assert made.shape == (64, 64) and mean_iou(confusion(sheet.classes, made, 3)) > 0.5
+    assert labelled(segmenter, sheet.pixels[:37, :51]).shape == (37, 51)
+
+
+def test_saved_and_loaded(segmenter, tmp_path, found):
+    segmenter.save_pretrained(tmp_path / "model")
+    again = Segmenter.from_pretrained(tmp_path / "model")
+    image = torch.from_numpy(found.test[0].pixels[None].copy())
+    assert torch.equal(segmenter(image), again(image)) and again.config.classes == NAMES
+    assert again.identity == segmenter.identity
+
+
+def test_a_sweep_trains_one_for_every_share(tmp_path, found, data):
+    config = small_segmenter(2, data, ratios=(0.0, 0.5))
+    results = sweep(found.annotated, found.test, NAMES, config, tmp_path, device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ratio-0", "ratio-0.5"]
+    assert [result.model.facts["synthetic_ratio"] for result in results.values()] == [0.0, 0.5]
+    assert {result.run.step for result in results.values()} == {2}
+
+
+def test_published_architecture_and_unknown_ones():
+    network = build_segmenter(SegmenterConfig(architecture="Unet", encoder="mit_b0", classes=3), seed=0)
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+    with pytest.raises(ConfigError, match="Did you mean 'Unet'"):
+        build_segmenter(SegmenterConfig(architecture="Unett"))
+    with pytest.raises(ConfigError, match="does not build it"):
+        build_segmenter(SegmenterConfig(architecture="Unet", encoder="nosuch"))
+
+
+def test_a_crop_that_does_not_fit(tmp_path, found, data):
+    with pytest.raises(ConfigError, match="a crop of 30 px"):
+        config = small_segmenter(1, data.replace(crop=30))
+        train_segmenter(found.annotated, NAMES, config, tmp_path, device="cpu")
+
+
+def test_a_bad_image_is_told_and_the_rest_goes_on(segmenter, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for k in (1, 2):
+        Image.fromarray(painted(k, 0)[0]).save(source / f"p{k}.png")
+    (source / "bad.png").write_bytes(b"not an image")
+    result = segment_images(segmenter, source, tmp_path / "out")
+    assert result.done == ("p1", "p2") and list(result.failed) == ["bad"]
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "p1.png"))
+    assert np.array_equal(mask, labelled(segmenter, painted(1, 0)[0]))
+    assert json.loads((tmp_path / "out" / "labels.json").read_text())["2"] == "tumour"
+
+
+# -- slides
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory):
+    """360 × 200 px of the painted tissue, 2 µm/px."""
+    path = tmp_path_factory.mktemp("slide") / "S1.tif"
+    image, _ = painted(1, 0, 200)
+    tifffile.imwrite(
+        path, np.concatenate([image, image[:, :160]], axis=1), tile=(64, 64), photometric="rgb",
+        resolution=(5000, 5000), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    return path
+
+
+def test_a_slide_becomes_a_mask_pyramid_and_polygons(segmenter, slide_file, tmp_path):
+    with open_slide(slide_file) as slide:
+        result = segment_slide(segmenter, slide, tmp_path, windows=WindowConfig(window=64, overlap=16))
+        whole = labelled(segmenter, slide.read_region(0, 0, 360, 200), WindowConfig(window=64, overlap=16))
+    mask = tifffile.imread(result.mask, level=0)
+    assert mask.shape == (200, 360) and set(np.unique(mask)) <= {0, 1, 2}
+    assert (mask == whole).mean() > 0.97  # the glass around the tissue is background
+    polygons = read_polygons(result.polygons)
+    assert len(polygons) == result.count and {polygon.label for polygon in polygons} <= {"stroma", "tumour"}
+    again = drawn(polygons, NAMES, (0, 0, 360, 200), (200, 360))
+    assert (again == mask).mean() > 0.95
+    assert sum(result.shares.values()) == pytest.approx(1)
+    kinds = {f["properties"]["objectType"] for f in json.loads(result.polygons.read_text())["features"]}
+    assert kinds == {"annotation"}
+
+
+def test_a_killed_slide_goes_on_to_the_same_bytes(segmenter, slide_file, tmp_path, monkeypatch):
+    windows = WindowConfig(window=32, overlap=8)
+    with open_slide(slide_file) as slide:
+        first = segment_slide(segmenter, slide, tmp_path / "whole", windows=windows)
+        make, calls = Segmenter.make, []
+
+        def dies(self, *arguments):
+            calls.append(1)
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+            return make(self, *arguments)
+
+        monkeypatch.setattr(Segmenter, "make", dies)
+        with pytest.raises(KeyboardInterrupt):
+            segment_slide(segmenter, slide, tmp_path / "killed", windows=windows)
+        monkeypatch.setattr(Segmenter, "make", make)
+        second = segment_slide(segmenter, slide, tmp_path / "killed", windows=windows)
+    assert first.mask.read_bytes() == second.mask.read_bytes()
+    assert first.polygons.read_bytes() == second.polygons.read_bytes()
+
+
+def test_coarser_levels_of_a_mask_hold_classes_and_no_means():
+    from morphogen.slides.pyramid.halving import halved
+
+    quad = np.array([[0, 0, 3, 1], [0, 2, 3, 3], [1, 2, 2, 0], [3, 0, 0, 2]], np.uint16)[..., None]
+    assert halved(quad, labels=True)[..., 0].tolist() == [[0, 3], [1, 2]]
+    assert halved(quad)[..., 0].tolist() == [[1, 3], [2, 1]]
+
+
+def test_polygons_have_holes_and_small_ones_are_left_out():
+    labels = np.zeros((40, 40), np.uint8)
+    labels[5:30, 5:30] = 1
+    labels[12:20, 12:20] = 0
+    labels[35, 35] = 1
+    found = geojson(labels, ("background", "tumour"), 4.0, 10.0)
+    (feature,) = found["features"]
+    outer, hole = (np.array(ring) for ring in feature["geometry"]["coordinates"])
+    assert np.array_equal(outer[0], outer[-1]) and outer.min() >= 20 and outer.max() <= 120
+    assert hole.min() >= 40 and hole.max() <= 84
+    assert feature["properties"]["classification"]["name"] == "tumour"

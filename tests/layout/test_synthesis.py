@@ -1,0 +1,158 @@
+"""Synthesis: quotas, what the manifest says, kill and resume to the same bytes, the filter, stray files."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morphogen.core.errors import ConfigError, InputError, OutputError
+from morphogen.core.files import Manifest
+from morphogen.layout import predict
+from morphogen.layout.config import SynthesisConfig
+from morphogen.layout.predict import synthesize
+from morphogen.layout.sources.folders import image_folder
+from morphogen.layout.synthesis.agreement import agreement, shown_iou
+from morphogen.layout.synthesis.plan import Plan
+
+from .conftest import NAMES
+
+CONFIG = SynthesisConfig(count=10, batch=4, seed=5)
+
+
+def contents(folder):
+    names = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".csv"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
+
+
+def rows(folder):
+    with open(folder / "manifest.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, trained, found, data):
+    out = tmp_path_factory.mktemp("synthetic") / "set"
+    return synthesize(
+        trained.model, found.annotated, found.unannotated + found.annotated, CONFIG, out, data=data
+    )
+
+
+def test_a_labelled_data_set_with_its_manifest(made, found):
+    assert (made.made, made.kept, made.threshold) == (10, 10, None)
+    table = rows(made.folder)
+    assert [row["image"] for row in table] == [f"images/syn_{k:05d}.png" for k in range(10)]
+    counts = {name: sum(row["style_patient"] == name for row in table) for name in ("P1", "P2", "P3")}
+    assert sorted(counts.values()) == [3, 3, 4]  # every patient the same number
+    for row in table:
+        slides = {source.split(":")[0].split("_")[0].upper() for source in row["style_sources"].split(";")}
+        assert slides == {row["style_patient"]}  # the style is of the slide that is named
+        assert row["layout"][:2] in ("p1", "p2") and len(row["matrix"].split()) == 6
+    sheets, classes = image_folder(made.folder)
+    assert classes.names == NAMES and len(sheets) == 10
+    assert sheets[0].image(0, 0, 32).shape == (32, 32, 3)
+    assert set(np.unique([sheet.classes for sheet in sheets])) <= {0, 1, 2}
+    assert sheets[0].patient == table[0]["style_patient"]
+
+
+def test_layouts_are_new_ones(trained, found, data):
+    affine = Plan(found.annotated, found.unannotated, data, CONFIG, 3)
+    plain = Plan(found.annotated, found.unannotated, data, CONFIG.replace(layouts="annotated"), 3)
+    assert affine[3].layout.matrix != plain[3].layout.matrix == (1, 0, 0, 0, 1, 0)
+    again = affine[3]
+    assert np.array_equal(affine[3].layout.labels, again.layout.labels)
+    assert not np.array_equal(affine[3].layout.labels, affine[4].layout.labels)
+
+
+def test_killed_it_goes_on_to_the_same_bytes(tmp_path, made, trained, found, data, monkeypatch):
+    whole, styles = contents(made.folder), found.unannotated + found.annotated
+    calls = []
+
+    def dies(*arguments):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return make(*arguments)
+
+    make = predict._make
+    monkeypatch.setattr(predict, "_make", dies)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(trained.model, found.annotated, styles, CONFIG, tmp_path / "set", data=data)
+    assert len(list((tmp_path / "set" / "images").iterdir())) == 4
+    (tmp_path / "set" / "images" / "syn_00003.png").unlink()  # a batch that is there in part is made again
+    monkeypatch.setattr(predict, "_make", make)
+    synthesize(trained.model, found.annotated, styles, CONFIG, tmp_path / "set", data=data)
+    assert contents(tmp_path / "set") == whole
+    monkeypatch.setattr(predict, "_make", dies)  # complete: nothing is made
+    assert synthesize(trained.model, found.annotated, styles, CONFIG, tmp_path / "set", data=data).made == 10
+
+
+def test_another_job_in_the_folder_is_refused(made, trained, found, data):
+    with pytest.raises(OutputError, match=r"seed was 5, now 6"):
+        synthesize(
+            trained.model, found.annotated, found.unannotated + found.annotated, CONFIG.replace(seed=6),
+            made.folder, data=data,
+        )  # fmt: skip
+
+
+def test_a_stray_file_is_not_read(tmp_path, made):
+    import shutil
+
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    Image.new("RGB", (32, 32)).save(folder / "images" / "holiday.png")
+    sheets, _ = image_folder(folder)
+    assert len(sheets) == 10 and "holiday" not in {sheet.name for sheet in sheets}
+
+
+def test_the_filter_leaves_out_what_the_segmenter_does_not_find(tmp_path, trained, found, data, segmenter):
+    styles = found.unannotated
+    config = CONFIG.replace(agreement=0.5)
+    try:
+        result = synthesize(
+            trained.model, found.annotated, styles, config, tmp_path / "set", data=data, segmenter=segmenter,
+            held_out=found.test,
+        )  # fmt: skip
+    except InputError as error:  # an untrained model's images may all be bad
+        assert "finds the layout in no synthetic image" in str(error)
+        return
+    table = rows(result.folder)
+    for row in table:
+        assert (float(row["agreement"]) >= result.threshold - 5e-5) == (row["kept"] == "1")
+    assert result.kept == sum(row["kept"] == "1" for row in table) == len(image_folder(result.folder)[0])
+    assert set(result.flagged) == {p for p, share in result.shares.items() if share < config.flag_below}
+
+
+def test_agreement_is_the_iou_of_the_classes_shown(segmenter, found):
+    labels = np.zeros((4, 4), int)
+    labels[0] = 2
+    assert shown_iou(labels, labels, 3) == 1
+    assert shown_iou(labels, np.zeros_like(labels), 3) == pytest.approx((12 / 16 + 0) / 2)
+    sheet = found.test[0]
+    real = agreement(segmenter, sheet.image(16, 16, 32)[None], sheet.labels(16, 16, 32)[None])
+    noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    assert real[0] > agreement(segmenter, noise, sheet.labels(16, 16, 32)[None])[0]
+
+
+def test_pairing_by_density_needs_a_segmenter_and_follows_it(found, data):
+    config = CONFIG.replace(pairing="density")
+    with pytest.raises(ConfigError, match="needs a segmenter"):
+        Plan(found.annotated, found.unannotated, data, config, 3)
+    shares = []
+    for wanted in (0.0, 1.0):
+        plan = Plan(
+            found.annotated, found.unannotated, data, config, 3, share=lambda image, wanted=wanted: wanted
+        )
+        shares.append(np.mean([(plan[k].layout.labels > 0).mean() for k in range(6)]))
+    assert shares[1] > shares[0] + 0.2
+
+
+def test_nothing_to_take_layouts_or_styles_from(found, data):
+    for layouts, styles, word in (((), found.unannotated, "layouts"), (found.annotated, (), "unannotated")):
+        with pytest.raises(InputError, match=f"there are no {word}"):
+            Plan(layouts, styles, data, CONFIG, 3)
+
+
+def test_a_folder_without_its_manifest_is_not_complete(tmp_path, made):
+    assert Manifest.read(made.folder)["kind"] == "synthetic images"
