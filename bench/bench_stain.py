@@ -81,7 +81,7 @@ def fast_against_reference(model: StainTransfer, crops: dict[str, torch.Tensor],
             parts = [model(part, sampler, seed=seed).images.cpu() for part in crops["he"].split(8)]
             made = torch.cat(parts).numpy()
             retrieval = molecular_retrieval(
-                features_of(list(made), encoder), features_of(list(real), encoder)
+                features_of(list(real), encoder), features_of(list(made), encoder)
             )
             found.append((tile_correlation_pooled(made, real), retrieval.top1, retrieval.top3))
         scores[name] = np.array(found)

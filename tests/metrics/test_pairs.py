@@ -19,8 +19,8 @@ from morphogen.metrics.pairs import (
 def test_ssim_and_psnr_equal_the_published_numbers(tensors):
     numbers = tensors("histdist_metrics")
     fake, real = numbers["img_fake"].numpy(), numbers["img_real"].numpy()
-    np.testing.assert_allclose([psnr(f, r) for f, r in zip(fake, real)], numbers["psnr_per_image"], rtol=1e-6)
-    np.testing.assert_allclose([ssim(f, r) for f, r in zip(fake, real)], numbers["ssim_per_image"], rtol=1e-6)
+    np.testing.assert_allclose([psnr(r, f) for f, r in zip(fake, real)], numbers["psnr_per_image"], rtol=1e-6)
+    np.testing.assert_allclose([ssim(r, f) for f, r in zip(fake, real)], numbers["ssim_per_image"], rtol=1e-6)
 
 
 def test_equal_images_score_best():
@@ -34,7 +34,7 @@ def test_pairs_of_different_size_or_type_are_refused():
     with pytest.raises(InputError, match="two \\(H, W, 3\\) images of one size"):
         psnr(a, np.zeros((16, 18, 3), np.uint8))
     with pytest.raises(InputError, match="uint8 RGB, not uint16"):
-        ssim(a.astype(np.uint16), a)
+        ssim(a, a.astype(np.uint16))
 
 
 def _stand_in(numbers):
@@ -59,7 +59,7 @@ def test_phv_equals_the_published_numbers(tensors):
         averages = layer_averages(images, _stand_in(numbers), reference=True)
         for k, found in enumerate(averages, start=1):
             np.testing.assert_allclose(found, numbers[f"phv_gap_{side}_layer_{k}"], atol=1e-5)
-    found = perceptual_hash_value(fake, real, _stand_in(numbers), threshold=0.01, reference=True)
+    found = perceptual_hash_value(real, fake, _stand_in(numbers), threshold=0.01, reference=True)
     np.testing.assert_array_equal(found, numbers["phv_per_image"])
     np.testing.assert_allclose(found.mean(axis=0), numbers["phv_mean"], rtol=0, atol=1e-15)
 
@@ -93,7 +93,7 @@ def test_phv_layers_come_from_resnet50_at_its_four_strides(tmp_path):
 
 def test_retrieval_equals_the_published_ranks(tensors):
     numbers = tensors("histdist_metrics")
-    found = molecular_retrieval(numbers["mra_pred"], numbers["mra_gt"], ties="for")
+    found = molecular_retrieval(numbers["mra_gt"], numbers["mra_pred"], ties="for")
     np.testing.assert_array_equal(found.ranks, numbers["mra_ranks"])
     assert found.top1 == float(numbers["mra_top1"])
     assert found.top3 == float(numbers["mra_top3"])

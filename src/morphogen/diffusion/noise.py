@@ -52,6 +52,10 @@ class ItemNoise:
         Shape of one item.
 
     ``noise(step)`` is (N, *shape) float32; step −1 is the starting noise.
+
+    >>> both = ItemNoise(0, ["spot 1", "spot 2"], (3,))(-1)
+    >>> bool((both[1] == ItemNoise(0, ["spot 2"], (3,))(-1)[0]).all())
+    True
     """
 
     def __init__(self, seed: int, keys: Sequence[Key], shape: Sequence[int]) -> None:

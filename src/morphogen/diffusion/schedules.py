@@ -33,6 +33,10 @@ class Schedule:
     Every method takes a number (and answers in double precision, on the CPU, so a solver's coefficients are plain
     numbers and never wait for a GPU) or a tensor of times of any shape (and answers with float32 on its device).
     Times between the integers are interpolated in log-SNR; integer times are exact.
+
+    >>> schedule = Schedule.scaled_linear().zero_terminal_snr()
+    >>> schedule.T, schedule.alpha(schedule.last), schedule.sigma(schedule.last)
+    (1000, 0.0, 1.0)
     """
 
     kind: Literal["vp", "flow"]

@@ -39,6 +39,11 @@ def timesteps(
     ``log_snr``
         Uniform in log-SNR within ±8, real-valued: for DPM-Solver++ (Lu et al. 2022). The first time is always the
         schedule's last one, where x starts.
+
+    >>> timesteps(Schedule.linear(), 5)
+    [999, 799, 599, 399, 199]
+    >>> timesteps(Schedule.flow(), 4)
+    [1.0, 0.75, 0.5, 0.25]
     """
     if spacing not in get_args(Spacing):
         hint = nearest(spacing, get_args(Spacing))
@@ -113,6 +118,9 @@ def respaced(schedule: Schedule, spec: str | int) -> list[float]:
         20 times from 0 to T−1, evenly spaced and rounded.
     ``"10,15,20"``
         T cut into equal sections, with that many evenly spaced times in each, noisiest section last.
+
+    >>> respaced(Schedule.linear(), "ddim4")
+    [750, 500, 250, 0]
     """
     T, text = schedule.T, str(spec)
     if text.startswith("ddim"):

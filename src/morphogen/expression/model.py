@@ -28,7 +28,7 @@ class ExpressionModel:
     """Gene expression of the spots of a section, with samples and their spread.
 
     ``model = ExpressionModel.from_pretrained(folder)``; ``adata = model(section)`` with a prepared section, measured
-    or not. Made by :func:`morphogen.expression.train`, or from a published checkpoint by :meth:`from_published`.
+    or not. Made by :func:`morphogen.expression.train_model`, or from a published checkpoint by :meth:`from_published`.
 
     Attributes
     ----------

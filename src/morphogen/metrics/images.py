@@ -31,25 +31,27 @@ def as_features(values: Any, name: str = "features") -> np.ndarray:
     return array
 
 
-def _two_sets(real: Any, fake: Any, least: int) -> tuple[np.ndarray, np.ndarray]:
-    real, fake = as_features(real, "real"), as_features(fake, "generated")
-    if real.shape[1] != fake.shape[1]:
-        raise InputError(f"real features have {real.shape[1]} columns and generated ones {fake.shape[1]}")
-    for name, array in (("real", real), ("generated", fake)):
+def _two_sets(real: Any, generated: Any, least: int) -> tuple[np.ndarray, np.ndarray]:
+    real, generated = as_features(real, "real"), as_features(generated, "generated")
+    if real.shape[1] != generated.shape[1]:
+        raise InputError(
+            f"real features have {real.shape[1]} columns and generated ones {generated.shape[1]}"
+        )
+    for name, array in (("real", real), ("generated", generated)):
         if len(array) < least:
             raise InputError(f"{least} or more images are needed, there are {len(array)}", where=name)
-    return real, fake
+    return real, generated
 
 
-def frechet_distance(real: Any, fake: Any) -> float:
+def frechet_distance(real: Any, generated: Any) -> float:
     """Fréchet distance of two feature sets ``(N, D)`` and ``(M, D)``, N, M ≥ 2, taken as Gaussians.
 
     ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` with unbiased covariances (Heusel et al. 2017, eq. 6). With
     Inception features this is FID; with any other encoder say so. Sets smaller than D are fine: see
     :func:`frechet_from_moments`.
     """
-    real, fake = _two_sets(real, fake, least=2)
-    return frechet_from_moments(*moments(real), *moments(fake))
+    real, generated = _two_sets(real, generated, least=2)
+    return frechet_from_moments(*moments(real), *moments(generated))
 
 
 def moments(features: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -91,11 +93,11 @@ def polynomial_kernel(
     return (a @ b.T * (1.0 / a.shape[1] if gamma is None else gamma) + coef) ** degree
 
 
-def kernel_distance_exact(real: Any, fake: Any) -> float:
+def kernel_distance_exact(real: Any, generated: Any) -> float:
     """Unbiased MMD² of all features with the polynomial kernel of KID (Bińkowski et al. 2018); may be
     negative.
     """
-    return _mmd2(*_two_sets(real, fake, least=2))
+    return _mmd2(*_two_sets(real, generated, least=2))
 
 
 def _mmd2(a: np.ndarray, b: np.ndarray) -> float:
@@ -108,7 +110,7 @@ def _mmd2(a: np.ndarray, b: np.ndarray) -> float:
 
 def kernel_distance(
     real: Any,
-    fake: Any,
+    generated: Any,
     generator: np.random.Generator | None = None,
     *,
     n_subsets: int = 100,
@@ -119,30 +121,30 @@ def kernel_distance(
 
     Parameters
     ----------
-    real, fake:
+    real, generated:
         Features ``(N, D)`` and ``(M, D)``.
     generator:
         Draws the subsets; needed unless ``subsets`` are given.
     subset_size:
         Items per subset; less where a set is smaller.
     subsets:
-        Row indices ``(S, size)`` into ``real`` and ``fake``, to repeat published draws.
+        Row indices ``(S, size)`` into ``real`` and ``generated``, to repeat published draws.
     """
-    real, fake = _two_sets(real, fake, least=2)
+    real, generated = _two_sets(real, generated, least=2)
     if subsets is None:
         if generator is None:
             raise InputError("a generator or the subsets must be given", where="kernel_distance")
-        size = min(subset_size, len(real), len(fake))
+        size = min(subset_size, len(real), len(generated))
         draws = [
             (
                 generator.choice(len(real), size, replace=False),
-                generator.choice(len(fake), size, replace=False),
+                generator.choice(len(generated), size, replace=False),
             )
             for _ in range(n_subsets)
         ]
     else:
         draws = list(zip(*subsets, strict=True))
-    values = np.array([_mmd2(real[i], fake[j]) for i, j in draws])
+    values = np.array([_mmd2(real[i], generated[j]) for i, j in draws])
     return KernelDistance(float(values.mean()), float(values.std()), values)
 
 
@@ -159,19 +161,19 @@ class Manifold:
     coverage: float
 
 
-def manifold(real: Any, fake: Any, k: int = 5, chunk: int = 2048) -> Manifold:
+def manifold(real: Any, generated: Any, k: int = 5, chunk: int = 2048) -> Manifold:
     """Fidelity and diversity from balls that reach to the ``k``-th nearest neighbour within each set.
 
     Memory is ``chunk × N`` distances. Both sets need more than ``k`` items.
     """
-    real, fake = _two_sets(real, fake, least=k + 1)
-    radius_real, radius_fake = _radii(real, k, chunk), _radii(fake, k, chunk)
-    in_real = np.zeros(len(fake), dtype=np.int64)  # number of real balls around each generated item
+    real, generated = _two_sets(real, generated, least=k + 1)
+    radius_real, radius_fake = _radii(real, k, chunk), _radii(generated, k, chunk)
+    in_real = np.zeros(len(generated), dtype=np.int64)  # number of real balls around each generated item
     in_fake = np.zeros(len(real), dtype=bool)
     covered = np.zeros(len(real), dtype=bool)
     for start in range(0, len(real), chunk):
         rows = slice(start, start + chunk)
-        distance = _distances(real[rows], fake)
+        distance = _distances(real[rows], generated)
         inside = distance <= radius_real[rows, None]
         in_real += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)

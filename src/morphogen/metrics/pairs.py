@@ -17,41 +17,46 @@ from morphogen.metrics.images import as_features
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _pair(fake: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
-    fake, real = np.asarray(fake), np.asarray(real)
-    if fake.shape != real.shape or fake.ndim != 3 or fake.shape[-1] != 3:
+def _pair(generated: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
+    generated, real = np.asarray(generated), np.asarray(real)
+    if generated.shape != real.shape or generated.ndim != 3 or generated.shape[-1] != 3:
         raise InputError(
-            f"a pair must be two (H, W, 3) images of one size, not {fake.shape} and {real.shape}"
+            f"a pair must be two (H, W, 3) images of one size, not {generated.shape} and {real.shape}"
         )
-    if fake.dtype != np.uint8 or real.dtype != np.uint8:
-        raise InputError(f"a pair must be uint8 RGB, not {fake.dtype} and {real.dtype}")
-    return fake, real
+    if generated.dtype != np.uint8 or real.dtype != np.uint8:
+        raise InputError(f"a pair must be uint8 RGB, not {generated.dtype} and {real.dtype}")
+    return generated, real
 
 
-def psnr(fake: Any, real: Any) -> float:
-    """Peak signal-to-noise ratio in dB of two ``(H, W, 3)`` uint8 images (data range 255); inf when equal."""
+def psnr(real: Any, generated: Any) -> float:
+    """Peak signal-to-noise ratio in dB of two ``(H, W, 3)`` uint8 images (data range 255); inf when equal.
+
+    >>> image = np.zeros((8, 8, 3), np.uint8)
+    >>> round(psnr(image, image + 16), 2)
+    24.05
+    """
     from skimage.metrics import peak_signal_noise_ratio
 
-    fake, real = _pair(fake, real)
-    if np.array_equal(fake, real):
+    generated, real = _pair(generated, real)
+    if np.array_equal(generated, real):
         return float("inf")
-    return float(peak_signal_noise_ratio(real, fake))
+    return float(peak_signal_noise_ratio(real, generated))
 
 
-def ssim(fake: Any, real: Any) -> float:
+def ssim(real: Any, generated: Any) -> float:
     """Structural similarity of two ``(H, W, 3)`` uint8 images with scikit-image's defaults.
 
     Window 7, uniform filter, data range 255, mean over channels (Wang et al. 2004).
     """
     from skimage.metrics import structural_similarity
 
-    fake, real = _pair(fake, real)
-    if min(fake.shape[:2]) < 7:
-        raise InputError(f"SSIM needs 7 × 7 px or more, not {fake.shape[0]} × {fake.shape[1]}")
-    return float(structural_similarity(fake, real, channel_axis=2, data_range=255))
+    generated, real = _pair(generated, real)
+    if min(generated.shape[:2]) < 7:
+        raise InputError(f"SSIM needs 7 × 7 px or more, not {generated.shape[0]} × {generated.shape[1]}")
+    return float(structural_similarity(generated, real, channel_axis=2, data_range=255))
 
 
-def lpips(fake: Any, real: Any, network: str = "alex") -> np.ndarray:
+def lpips(real: Any, generated: Any, network: str = "alex") -> np.ndarray:
     """Learned perceptual distance ``(N,)`` of image pairs ``(N, H, W, 3)`` uint8 (Zhang et al. 2018), by
     torchmetrics.
 
@@ -66,7 +71,7 @@ def lpips(fake: Any, real: Any, network: str = "alex") -> np.ndarray:
     try:
         values = [
             learned_perceptual_image_patch_similarity(a[None], b[None], net_type=network, normalize=True)
-            for a, b in zip(unit(fake), unit(real), strict=True)
+            for a, b in zip(unit(generated), unit(real), strict=True)
         ]
     except (OSError, RuntimeError) as error:
         raise WeightsError(
@@ -138,14 +143,19 @@ def layer_averages(images: Tensor, network: LayerNetwork, *, reference: bool = F
 
 
 def perceptual_hash_value(
-    fake: Tensor, real: Tensor, network: LayerNetwork, *, threshold: float = 0.01, reference: bool = False
+    real: Tensor,
+    generated: Tensor,
+    network: LayerNetwork,
+    *,
+    threshold: float = 0.01,
+    reference: bool = False,
 ) -> np.ndarray:
     """PHV ``(N, layers)``: fraction of channels whose global average activations differ by more than
     ``threshold``.
 
     Parameters
     ----------
-    fake, real:
+    real, generated:
         Image pairs ``(N, 3, H, W)`` in [0, 1].
     network:
         Images → list of activations ``(N, C, h, w)``; :func:`resnet50_layers` in the papers.
@@ -155,9 +165,11 @@ def perceptual_hash_value(
     0 is best. The mean over images and the four layers is what virtual-staining papers print (Liu et al.
     2021).
     """
-    if fake.shape != real.shape:
-        raise InputError(f"pairs differ in shape: {tuple(fake.shape)} and {tuple(real.shape)}", where="PHV")
-    averages = [layer_averages(images, network, reference=reference) for images in (fake, real)]
+    if generated.shape != real.shape:
+        raise InputError(
+            f"pairs differ in shape: {tuple(generated.shape)} and {tuple(real.shape)}", where="PHV"
+        )
+    averages = [layer_averages(images, network, reference=reference) for images in (generated, real)]
     return np.stack(
         [((a - b).abs() > threshold).double().mean(dim=1).numpy(force=True) for a, b in zip(*averages)],
         axis=1,
@@ -181,12 +193,12 @@ class Retrieval:
 TIE = 1e-7  # cosine similarities closer than single precision can tell apart are equal
 
 
-def molecular_retrieval(generated: Any, real: Any, *, ties: str = "against") -> Retrieval:
+def molecular_retrieval(real: Any, generated: Any, *, ties: str = "against") -> Retrieval:
     """MRA: does the generated image lie nearest to its own real partner among all N real images?
 
     Parameters
     ----------
-    generated, real:
+    real, generated:
         Features ``(N, D)``, row i of one belonging to row i of the other.
     ties:
         ``"against"`` (default): a real image as similar as the partner ranks before it, so that a constant

@@ -102,11 +102,16 @@ def correlation(a: Any, b: Any) -> float:
     return float((a * b).sum() / scale) if scale > 1e-12 * a.size else float("nan")
 
 
-def tile_correlation(predicted: Any, real: Any, tile: int = 64) -> float:
-    """Pearson correlation of tile means of two DAB maps ``(H, W)``; NaN when a map is flat over its tiles."""
-    if np.shape(predicted) != np.shape(real):
-        raise InputError(f"DAB maps differ in shape: {np.shape(predicted)} and {np.shape(real)}")
-    return correlation(tile_means(predicted, tile), tile_means(real, tile))
+def tile_correlation(real: Any, generated: Any, tile: int = 64) -> float:
+    """Pearson correlation of tile means of two DAB maps ``(H, W)``; NaN when a map is flat over its tiles.
+
+    >>> real = np.kron(np.eye(4), np.ones((8, 8)))
+    >>> round(tile_correlation(real, 2 * real + 1, tile=8), 3)
+    1.0
+    """
+    if np.shape(generated) != np.shape(real):
+        raise InputError(f"DAB maps differ in shape: {np.shape(generated)} and {np.shape(real)}")
+    return correlation(tile_means(generated, tile), tile_means(real, tile))
 
 
 @dataclass(frozen=True)
@@ -125,33 +130,33 @@ class DabAgreement:
     h_score_mae: float
 
 
-def dab_agreement(predicted: Sequence[DabSummary], real: Sequence[DabSummary]) -> DabAgreement:
-    """How well the summaries of predicted images follow those of the real ones, pair by pair."""
-    if len(predicted) != len(real) or not predicted:
-        raise InputError(f"{len(predicted)} predicted and {len(real)} real summaries do not pair up")
+def dab_agreement(real: Sequence[DabSummary], generated: Sequence[DabSummary]) -> DabAgreement:
+    """How well the summaries of generated images follow those of the real ones, pair by pair."""
+    if len(generated) != len(real) or not generated:
+        raise InputError(f"{len(generated)} generated and {len(real)} real summaries do not pair up")
     figures: dict[str, float] = {}
     for name in ("mean", "positive", "h_score"):
-        a = np.array([getattr(s, name) for s in predicted])
+        a = np.array([getattr(s, name) for s in generated])
         b = np.array([getattr(s, name) for s in real])
         figures[f"{name}_pearson"] = correlation(a, b)
         figures[f"{name}_mae"] = float(np.abs(a - b).mean())
     return DabAgreement(n=len(real), **figures)
 
 
-def sharpness_ratio(predicted: Any, real: Any) -> float:
-    """Mean gradient magnitude of ``predicted`` over that of ``real``, images ``(H, W)`` or ``(H, W, C)``.
+def sharpness_ratio(real: Any, generated: Any) -> float:
+    """Mean gradient magnitude of ``generated`` over that of ``real``, images ``(H, W)`` or ``(H, W, C)``.
 
     Below 1 the prediction is blurred, above 1 noisier than the real image. Inf when ``real`` is constant.
     """
-    a, b = _gradient(predicted), _gradient(real)
+    a, b = _gradient(generated), _gradient(real)
     return float(a / b) if b > 0 else float("inf")
 
 
-def detail_ratio(predicted: Any, real: Any) -> float:
-    """Energy (mean square) of the 5-point Laplacian of ``predicted`` over that of ``real``: the finest
+def detail_ratio(real: Any, generated: Any) -> float:
+    """Energy (mean square) of the 5-point Laplacian of ``generated`` over that of ``real``: the finest
     detail.
     """
-    a, b = _laplacian_energy(predicted), _laplacian_energy(real)
+    a, b = _laplacian_energy(generated), _laplacian_energy(real)
     return float(a / b) if b > 0 else float("inf")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from morphogen.report.html import Report
 
-__all__ = ["Report"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Report":
-        from morphogen.report.html import Report
-
-        return Report
-    raise AttributeError(f"module 'morphogen.report' has no attribute '{name}'")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "html": ["Report"],
+    },
+)

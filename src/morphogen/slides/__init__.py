@@ -5,8 +5,9 @@ Names are imported when first used, so importing this package is instant.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from morphogen.slides.encode import encode_slide
@@ -18,42 +19,16 @@ if TYPE_CHECKING:
     from morphogen.slides.tiles import tile_slide, tissue_windows
     from morphogen.slides.tissue import find_tissue
 
-_HOME = {
-    "Encoder": "encoders.registry",
-    "EncoderSpec": "encoders.spec",
-    "PyramidWriter": "pyramid.writer",
-    "Slide": "slide",
-    "crop_fields": "fields",
-    "dihedral": "fields",
-    "encode_slide": "encode",
-    "find_tissue": "tissue",
-    "get_encoder": "encoders.registry",
-    "list_encoders": "encoders.registry",
-    "open_slide": "slide",
-    "read_boxes": "fields",
-    "tile_slide": "tiles",
-    "tissue_windows": "tiles",
-}
-
-__all__ = [
-    "Encoder",
-    "EncoderSpec",
-    "PyramidWriter",
-    "Slide",
-    "crop_fields",
-    "dihedral",
-    "encode_slide",
-    "find_tissue",
-    "get_encoder",
-    "list_encoders",
-    "open_slide",
-    "read_boxes",
-    "tile_slide",
-    "tissue_windows",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'morphogen.slides' has no attribute '{name}'")
-    return getattr(import_module(f"morphogen.slides.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "encode": ["encode_slide"],
+        "encoders.registry": ["Encoder", "get_encoder", "list_encoders"],
+        "encoders.spec": ["EncoderSpec"],
+        "fields": ["crop_fields", "dihedral", "read_boxes"],
+        "pyramid.writer": ["PyramidWriter"],
+        "slide": ["Slide", "open_slide"],
+        "tiles": ["tile_slide", "tissue_windows"],
+        "tissue": ["find_tissue"],
+    },
+)

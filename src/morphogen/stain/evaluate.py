@@ -155,7 +155,7 @@ def evaluate_methods(
             if resnet is not None:
                 scores.values["phv"] = perceptual(image, real, resnet, config)
             if config.lpips:
-                scores.values["lpips"] = float(lpips(image[None], real[None])[0])
+                scores.values["lpips"] = float(lpips(real[None], image[None])[0])
             rows[name].append(scores)
             views[name].append(features_of([image], encoder)[0])
     unit = "patient" if any(pair.patient for pair in pairs) else "image"

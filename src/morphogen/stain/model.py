@@ -50,6 +50,13 @@ class StainTransfer(Pretrained):
     ``model(images)`` stains a batch of equal crops; :func:`morphogen.stain.stain_image` and
     :func:`morphogen.stain.stain_slide` cut larger ones into windows.
 
+    >>> import torch
+    >>> from morphogen.demo.workspace import stain_model  # the small model that comes with the package
+    >>> model = StainTransfer.from_pretrained(stain_model(), device="cpu")
+    >>> crops = torch.full((1, 64, 64, 3), 220, dtype=torch.uint8)
+    >>> model(crops, "mean").images.shape
+    torch.Size([1, 64, 64, 3])
+
     Parameters
     ----------
     network:

@@ -65,6 +65,9 @@ def split_items(
     :class:`InputError` otherwise. Any other ``by`` makes no such promise; siblings of test items in training are found
     and named. train=None takes all that are not in the test. ``what`` an item is and ``fix``, how patients are given,
     are words for the messages.
+
+    >>> split_items({"C5": "C", "C6": "C", "D1": "D"}, ["D1"]).train
+    ('C5', 'C6')
     """
     for name in [*test, *(train or ())]:
         if name not in patients:
@@ -100,6 +103,9 @@ def folds(units: Sequence[str]) -> list[tuple[list[int], list[int]]]:
 
     ``units[i]`` names what item i belongs to (its patient, or itself); one unit is left out at a time. With a single
     unit there is nothing to leave out: an empty list, and the caller must fold within the item.
+
+    >>> folds(["A", "B", "A"])
+    [([1], [0, 2]), ([0, 2], [1])]
     """
     groups: dict[str, list[int]] = {}
     for position, unit in enumerate(units):

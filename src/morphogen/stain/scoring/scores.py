@@ -65,7 +65,7 @@ def score_pair(
     tile = min(config.tile, *real.shape[:2])
     tiles = [tile_means(each, tile) for each in maps]
     values = {
-        "dab_tile_correlation": tile_correlation(maps[0], maps[1], tile),
+        "dab_tile_correlation": tile_correlation(maps[1], maps[0], tile),
         "dab_tile_mae": float(np.abs(tiles[0] - tiles[1]).mean()),
         "dab_mean": summaries[0].mean,
         "dab_mean_real": summaries[1].mean,
@@ -73,10 +73,10 @@ def score_pair(
         "dab_positive_real": summaries[1].positive,
         "h_score": summaries[0].h_score,
         "h_score_real": summaries[1].h_score,
-        "ssim": ssim(predicted, real),
-        "psnr": psnr(predicted, real),
-        "sharpness": sharpness_ratio(predicted, real),
-        "detail": detail_ratio(predicted, real),
+        "ssim": ssim(real, predicted),
+        "psnr": psnr(real, predicted),
+        "sharpness": sharpness_ratio(real, predicted),
+        "detail": detail_ratio(real, predicted),
     }
     if uncertainty is not None:
         error = np.abs(maps[0] - maps[1])
@@ -140,7 +140,7 @@ def score_set(
     unit: str = "image",
 ) -> SetScores:
     """Scores over a set of pairs; ``features`` (N, D) of the predicted and of the real images."""
-    agreement = dab_agreement([i.summaries[0] for i in images], [i.summaries[1] for i in images])
+    agreement = dab_agreement([i.summaries[1] for i in images], [i.summaries[0] for i in images])
     figures: dict[str, float] = {f"dab_{key}": value for key, value in vars(agreement).items() if key != "n"}
     intervals, undefined = mean_intervals(
         images,
@@ -169,7 +169,7 @@ def feature_scores(predicted: np.ndarray, real: np.ndarray, config: EvaluateConf
     out.
     """
     ties = "for" if config.reference_quirks else "against"
-    retrieval = molecular_retrieval(predicted, real, ties=ties)
+    retrieval = molecular_retrieval(real, predicted, ties=ties)
     figures = {"mra_top1": retrieval.top1, "mra_top3": retrieval.top3}
     if len(real) >= 2:
         figures["frechet"] = frechet_distance(real, predicted)
@@ -208,4 +208,4 @@ def perceptual(predicted: np.ndarray, real: np.ndarray, network: Any, config: Ev
     a, b = (
         torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 for image in (predicted, real)
     )
-    return float(perceptual_hash_value(a, b, network, reference=config.reference_quirks).mean())
+    return float(perceptual_hash_value(b, a, network, reference=config.reference_quirks).mean())
