@@ -107,7 +107,7 @@ def test_defects_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="its configuration does not fit"):
         load_model(folder).settings(GeneTransformerConfig)
     (folder / "morphogen.json").write_text("{")
-    with pytest.raises(CheckpointError, match="it is damaged"):
+    with pytest.raises(CheckpointError, match="not a valid JSON file"):
         load_model(folder)
     (folder / Manifest.NAME).unlink()
     with pytest.raises(CheckpointError, match="incomplete: its manifest is missing"):
@@ -141,3 +141,77 @@ def test_hub_ids_fetch_no_pickles(tmp_path, monkeypatch):
     assert resolve_folder("lab/stem@v2") == tmp_path
     assert (asked["name"], asked["revision"]) == ("lab/stem", "v2")
     assert not any(pattern.endswith((".bin", ".pt", ".ckpt", "*")) for pattern in asked["patterns"])
+
+
+FOREIGN = [
+    ("morphogen.json", lambda values: [values], "valid dictionary|object"),
+    ("morphogen.json", lambda values: values | {"kind": 3}, "'kind' is 3, but"),
+    ("morphogen.json", lambda values: values | {"version": "1"}, "'version' is '1', but"),
+    ("morphogen.json", lambda values: values | {"version": True}, "'version' is True, but"),
+    ("morphogen.json", lambda values: values | {"config": [1]}, "'config' is \\[1\\], but"),
+    ("morphogen.json", lambda values: values | {"components": "model"}, "'components' is 'model'"),
+    ("manifest.json", lambda values: [], "valid dictionary|object"),
+    ("manifest.json", lambda values: values | {"files": ["model.safetensors"]}, "'files' is"),
+    ("manifest.json", lambda values: values | {"files": {"../../x": ""}}, "the file name '..' cannot name"),
+    ("manifest.json", lambda values: values | {"files": {"/etc/passwd": ""}}, "the file name '' cannot name"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "says"), FOREIGN, ids=range(len(FOREIGN)))
+def test_another_structure_is_refused_in_one_sentence(tmp_path, name, change, says):
+    path = save_model(tmp_path / "m", network(), CONFIG, kind="expression") / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=says) as error:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(error.value) and len(str(error.value).replace(str(tmp_path), "")) < 250
+
+
+def test_facts_are_read_as_what_they_must_be(tmp_path):
+    folder = save_model(tmp_path / "m", network(), CONFIG, kind="x", mpp="0.5", names=["a"], flag=True)
+    read = load_model(folder)
+    assert read.fact("names", list[str]) == ["a"]
+    with pytest.raises(CheckpointError, match="morphogen.json, mpp: .*valid number"):
+        read.fact("mpp", float)
+    with pytest.raises(CheckpointError, match="valid number"):
+        read.fact("flag", float)
+    with pytest.raises(CheckpointError, match="'crop' is missing"):
+        read.fact("crop", int)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"width": 10**9}, {"depth": 10**6}, {"genes": 10**12}, {"width": 60_000, "depth": 900, "heads": 1}],
+)
+def test_sizes_that_no_machine_builds_are_refused_before_it_tries(size):
+    from morphogen.core.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        CONFIG.replace(**size)
+    with pytest.raises(ConfigError):
+        UNetConfig.small(3, 3).replace(layers=10**6)
+    with pytest.raises(ConfigError):
+        UNetConfig.small(3, 3).replace(widths=(64_000, 64_000))
+
+
+def test_a_component_that_lacks_tensors_or_has_absurd_sizes_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    build_unet(UNetConfig.small(3, 3, 8)).unet.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config, weights = json.loads(path.read_text()), tmp_path / "diffusion_pytorch_model.safetensors"
+    for change in ({"layers_per_block": 10**6}, {"block_out_channels": [10**9]}, {"layers_per_block": True},
+                   {"cross_attention_dim": "8"}, {"in_channels": -1}):  # fmt: skip
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=next(iter(change))) as error:
+            load_unet(tmp_path)
+        assert len(str(error.value).replace(str(tmp_path), "")) < 250
+    for text in ("[1]", "[" * 100_000, "null"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError):
+            load_unet(tmp_path)
+    path.write_text(json.dumps(config))
+    state = load_file(weights)
+    del state["conv_out.bias"]
+    save_file(state, weights)
+    with pytest.raises(CheckpointError, match="its weights lack 1 tensors, first 'conv_out.bias'"):
+        load_unet(tmp_path)

@@ -126,12 +126,20 @@ def test_gene_networks_are_imported_with_their_genes(files, tmp_path, capsys, me
     assert identify(out).kind == "morphogen"
 
 
+@pytest.mark.parametrize("written", ["\ufeffA\r\nB\r\n", "gene\nA\nB\n", "'A'\n\"B\" \n\n"])
+def test_gene_lists_as_people_save_them(tmp_path, written):
+    from morphogen.checkpoints.importing import read_genes
+
+    (tmp_path / "genes.txt").write_bytes(written.encode())
+    assert read_genes(tmp_path / "genes.txt", 2) == ["A", "B"]
+
+
 @torch.no_grad()
 def test_latent_diffusion_is_imported_with_its_parts(files, tmp_path, capsys, tensors):
     T, path, out = tensors("ldm_unet"), files / "ldm_unet" / "checkpoint.ckpt", tmp_path / "model"
-    code, *_ = run(capsys, "checkpoint", "import", path, "--encoder", "phikon", "--out", out)
+    code, *_ = run(capsys, "checkpoint", "import", path, "--encoder", "phikon", "--heads", 1, "--out", out)
     assert code == 0
-    published, imported = load_ldm(path), load_latent_diffusion(out)
+    published, imported = load_ldm(path, heads=1), load_latent_diffusion(out)
     assert torch.equal(
         imported.network(T["x"], T["t"], T["context"]), published.network(T["x"], T["t"], T["context"])
     )
@@ -190,8 +198,16 @@ def test_what_an_import_lacks_is_one_line_and_exit_2(files, tmp_path, capsys):
     assert "gene A is in it more than once" in error("--encoder", "uni", "--genes", genes)
     genes.write_text("\n".join(f"G{i}" for i in range(24)))
     assert "how many attention heads" in error("--encoder", "uni", "--genes", genes)
+    assert "at least one attention head, not 0" in error("--encoder", "uni", "--genes", genes, "--heads", "0")
     path = files / "ldm_unet" / "checkpoint.ckpt"
-    assert "a gene list does not belong to" in error("--encoder", "uni", "--genes", genes)
+    assert "a gene list does not belong to" in error("--encoder", "uni", "--genes", genes, "--heads", "1")
+    assert "at least one attention head, not 0" in error("--encoder", "uni", "--heads", "0")
+    assert "how many attention heads its U-Net has" in error("--encoder", "uni")
+    assert "unknown encoder 'phikn'. Did you mean 'phikon'" in error("--encoder", "phikn", "--heads", "1")
+    assert "unknown encoder 'nosuch'" in error("--encoder", "uni+nosuch", "--heads", "1")
+    path = files / "ldm_unet" / "vq_first_stage.ckpt"
+    assert "unknown encoder 'nosuch'" in error("--encoder", "nosuch")
+    assert "are known" in error("--heads", "2")
     path = files / "stedm_unet" / "checkpoint.ckpt"
     assert "nothing to import: STEDM" in error()
     path = tmp_path / "none.pt"

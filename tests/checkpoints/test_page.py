@@ -33,6 +33,9 @@ def test_the_page(shared, tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```(console|python)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert {kind for kind, _ in blocks} == {"console", "python"}
     for kind, text in blocks:
+        # The stand-in is smaller than the published model, whose heads are known.
+        text = text.replace('load_ldm("large_image.ckpt")', 'load_ldm("large_image.ckpt", heads=1)')
+        text = text.replace("import large_image.ckpt", "import large_image.ckpt --heads 1")
         if kind == "python":
             values: dict = {}
             exec(compile(text, str(PAGE), "exec"), values)

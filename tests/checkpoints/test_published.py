@@ -90,7 +90,7 @@ def test_full_size_histdist_components_have_the_published_parameters(shared):
 @torch.no_grad()
 def test_latent_diffusion_gives_the_published_numbers(shared, tensors):
     T = tensors("ldm_unet")
-    network, _, embedder, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    network, _, embedder, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     close(network(T["x"], T["t"], T["context"]), T["out"])
     close(network(T["x_rect"], T["t_rect"], T["context_rect"]), T["out_rect"])
     close(network(T["x"], T["t_float"], T["context"]), T["out_tfloat"])
@@ -104,7 +104,7 @@ def test_latent_diffusion_loss_is_the_published_one(shared, tensors):
     from morphogen.diffusion import losses
 
     T = tensors("ldm_unet")
-    network, _, _, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    network, _, _, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     result = losses.diffusion_loss(
         network,
         T["pl_x0"],
@@ -127,10 +127,10 @@ def test_ema_weights_of_latent_diffusion_are_found_without_their_dots(shared, tm
     path = tmp_path / "ema.ckpt"
     torch.save({"state_dict": state | flat | {"model_ema.decay": torch.tensor(0.9999)}}, path)
     bias = state[f"{UNET}input_blocks.0.0.bias"]
-    assert torch.equal(load_ldm(path).network.unet.conv_in.bias, bias + 1)
-    assert torch.equal(load_ldm(path, weights="model").network.unet.conv_in.bias, bias)
+    assert torch.equal(load_ldm(path, heads=1).network.unet.conv_in.bias, bias + 1)
+    assert torch.equal(load_ldm(path, weights="model", heads=1).network.unet.conv_in.bias, bias)
     with pytest.raises(CheckpointError, match="no EMA weights"):
-        load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", weights="ema")
+        load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", weights="ema", heads=1)
 
 
 def test_keys_of_the_fid_network_are_left_alone(shared, tmp_path):
@@ -142,7 +142,10 @@ def test_keys_of_the_fid_network_are_left_alone(shared, tmp_path):
     }
     assert extra
     torch.save({"state_dict": source | extra}, tmp_path / "fid.ckpt")
-    one, two = load_ldm(tmp_path / "fid.ckpt"), load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    one, two = (
+        load_ldm(tmp_path / "fid.ckpt", heads=1),
+        load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1),
+    )
     assert torch.equal(one.network.unet.conv_out.weight, two.network.unet.conv_out.weight)
 
 
@@ -231,7 +234,7 @@ def test_foreign_and_partial_states_are_named(shared, tmp_path):
     with pytest.raises(CheckpointError, match="no Stem network in it"):
         load_stem(path, heads=4)
     with pytest.raises(CheckpointError, match="no latent diffusion U-Net"):
-        load_ldm(path)
+        load_ldm(path, heads=1)
     state = {k: v.clone() for k, v in read_weights(path).section("model").items()}
     state.pop("blocks.1.mlp.fc2.bias")
     torch.save({"model": state}, tmp_path / "part.pt")

@@ -27,7 +27,7 @@ def close(ours, reference, tolerance):
 
 @pytest.fixture(scope="module")
 def model(shared):
-    network, stage, embedder, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    network, stage, embedder, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     schedule = info.schedule()
     return network_denoiser(network, schedule), schedule, stage, embedder
 

@@ -13,7 +13,7 @@ from morphogen.diffusion import PerWindow, WindowLayout, ddim, guided, network_d
 @pytest.fixture(scope="module")
 def canvas(tensors, shared):
     numbers = tensors("large_image")
-    network, _, _, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    network, _, _, info = load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     schedule = info.schedule()
     denoiser = network_denoiser(network, schedule)
 

@@ -83,7 +83,7 @@ def test_sides_that_do_not_fit_are_named():
 @torch.no_grad()
 def test_vq_gives_the_published_numbers(shared, tensors):
     T, folder = tensors("ldm_unet"), shared / "fixtures" / "ldm_unet"
-    stage = load_ldm(folder / "checkpoint.ckpt").first_stage
+    stage = load_ldm(folder / "checkpoint.ckpt", heads=1).first_stage
     assert (stage.factor, stage.channels, stage.scaling) == (4, 3, 1.0)
     close(stage.latents(T["image"]), T["vq_encode_prequant"])
     close(stage.images(T["latent"]), T["vq_decode"])

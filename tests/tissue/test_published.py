@@ -21,7 +21,7 @@ def close(ours, reference, tolerance):
 
 @pytest.fixture(scope="module")
 def model(shared):
-    read = TissueDiffusion.from_pretrained(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    read = TissueDiffusion.from_pretrained(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     read.tile_px = 16 * read.first_stage.factor  # the fixture's windows are 16 latent cells
     return read
 
@@ -47,7 +47,9 @@ def test_patches_are_the_published_ones(model, tensors, guidance):
 def test_a_folder_imported_from_it_gives_the_same(model, shared, tmp_path, tensors):
     from morphogen.checkpoints import load_ldm, save_latent_diffusion
 
-    save_latent_diffusion(load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt"), tmp_path / "m")
+    save_latent_diffusion(
+        load_ldm(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1), tmp_path / "m"
+    )
     again = TissueDiffusion.from_pretrained(tmp_path / "m")
     vectors = tensors("ldm_sampling")["emb_patch"]
     assert torch.equal(again.context(vectors), model.context(vectors))
@@ -109,7 +111,7 @@ def test_decoding_in_bands_is_the_published_one(model, tensors):
 
 def test_the_published_canvas_costs_what_the_paper_spends(shared):
     """169 windows, twice, 50 times: 1,107 network megapixels per megapixel ... of 1024² with windows of 256²."""
-    model = TissueDiffusion.from_pretrained(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt")
+    model = TissueDiffusion.from_pretrained(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     grid = EmbeddingGrid(np.ones((4, 4, 48), np.float32))
     plan = CanvasPlan(model, grid, CanvasConfig.named("reference"))
     assert len(plan.layout) == 169 and plan.evaluations() == 16_900
@@ -121,7 +123,7 @@ def test_what_is_no_tissue_model_is_named(shared, tmp_path):
     with pytest.raises(CheckpointError, match="no latent diffusion U-Net"):
         TissueDiffusion.from_pretrained(shared / "fixtures" / "hisdiff_forward" / "0000100.pt")
     with pytest.raises(CheckpointError, match="no embedder of representations"):
-        TissueDiffusion.from_pretrained(_without_embedder(shared, tmp_path))
+        TissueDiffusion.from_pretrained(_without_embedder(shared, tmp_path), heads=1)
 
 
 def _without_embedder(shared, tmp_path):

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, VQModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from pydantic import Field
 from torch import Tensor
 
 from morphogen.checkpoints.folder import load_model, save_model
@@ -31,6 +32,8 @@ from morphogen.nets.unets import LatentUNet, build_unet, load_unet
 if TYPE_CHECKING:
     from morphogen.diffusion import Schedule
 
+LDM_WIDTHS = (192, 384, 576, 960)  # of the published large-image models, whose U-Nets have one head
+LDM_HEADS = 1
 UNET = "model.diffusion_model."
 EMA = "model_ema."
 FIRST_STAGE = "first_stage_model."
@@ -41,9 +44,9 @@ EMBEDDER = "cond_stage_model."
 class ScheduleInfo:
     """The noise schedule a latent diffusion model was trained with: √β linear from start to end."""
 
-    beta_start: float = 0.0015  # the values of every published large-image configuration
-    beta_end: float = 0.0195
-    steps: int = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015  # of every published large-image configuration
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0195
+    steps: Annotated[int, Field(gt=0, le=100_000)] = 1000
 
     def schedule(self) -> Schedule:
         """As the diffusion core takes it."""
@@ -82,14 +85,14 @@ def load_latent_diffusion(folder: Path | str) -> LatentDiffusionCheckpoint:
     embedder = None
     if "embeddings" in saved.facts:
         width = saved.settings(UNetConfig).context_dim
-        embedder = RepresentationTokens(saved.facts["embeddings"], width)
+        sizes = dict[str, Annotated[int, Field(gt=0, le=1 << 20)]]
+        embedder = RepresentationTokens(saved.fact("embeddings", sizes), width)
         saved.restore(embedder, "embedder")
-    schedule = {key: value for key, value in saved.facts["schedule"].items() if key != "name"}
     return LatentDiffusionCheckpoint(
         load_unet(saved.component("unet")),
         load_first_stage(saved.component("first_stage")),
         embedder,
-        ScheduleInfo(**schedule),
+        saved.fact("schedule", ScheduleInfo),
     )
 
 
@@ -112,13 +115,15 @@ def unet_settings(network: LatentUNet) -> UNetConfig:
     )
 
 
-def load_ldm(path: Path | str, heads: int = 1, weights: str | None = None) -> LatentDiffusionCheckpoint:
+def load_ldm(
+    path: Path | str, heads: int | None = None, weights: str | None = None
+) -> LatentDiffusionCheckpoint:
     """A CompVis/Lightning latent diffusion checkpoint: U-Net, first stage, SSL embedder, schedule; all in
     eval mode.
 
-    heads: attention heads of the U-Net, which no file says; the published tissue models have one. weights:
-    "ema", "model" or None = EMA where the file has them. Other keys (losses, FID networks, buffers) are
-    left alone.
+    heads: attention heads of the U-Net, which no file says; None takes the published one where the widths are the
+    published ones, and is an error for others. weights: "ema", "model" or None = EMA where the file has them. Other
+    keys (losses, FID networks, buffers) are left alone.
     """
     what = "latent diffusion U-Net (model.diffusion_model.*)"
     state = find_network(read_weights(path), is_latent_diffusion, what=what).state
@@ -199,9 +204,16 @@ def unet_config(unet: Mapping[str, Tensor], heads: int = 1, where: Any = None) -
         ) from None
 
 
-def _unet(unet: dict[str, Tensor], heads: int, where: Any) -> LatentUNet:
+def _unet(unet: dict[str, Tensor], heads: int | None, where: Any) -> LatentUNet:
+    config = unet_config(unet, LDM_HEADS if heads is None else heads, where)
+    if heads is None and config.widths != LDM_WIDTHS:
+        raise CheckpointError(
+            f"the file does not say how many attention heads this U-Net of widths {config.widths} has",
+            where=where,
+            fix="Give the number it was trained with: heads=…, or import it with --heads",
+        )
     with torch.device("meta"):
-        network = build_unet(unet_config(unet, heads, where))
+        network = build_unet(config)
     converted = convert_ldm_unet_checkpoint(
         {UNET + key: value for key, value in unet.items()}, dict(network.unet.config)
     )

@@ -15,14 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from morphogen.core.config import Config
-from morphogen.core.errors import CheckpointError, ConfigError, InputError
-from morphogen.core.files import Manifest, atomic_path, file_hash, read_json, write_json
+from morphogen.core.documents import checked, read_document
+from morphogen.core.errors import CheckpointError, ConfigError
+from morphogen.core.files import Manifest, atomic_path, file_hash, write_json
+from morphogen.core.names import inner_path
 
 VERSION = 1
 NAME = "morphogen.json"
+
+
+class ModelFile(BaseModel):
+    """What morphogen.json must hold; the facts of its room lie beside these."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    version: int
+    config: dict[str, Any]
+    components: list[str] = []
+
+
+class ManifestFile(BaseModel):
+    """What the manifest of a model folder must hold: the hash of each file by its relative path."""
+
+    kind: str
+    files: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -45,9 +65,17 @@ class ModelFolder:
                 f"its configuration does not fit ({error})", where=self.path / NAME
             ) from error
 
+    def fact(self, name: str, kind: Any) -> Any:
+        """What a room saved beside the configuration, as ``kind``: a pydantic model or any type that pydantic knows,
+        read strictly. :class:`CheckpointError` where it is missing or something else."""
+        if name not in self.facts:
+            raise CheckpointError(f"'{name}' is missing", where=self.path / NAME, fix="Copy it again")
+        where = f"{self.path / NAME}, {name}"
+        return checked(self.facts[name], kind, where=where, error=CheckpointError, fix="Copy it again")
+
     def component(self, name: str) -> Path:
         """The folder of a component that saved itself."""
-        path = self.path / name
+        path = self.path / inner_path(name, where=self.path, error=CheckpointError)
         if not path.is_dir():
             raise CheckpointError(
                 f"the component '{name}' is missing", where=self.path, fix="Copy the whole folder"
@@ -142,23 +170,22 @@ def load_model(folder: Path | str, kind: str | None = None, *, verify: bool = Fa
     kind: refuse any other. verify: compare every file with the hash in the manifest (reads everything once).
     """
     path = resolve_folder(folder)
-    manifest = Manifest.read(path)
     if not (path / NAME).is_file():
         raise CheckpointError(
             f"this is not a model folder of ours: there is no {NAME}",
             where=path,
             fix="See `morphogen checkpoint info` and `morphogen checkpoint import`",
         )
-    if manifest is None:
+    listed = path / Manifest.NAME
+    if not listed.is_file():
         raise CheckpointError(
             "the model folder is incomplete: its manifest is missing", where=path, fix="Copy it again"
         )
-    try:
-        values = read_json(path / NAME)
-        found, version, config = values.pop("kind"), values.pop("version"), values.pop("config")
-    except (InputError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"it is damaged ({error})", where=path / NAME, fix="Copy it again") from None
-    if not isinstance(version, int) or version > VERSION:
+    files = read_document(listed, ManifestFile, error=CheckpointError).files
+    values = dict(read_document(path / NAME, ModelFile, error=CheckpointError))
+    found, version, config = values.pop("kind"), values.pop("version"), values.pop("config")
+    values.pop("components")
+    if not 1 <= version <= VERSION:
         raise CheckpointError(
             f"it has format version {version}, and this morphogen reads up to {VERSION}",
             where=path,
@@ -166,8 +193,8 @@ def load_model(folder: Path | str, kind: str | None = None, *, verify: bool = Fa
         )
     if kind is not None and found != kind:
         raise CheckpointError(f"this is a model of kind '{found}', not '{kind}'", where=path)
-    files = manifest.get("files", {})
     for name, expected in files.items():
+        inner_path(name, where=listed, error=CheckpointError)
         if not (path / name).is_file():
             raise CheckpointError(f"{name} is missing", where=path, fix="Copy the whole folder")
         if verify and file_hash(path / name) != expected:

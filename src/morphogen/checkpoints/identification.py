@@ -91,6 +91,7 @@ def _gene_network(file: WeightFile, found: Candidate, kind: str) -> CheckpointIn
         count(state.values()),
         ignored=ignored,
         missing=missing,
+        heads_known=known,
         encoder=encoder,
         advice=f"morphogen checkpoint import {file.path} --genes GENES.txt{options} --out FOLDER",
     )
@@ -105,7 +106,16 @@ def _width(state: Mapping[str, Tensor]) -> int:
 
 
 def _ldm(file: WeightFile, found: Candidate) -> CheckpointInfo:
-    from morphogen.checkpoints.compvis import EMA, EMBEDDER, FIRST_STAGE, UNET, schedule_info, unet_config
+    from morphogen.checkpoints.compvis import (
+        EMA,
+        EMBEDDER,
+        FIRST_STAGE,
+        LDM_HEADS,
+        LDM_WIDTHS,
+        UNET,
+        schedule_info,
+        unet_config,
+    )
 
     state = found.state
     parts = {"U-Net": UNET, "first stage": FIRST_STAGE, "embedder": EMBEDDER}
@@ -118,12 +128,13 @@ def _ldm(file: WeightFile, found: Candidate) -> CheckpointInfo:
     except CheckpointError as error:
         info.kind, info.advice = "unknown", f"Not read by morphogen: {error.what}"
     else:
+        published = info.heads_known = config.widths == LDM_WIDTHS
         info.sizes = {
             "latent channels": config.in_channels,
             "widths": config.widths,
             "blocks per level": config.layers,
             "attention levels": config.attention,
-            "heads": "1 (published; the file does not say)",
+            "heads": f"{LDM_HEADS} (published)" if published else "not in the file",
             "context width": config.context_dim,
             "schedule": f"scaled-linear {schedule.beta_start} → {schedule.beta_end}, {schedule.steps} steps",
             "weights": "EMA" if any(key.startswith(EMA) for key in state) else "as trained (no EMA)",
@@ -134,7 +145,10 @@ def _ldm(file: WeightFile, found: Candidate) -> CheckpointInfo:
                 info.sizes[f"{name} embedding"] = weight.shape[1]
         info.missing = [f"the {name}" for name, values in inside.items() if not values]
         info.missing.append("the image encoder's name (--encoder NAME)")
-        info.advice = f"morphogen checkpoint import {file.path} --encoder NAME --out FOLDER"
+        if not published:
+            info.missing.append("the number of attention heads (--heads N)")
+        option = "" if published else " --heads N"
+        info.advice = f"morphogen checkpoint import {file.path} --encoder NAME{option} --out FOLDER"
     info.parameters = count(value for values in inside.values() for value in values)
     known = (*parts.values(), EMA)
     buffers = ("betas", "alphas_", "sqrt_", "log_one", "posterior_", "scale_factor", "logvar", "lvlb")

@@ -13,12 +13,14 @@ from morphogen.checkpoints.info import CheckpointInfo
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.core.files import atomic_path, file_hash
 from morphogen.core.text import clean, read_lines
+from morphogen.slides.encoders import encoder_spec
 
+_HEADERS = {"gene", "genes", "gene_name", "gene_names", "name", "symbol", "gene_symbol"}
 _EXAMPLE = {"stem": "uni+conch", "hisdiff": "uni", "ldm": "phikon"}
 
 
 def check_import(
-    info: CheckpointInfo, genes: Path | str | None, encoder: str | None
+    info: CheckpointInfo, genes: Path | str | None, encoder: str | None, heads: int | None = None
 ) -> tuple[list[str], str]:
     """The gene list (empty where none belongs) and the encoder's name ("" where none belongs).
 
@@ -28,6 +30,18 @@ def check_import(
     """
     if not info.importable:
         raise CheckpointError(f"nothing to import: {info.title}", where=info.path, fix=info.advice)
+    if heads is not None and heads < 1:
+        raise ConfigError(f"a network has at least one attention head, not {heads}", where="--heads")
+    if heads is not None and info.kind not in ("stem", "hisdiff", "ldm"):
+        raise ConfigError(f"the heads of {info.title} are known", where="--heads", fix="Leave it out")
+    if heads is None and info.kind == "ldm" and not info.heads_known:
+        raise ConfigError(
+            "the file does not say how many attention heads its U-Net has, and its widths are not the published ones",
+            where="--heads",
+            fix="Give the number it was trained with",
+        )
+    for part in (encoder or "").split("+") if encoder else ():
+        encoder_spec(part)  # an unknown name is refused, and the nearest suggested
     encoder = encoder or info.encoder
     if not encoder and info.kind != "first_stage":
         raise ConfigError(
@@ -50,7 +64,9 @@ def check_import(
 
 def read_genes(path: Path | str, expected: int) -> list[str]:
     """A gene list: one name per line; as many as the network has, each once."""
-    genes = [clean(line) for line in read_lines(path)]
+    genes = [clean(line.strip("\"'")) for line in read_lines(path)]
+    if len(genes) == expected + 1 and genes[0].lower() in _HEADERS:
+        del genes[0]
     if len(genes) != expected:
         raise InputError(
             f"it has {len(genes)} genes, but the network was trained with {expected}",
@@ -71,7 +87,7 @@ def import_latent_diffusion(
 
     path = Path(path)
     source = {"file": path.name, "sha256": file_hash(path)}
-    return save_latent_diffusion(load_ldm(path, heads=heads or 1), out, encoder=encoder, source=source)
+    return save_latent_diffusion(load_ldm(path, heads), out, encoder=encoder, source=source)
 
 
 def import_first_stage(path: Path | str, out: Path | str) -> Path:

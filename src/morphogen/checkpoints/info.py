@@ -25,6 +25,7 @@ class CheckpointInfo:
     ignored: list[str] = field(default_factory=list)  # what is in it and is not used
     missing: list[str] = field(default_factory=list)  # what is needed beside it
     foreign: tuple[str, ...] = ()  # classes named in the file, left inert
+    heads_known: bool = True  # whether the number of attention heads is the published one
     encoder: str = ""  # image encoder of the published weights, where these have their widths
     advice: str = ""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from morphogen.checkpoints.folder import NAME, load_model, resolve_folder
 from morphogen.checkpoints.info import CheckpointInfo
-from morphogen.core.errors import CheckpointError, InputError
-from morphogen.core.files import read_json
+from morphogen.core.documents import read_document, shown
+from morphogen.core.errors import CheckpointError
 from morphogen.nets.first_stages import FirstStage, load_first_stage
+from morphogen.nets.folders import class_name, component_file
 from morphogen.nets.text import TextEncoder, load_text_encoder
 from morphogen.nets.unets import LatentUNet, load_unet
 
@@ -49,8 +51,8 @@ def load_pipeline(folder: Path | str, dtype: torch.dtype = torch.float32) -> Pip
         load_unet(folder / "unet", dtype),
         load_first_stage(folder / "vae", dtype),
         text,
-        scheduler["beta_start"],
-        scheduler["beta_end"],
+        scheduler.beta_start,
+        scheduler.beta_end,
     )
 
 
@@ -67,13 +69,24 @@ def load_histdist(folder: Path | str, dtype: torch.dtype = torch.float32) -> Pip
     return components
 
 
+class SchedulerFile(BaseModel):
+    """What is read of a pipeline's scheduler_config.json; Stable Diffusion's values where it says nothing."""
+
+    model_config = ConfigDict(extra="allow")
+    beta_schedule: str = "scaled_linear"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.00085
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool | None = False
+
+
 def _index(folder: Path) -> dict[str, Any]:
-    try:
-        index = read_json(folder / "model_index.json")
-    except InputError:
+    path = folder / "model_index.json"
+    if not path.is_file():
         raise CheckpointError(
-            "this is not a diffusers pipeline folder: there is no readable model_index.json", where=folder
-        ) from None
+            "this is not a diffusers pipeline folder: there is no model_index.json", where=folder
+        )
+    index = read_document(path, dict[str, Any], error=CheckpointError)
     missing = [name for name in ("unet", "vae") if not (folder / name).is_dir()]
     if missing:
         raise CheckpointError(
@@ -82,18 +95,17 @@ def _index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _scheduler(folder: Path) -> dict[str, Any]:
+def _scheduler(folder: Path) -> SchedulerFile:
     """β range of the scheduler; Stable Diffusion's where the folder has none."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path) if path.is_file() else {}
-    if config.get("beta_schedule", "scaled_linear") != "scaled_linear":
-        raise CheckpointError(f"its β schedule is {config['beta_schedule']!r}, not scaled_linear", where=path)
-    return {
-        "beta_start": config.get("beta_start", 0.00085),
-        "beta_end": config.get("beta_end", 0.012),
-        "prediction": config.get("prediction_type", "epsilon"),
-        "zero_snr": config.get("rescale_betas_zero_snr", False),
-    }
+    if not path.is_file():
+        return SchedulerFile()
+    config = read_document(path, SchedulerFile, error=CheckpointError)
+    if config.beta_schedule != "scaled_linear":
+        raise CheckpointError(
+            f"its β schedule is {shown(config.beta_schedule)}, not scaled_linear", where=path
+        )
+    return config
 
 
 def identify_folder(folder: Path) -> CheckpointInfo:
@@ -111,9 +123,9 @@ def identify_folder(folder: Path) -> CheckpointInfo:
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
     if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
-        name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
-        return CheckpointInfo(folder, "component", f"one component: {name}", parameters=_parameters(folder))
+        return CheckpointInfo(
+            folder, "component", f"one component: {class_name(folder)[:80]}", parameters=_parameters(folder)
+        )
     files = [
         path.name for path in folder.iterdir() if path.suffix in (".pt", ".ckpt", ".pth", ".safetensors")
     ]
@@ -127,25 +139,25 @@ def identify_folder(folder: Path) -> CheckpointInfo:
 
 def _pipeline(folder: Path) -> CheckpointInfo:
     index = _index(folder)
-    unet = read_json(folder / "unet" / "config.json")
+    unet = component_file(folder / "unet")
     scheduler = _scheduler(folder)
-    histdist = unet.get("in_channels") == HISTDIST_CHANNELS
+    histdist = unet.in_channels == HISTDIST_CHANNELS
     components = [name for name in index if not name.startswith("_") and (folder / name).is_dir()]
     info = CheckpointInfo(
         folder,
         "histdist" if histdist else "diffusers",
         "HistDiST: virtual staining (diffusers pipeline)" if histdist else "diffusers pipeline",
         {
-            "class": index.get("_class_name"),
+            "class": str(index.get("_class_name"))[:80],
             "components": components,
-            "U-Net channels": unet.get("in_channels"),
-            "widths": unet.get("block_out_channels"),
-            "context width": unet.get("cross_attention_dim"),
-            "schedule": f"scaled-linear {scheduler['beta_start']} → {scheduler['beta_end']}",
+            "U-Net channels": unet.in_channels,
+            "widths": unet.block_out_channels,
+            "context width": unet.cross_attention_dim,
+            "schedule": f"scaled-linear {scheduler.beta_start} → {scheduler.beta_end}",
         },
         _parameters(folder),
     )
-    stated = (scheduler["prediction"], scheduler["zero_snr"])
+    stated = (scheduler.prediction_type, scheduler.rescale_betas_zero_snr)
     if histdist:
         if stated != ("v_prediction", True):
             info.sizes["schedule"] += (

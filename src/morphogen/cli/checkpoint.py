@@ -55,7 +55,7 @@ def import_(
     from morphogen.checkpoints.importing import check_import, import_first_stage, import_latent_diffusion
 
     found = identify(path)
-    names, chosen = check_import(found, genes, encoder)
+    names, chosen = check_import(found, genes, encoder, heads)
     use = ""
     if found.kind in ("stem", "hisdiff"):
         from morphogen.expression.model import ExpressionModel

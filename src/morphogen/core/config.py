@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
+from morphogen.core.documents import parse_yaml, shown
 from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.core.presets import layered, nested, spelt_out
 
@@ -51,6 +52,16 @@ class Config(BaseModel, metaclass=_Explained):
     @classmethod
     def _spelt_out(cls, values: Any) -> Any:
         return spelt_out(cls, values) if isinstance(values, Mapping) and cls.ALIASES else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """No text for a number and no truth value either, which pydantic would turn into one."""
+        field = cls.model_fields.get(info.field_name or "")
+        wrong = misplaced(value, field.annotation) if field is not None else None
+        if wrong is not None:
+            raise ValueError(wrong)
+        return value
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -114,6 +125,34 @@ def describe(cls: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:
     return rows
 
 
+def misplaced(value: Any, annotation: Any) -> str | None:
+    """Why a value cannot be meant for an annotation: text or a truth value where only numbers belong."""
+    kinds = _leaves(annotation)
+    if not kinds <= {int, float, bool, type(None)} or not kinds & {int, float}:
+        return None
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    for item in items if isinstance(items, list | tuple) else [items]:
+        if isinstance(item, bool) and bool not in kinds:
+            return "it must be a number, not true or false"
+        if isinstance(item, str):
+            return "it must be a number, not text"
+    return None
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that values of an annotation can have, those inside containers for the containers."""
+    if annotation is Ellipsis:
+        return set()
+    if get_origin(annotation) is Annotated:
+        return _leaves(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return {type(each) for each in get_args(annotation)}
+    inner = get_args(annotation)
+    if get_origin(annotation) in (dict, Mapping):
+        inner = inner[1:]
+    return {leaf for each in inner for leaf in _leaves(each)} if inner else {annotation}
+
+
 def section_of(annotation: Any) -> type[Config] | None:
     """The nested configuration class of a field annotation (also ``Section | None``), else ``None``."""
     for candidate in (annotation, *get_args(annotation)):
@@ -122,16 +161,20 @@ def section_of(annotation: Any) -> type[Config] | None:
     return None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
+_MAX_YAML = 4 << 20
 
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError("there is no such configuration file", where=path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"this is not valid YAML ({line})", where=path) from None
+        if path.stat().st_size > _MAX_YAML:
+            raise ValueError("it is far too large for a file of settings")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except ValueError as error:  # bytes that are not UTF-8, too
+        raise InputError(f"this is not valid YAML ({str(error)[:160]})", where=path) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -140,11 +183,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         return text
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
         try:
@@ -187,4 +228,4 @@ def _explain(cls: type[Config], error: ValidationError, where: object = None) ->
         return ConfigError(message, where=where)
     if isinstance(problem["input"], (dict, BaseModel)):  # a rule about a section as a whole
         return ConfigError(f"in section '{key}', {message}", where=where)
-    return ConfigError(f"setting '{key}' is {problem['input']!r}, but {message}", where=where)
+    return ConfigError(f"setting '{key}' is {shown(problem['input'])}, but {message}", where=where)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from morphogen.core.devices import cpu_cores
 from morphogen.core.files import content_hash, output_error, plain, writable_folder
+from morphogen.core.places import open_own
 from morphogen.core.progress import progress
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Journal:
     def _write(self, mode: str, found: dict[str, Any], *first: str) -> None:
         lines = [*first, *(json.dumps(pair) for pair in found.items())]
         try:
-            with open(self.path, mode, encoding="utf-8") as file:
+            with open_own(self.path, mode, encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             raise output_error(error, self.path) from error

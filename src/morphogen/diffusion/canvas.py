@@ -20,6 +20,7 @@ from torch import Tensor
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import writable_folder
+from morphogen.core.places import own_place
 from morphogen.diffusion.noise import CanvasNoise
 
 Region = tuple[slice, slice]
@@ -208,7 +209,7 @@ class _MappedFile:
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path = path
-        if not path.exists():
+        if not own_place(path).exists():
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         self.shape = np.load(path, mmap_mode="r").shape
 

@@ -104,8 +104,8 @@ class TargetConfig(Config):
 class NetworkConfig(Config):
     """The gene transformer of the recipes stem and hisdiff."""
 
-    width: int = Field(384, gt=0, description="Token width.")
-    depth: int = Field(12, gt=0, description="Blocks.")
+    width: int = Field(384, gt=0, le=1 << 16, description="Token width.")
+    depth: int = Field(12, gt=0, le=1000, description="Blocks.")
     heads: int = Field(6, gt=0, description="Attention heads over genes.")
     genes_per_token: int = Field(1, gt=0, description="Genes that share a token; k costs about k times less.")
     conditioner: Literal["image", "hierarchical", "hierarchical_mlp"] = Field(
@@ -139,8 +139,8 @@ class SpatialConfig(Config):
     second_components: int = Field(256, gt=0, description="Principal components of the context features.")
     factors: int = Field(8, ge=0, description="Gene factors that are diffused. 0 = a Gaussian residual.")
     scores: int = Field(16, gt=0, description="Context scores the residual depends on.")
-    width: int = Field(64, gt=0, description="Width of the residual network.")
-    depth: int = Field(2, gt=0, description="Blocks of the residual network.")
+    width: int = Field(64, gt=0, le=1 << 16, description="Width of the residual network.")
+    depth: int = Field(2, gt=0, le=1000, description="Blocks of the residual network.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the residual network.")
     smooth_noise: bool = Field(
         True, description="Let the noise of close spots correlate as the held-out residuals do."

@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from morphogen.core.errors import InputError
+from morphogen.core.names import path_name
 
 log = logging.getLogger("morphogen.expression")
 
@@ -40,6 +41,9 @@ class SectionFacts:
     origin_y: float = 0.0
     values: str = "counts"
 
+    def __post_init__(self) -> None:
+        path_name(self.section, "section", suffix="_measured-predicted.png")
+
 
 def facts(section: ad.AnnData, where: object = None) -> SectionFacts:
     """The facts of a section read by this room; :class:`InputError` for any other AnnData, and for facts that are
@@ -55,7 +59,7 @@ def facts(section: ad.AnnData, where: object = None) -> SectionFacts:
     known = SectionFacts.__dataclass_fields__
     values = {k: _plain(v) for k, v in found.items() if k in known}
     for key, value in values.items():
-        number = key.rsplit("_", 1)[-1] in ("mpp", "um", "px")
+        number = known[key].type == "float"  # annotations are text in this file
         if number and not (isinstance(value, int | float) and 0 <= value < float("inf")):
             raise InputError(
                 f"its {key} is {str(value)[:40]!r}, not a size", where=where or found.get("section")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anndata as ad
 import torch
+from pydantic import BaseModel, Field
 from torch import nn
 
 from morphogen.checkpoints import load_model, save_model
@@ -22,6 +23,24 @@ from morphogen.expression.sections.transforms import Transform
 from morphogen.nets import fast_precision
 
 KIND = "expression"
+
+
+class PanelFile(BaseModel):
+    """What a model folder must say of its panel."""
+
+    genes: Annotated[list[str], Field(min_length=1)]
+    method: str
+    sections: list[str] = []
+    cut: int = 0
+    hash: str | None = None
+
+
+class TransformFile(BaseModel):
+    """What a model folder must say of its values."""
+
+    log: str
+    library: bool
+    target: Annotated[float, Field(ge=0)]
 
 
 class ExpressionModel:
@@ -134,13 +153,17 @@ class ExpressionModel:
         """Load a folder (or a hub id) written by :meth:`save_pretrained`, onto a device."""
         read = load_model(folder, KIND)
         config = read.settings(ExpressionConfig)
+        panel = Panel.from_dict(read.fact("panel", PanelFile).model_dump())
+        transform = Transform.from_dict(read.fact("transform", TransformFile).model_dump())
+        about = read.fact("head", dict[str, Any])
         try:
-            panel = Panel.from_dict(read.facts["panel"])
-            transform = Transform.from_dict(read.facts["transform"])
-            head = HEADS[config.recipe].from_facts(config, read.facts["head"], transform)
-        except (KeyError, TypeError) as error:
+            head = HEADS[config.recipe].from_facts(config, about, transform)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            line = " ".join(str(error)[:400].split())[:120]
             raise CheckpointError(
-                f"morphogen.json lacks {error}", where=read.path, fix="Copy it again"
+                f"morphogen.json does not describe its network ({type(error).__name__}: {line})",
+                where=read.path,
+                fix="Copy it again",
             ) from None
         read.restore(head)
         return cls(
@@ -148,9 +171,9 @@ class ExpressionModel:
             config,
             panel,
             transform,
-            read.facts["encoder"],
-            read.facts["training"],
-            read.facts.get("preprocessing"),
+            read.fact("encoder", dict[str, Any]),
+            read.fact("training", dict[str, Any]),
+            read.fact("preprocessing", dict[str, Any]) if "preprocessing" in read.facts else None,
         ).to(device)
 
     @classmethod

@@ -17,6 +17,7 @@ from scipy import sparse
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash
 from morphogen.core.hdf5 import write_h5ad
+from morphogen.core.places import own_place
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
 from morphogen.expression.config import ExpressionConfig, PredictConfig
@@ -156,7 +157,7 @@ def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) 
         )
     path = Path(out)
     store = zarr.open_array(
-        path.with_name(path.stem + ".samples.zarr"),
+        own_place(path.with_name(path.stem + ".samples.zarr")),
         mode="w",
         shape=(n, k, genes),
         chunks=(min(n, 512) or 1, k, genes),

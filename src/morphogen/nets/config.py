@@ -8,21 +8,32 @@ from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
 
+MAX_PARAMETERS = 20_000_000_000  # twenty times the largest network that is published in this field
+
+
+def bounded(parameters: float) -> None:
+    """:class:`ValueError` for sizes that no machine builds: those of a damaged or hostile model folder."""
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(f"these sizes are a network of {parameters:.1e} parameters; check them")
+
 
 class GeneTransformerConfig(Config):
     """Architecture of :class:`morphogen.nets.GeneTransformer`. The defaults are Stem's (ICLR 2025)."""
 
     genes: int = Field(
-        gt=0, description="Number of genes G of the panel; the network reads and writes G values."
+        gt=0,
+        le=1_000_000,
+        description="Number of genes G of the panel; the network reads and writes G values.",
     )
     condition_dim: int = Field(
         ge=0,
+        le=1 << 20,
         description="Width C of one spot embedding (UNI + CONCH: 1536; UNI: 1024). 0: no image condition.",
     )
-    width: int = Field(384, gt=0, description="Token width D.")
-    depth: int = Field(12, gt=0, description="Number of transformer blocks.")
-    heads: int = Field(6, gt=0, description="Attention heads over genes; must divide the width.")
-    mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of a block's MLP over D.")
+    width: int = Field(384, gt=0, le=1 << 16, description="Token width D.")
+    depth: int = Field(12, gt=0, le=1000, description="Number of transformer blocks.")
+    heads: int = Field(6, gt=0, le=1 << 16, description="Attention heads over genes; must divide the width.")
+    mlp_ratio: float = Field(4.0, gt=0, le=1000, description="Hidden width of a block's MLP over D.")
     channels: Literal[1, 2] = Field(
         2, description="Outputs per gene: 1 = prediction; 2 = prediction and variance coefficient."
     )
@@ -41,6 +52,7 @@ class GeneTransformerConfig(Config):
 
     @model_validator(mode="after")
     def _divisible(self) -> GeneTransformerConfig:
+        bounded(self.depth * self.width**2 * (10 + 2 * self.mlp_ratio) + self.genes * self.width)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.conditioner.startswith("hierarchical") and self.condition_dim % self.condition_heads:
@@ -58,12 +70,16 @@ class UNetConfig(Config):
     The class methods are the sizes of the papers; any other size is made by giving the fields.
     """
 
-    in_channels: int = Field(gt=0, description="Channels of the input: noisy latent and what is beside it.")
-    out_channels: int = Field(gt=0, description="Channels of the prediction.")
-    widths: tuple[int, ...] = Field(
-        min_length=1, description="Channels per level, from the finest; each level halves the resolution."
+    in_channels: int = Field(
+        gt=0, le=1 << 16, description="Channels of the input: noisy latent and what is beside it."
     )
-    layers: int = Field(2, gt=0, description="Residual blocks per level.")
+    out_channels: int = Field(gt=0, le=1 << 16, description="Channels of the prediction.")
+    widths: tuple[int, ...] = Field(
+        min_length=1,
+        max_length=16,
+        description="Channels per level, from the finest; each level halves the resolution.",
+    )
+    layers: int = Field(2, gt=0, le=256, description="Residual blocks per level.")
     attention: tuple[int, ...] = Field(
         (), description="Levels (0 = finest) with a transformer block after every residual block."
     )
@@ -74,7 +90,10 @@ class UNetConfig(Config):
         "all levels share).",
     )
     context_dim: int = Field(
-        0, ge=0, description="Width of the context tokens for cross-attention. 0: no context (UNet2DModel)."
+        0,
+        ge=0,
+        le=1 << 20,
+        description="Width of the context tokens for cross-attention. 0: no context (UNet2DModel).",
     )
     context_vector: int = Field(
         0,
@@ -90,6 +109,9 @@ class UNetConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> UNetConfig:
+        if min(self.widths) < 1:
+            raise ValueError(f"widths are at least 1, not {min(self.widths)}")
+        bounded(18 * self.layers * sum(width**2 for width in self.widths))
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"width {width} is no multiple of groups {self.groups}")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.core.errors import InputError
-from morphogen.core.files import read_json, write_json
-from morphogen.nets.folders import class_name, component
+from morphogen.core.files import write_json
+from morphogen.nets.folders import class_name, component, component_file
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def load_first_stage(folder: Path | str, dtype: torch.dtype = torch.float32) -> 
     """Read a first stage folder: diffusers' AutoencoderKL or VQModel, or a pixel first stage."""
     name = class_name(folder, ["AutoencoderKL", "VQModel", "PixelFirstStage"])
     if name == "PixelFirstStage":
-        return PixelFirstStage(read_json(Path(folder) / "config.json").get("factor", 1))
+        return PixelFirstStage(component_file(folder).factor)
     if name == "AutoencoderKL":
         return KLFirstStage(component(folder, AutoencoderKL, dtype))
     return VQFirstStage(component(folder, VQModel, dtype))

@@ -5,31 +5,71 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
-from morphogen.core.errors import CheckpointError, InputError
-from morphogen.core.files import read_json
+from morphogen.core.documents import read_document, shown
+from morphogen.core.errors import CheckpointError
+
+_Width = Annotated[int, Field(ge=0, le=1 << 17)]
+_Widths = _Width | list[_Width | None] | None
+_Layers = Annotated[int, Field(ge=0, le=256)]
+_Many = Annotated[int, Field(ge=0, le=1 << 24)]
+
+
+class ComponentFile(BaseModel):
+    """What a component's config.json may say of its sizes: what any published network has, many times over. Anything
+    more would take the machine down before its weights are found not to fit."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    class_name: str | None = Field(None, alias="_class_name")
+    architectures: list[str] | None = None
+    layers_per_block: _Layers | list[_Layers] | None = None
+    transformer_layers_per_block: _Layers | list[Any] | None = None
+    num_hidden_layers: _Layers | None = None
+    num_layers: _Layers | None = None
+    block_out_channels: Annotated[list[_Width], Field(max_length=16)] | None = None
+    down_block_types: Annotated[list[str], Field(max_length=16)] | None = None
+    up_block_types: Annotated[list[str], Field(max_length=16)] | None = None
+    in_channels: _Width | None = None
+    out_channels: _Width | None = None
+    latent_channels: _Width | None = None
+    norm_num_groups: _Width | None = None
+    cross_attention_dim: _Widths = None
+    attention_head_dim: _Widths = None
+    vq_embed_dim: _Width | None = None
+    hidden_size: _Width | None = None
+    intermediate_size: _Width | None = None
+    num_attention_heads: _Widths = None
+    num_vq_embeddings: _Many | None = None
+    vocab_size: _Many | None = None
+    max_position_embeddings: _Many | None = None
+    scaling_factor: float | None = None
+    factor: Annotated[int, Field(ge=1, le=256)] = 1  # of a pixel first stage
+
+
+def component_file(folder: Path | str) -> ComponentFile:
+    """The config.json of a component folder, checked; :class:`CheckpointError` where it is missing or another thing."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            "no component can be read here: there is no config.json",
+            where=folder,
+            fix="Give a folder with a config.json",
+        )
+    return read_document(path, ComponentFile, error=CheckpointError)
 
 
 def class_name(folder: Path | str, choices: Iterable[str] = ()) -> str:
     """The class that a component folder's config.json names; one of ``choices`` where they are given."""
-    path = Path(folder) / "config.json"
-    try:
-        config = read_json(path)
-    except InputError as error:
-        raise CheckpointError(
-            f"no component can be read here ({error.what})",
-            where=folder,
-            fix="Give a folder with a config.json",
-        ) from None
-    config = config if isinstance(config, dict) else {}
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    config = component_file(folder)
+    name = config.class_name or next(iter(config.architectures or []), None)
     known = list(choices)
     if name is None or (known and name not in known):
         raise CheckpointError(
-            f"config.json names the class {name!r}, not one of {', '.join(known)}", where=folder
+            f"config.json names the class {shown(name)}, not one of {', '.join(known)}", where=folder
         )
     return name
 
@@ -54,6 +94,7 @@ def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32,
     """``kind.from_pretrained(folder)`` from safetensors alone, in eval mode, nothing fetched from a
     network."""
     folder = Path(folder)
+    component_file(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
         raise CheckpointError(
@@ -66,12 +107,26 @@ def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32,
         )
     try:
         with _quiet():
-            module = kind.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, **options
+            module, found = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                torch_dtype=dtype,
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:  # every library raises its own kind for a file that does not fit
-        line = " ".join(str(error).split())
-        raise CheckpointError(f"the weights do not load ({line[:200]})", where=folder) from error
+        line = " ".join(str(error)[:1000].split())
+        raise CheckpointError(f"the weights do not load ({line[:160]})", where=folder) from error
+    state = module.state_dict()
+    missing = sorted({key for key in found["missing_keys"] if key in state})
+    missing += [key for key, value in state.items() if value.is_meta and key not in missing]
+    if missing:  # the libraries would leave them without values, or draw them at random
+        raise CheckpointError(
+            f"its weights lack {len(missing)} tensors, first '{missing[0][:80]}'",
+            where=folder,
+            fix="Copy the whole folder",
+        )
     with torch.no_grad():
         # Tensors of a mapped file lie anywhere; CPU kernels choose their path, and round, by alignment. Copies make
         # a loaded network give the same bits as the one that was saved.

@@ -19,6 +19,7 @@ from morphogen.core.errors import OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job
+from morphogen.core.places import own_place
 from morphogen.core.provenance import versions
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.fields import read_boxes, reading_order
@@ -127,7 +128,7 @@ def encode_slide(
         result.width = int(table_note(slide.store, key, "width") or 0)
         result.seconds = time.perf_counter() - began
         return result
-    parts = slide.store.with_name(f"{slide.store.stem}.{key}.parts")
+    parts = own_place(slide.store.with_name(f"{slide.store.stem}.{key}.parts"))
     features = _features(slide, encoder, laid, config, parts, job.mark, clock, advance)
     with clock("store"):
         notes = {

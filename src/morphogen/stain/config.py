@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from morphogen.core.config import Config
+from morphogen.core.errors import ConfigError
+from morphogen.core.names import path_name
 from morphogen.diffusion import sampler as diffusion
 from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
@@ -90,7 +92,7 @@ class ModelConfig(Config):
     widths: tuple[int, ...] = Field(
         (64, 96, 128), min_length=1, description="small: channels per U-Net level."
     )
-    layers: int = Field(1, ge=1, description="small: residual blocks per level.")
+    layers: int = Field(1, ge=1, le=256, description="small: residual blocks per level.")
     attention: tuple[int, ...] = Field(
         (2,), description="small: U-Net levels (0 = finest) with cross-attention."
     )
@@ -121,6 +123,8 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
+        for stain in self.stains:  # part of the names of slides that are written
+            path_name(stain, "stain", suffix="_uncertainty.ome.tif", error=ConfigError)
         if len(set(self.stains)) != len(self.stains):
             raise ValueError(f"stains are {list(self.stains)}, but each may be named once")
         if any(level >= len(self.widths) for level in self.attention):

@@ -26,6 +26,7 @@ import numpy as np
 from morphogen.core.cells import without_suffix
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.listing import list_folders
+from morphogen.core.names import path_name
 from morphogen.core.tables import Table, read_table
 from morphogen.core.text import clean
 from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, decode, list_images
@@ -188,7 +189,7 @@ def _from_table(path: Path, split: str) -> Found:
     pairs, names = [], set()
     for row in rows:
         he, ihc = row.file("he"), row.file("ihc")
-        name = row.text("name") or he.stem
+        name = path_name(row.text("name") or he.stem, "pair", suffix=".png", where=row.where)
         if name in names:
             raise InputError(
                 f"the name '{name}' comes twice", where=row.where, fix="Add a column 'name' with unique names"

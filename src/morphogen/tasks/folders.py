@@ -20,6 +20,7 @@ import numpy as np
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
 from morphogen.core.jobs import Job
+from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.slides.images import image_size, read_image
 from morphogen.tasks.bands import Band, Translator, make_images, together
@@ -145,6 +146,7 @@ def _one_of_many(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 
 def _path(out: Path, layer: Layer, name: str) -> Path:
+    path_name(name, "image", suffix=".png")
     return out / layer.name / f"{name}.png" if layer.name else out / f"{name}.png"
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from morphogen.core.files import atomic_path, read_json, writable_folder, write_json
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job, kept_facts
+from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import PyramidWriter, Slide
@@ -100,6 +101,7 @@ class PyramidJob:
     ) -> None:
         out = writable_folder(out)
         self.facts, self.layers, self.what = facts, list(layers), what
+        path_name(stem, "slide", suffix="_uncertainty.ome.tif.scratch")
         self.images = {
             layer.name: out / f"{stem}{'_' if layer.name else ''}{layer.name}.ome.tif"
             for layer in self.layers

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.files import atomic_path, writable_folder
+from morphogen.core.places import own_place
 
 
 class Shards:
@@ -27,7 +28,7 @@ class Shards:
 
     def __init__(self, out: Path | str, key: str) -> None:
         out = Path(out)
-        self.folder = out.with_name(out.name + ".shards")
+        self.folder = own_place(out.with_name(out.name + ".shards"))
         self.key = key[:24]
         writable_folder(self.folder)
 

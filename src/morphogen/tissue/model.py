@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from morphogen.checkpoints.folder import ModelFolder
@@ -28,6 +29,13 @@ class TissueOutput:
 
     images: Tensor
     latents: Tensor
+
+
+class Preprocessing(BaseModel):
+    """What a model folder must say of its tiles: side in px, µm/px (None: not known)."""
+
+    tile_px: Annotated[int, Field(gt=0, le=1 << 16)] = 256
+    mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
 
 
 class TissueDiffusion(Pretrained):
@@ -111,7 +119,7 @@ class TissueDiffusion(Pretrained):
             config,
             statistics=statistics,
             facts=read.facts.get("training", {}),
-            **read.facts["preprocessing"],
+            **read.fact("preprocessing", Preprocessing).model_dump(),
         )
 
     @classmethod
@@ -121,12 +129,13 @@ class TissueDiffusion(Pretrained):
         """Load a tissue model: a folder of ours or its hub id, or a published checkpoint.
 
         Published are the one- and two-token models of Graikos et al. (Lightning ``.ckpt``, with or without the
-        ``inception.*`` keys), also as folders that ``morphogen checkpoint import`` wrote.
+        ``inception.*`` keys), also as folders that ``morphogen checkpoint import`` wrote. Option ``heads``: attention
+        heads of a checkpoint file whose widths are not the published ones.
         """
         from morphogen.tissue.published import is_published, load_published
 
         if is_published(folder):
-            return cls(**load_published(folder)).to(device)
+            return cls(**load_published(folder, options.get("heads"))).to(device)
         return super().from_pretrained(folder, device=device, **options)
 
     def to(self, device: str | torch.device) -> Self:

@@ -26,10 +26,11 @@ def is_published(folder: Path | str) -> bool:
     return isinstance(found, dict) and found.get("kind") == "latent-diffusion"
 
 
-def load_published(path: Path | str) -> dict[str, Any]:
-    """The arguments of :class:`~morphogen.tissue.TissueDiffusion` for a published checkpoint."""
+def load_published(path: Path | str, heads: int | None = None) -> dict[str, Any]:
+    """The arguments of :class:`~morphogen.tissue.TissueDiffusion` for a published checkpoint. heads: of a file whose
+    widths are not the published ones."""
     path = Path(path)
-    return parts_of(load_ldm(path) if path.is_file() else load_latent_diffusion(path), path)
+    return parts_of(load_ldm(path, heads) if path.is_file() else load_latent_diffusion(path), path)
 
 
 def parts_of(read: LatentDiffusionCheckpoint, where: Path | str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def start_from(network: TissueNetwork, init: Path | str) -> str:
     path = Path(init)
     embedder = None
     if path.is_file():
-        read = load_ldm(path)
+        read = load_ldm(path, heads=1)  # tensors are the same for any number
         given, embedder = read.network.unet.state_dict(), read.embedder
     elif (path / "network").is_dir():
         own = TissueDiffusion.from_pretrained(path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from morphogen.core.files import plain, write_text
+from morphogen.core.places import open_own
 
 METRICS = "metrics.jsonl"
 
@@ -80,7 +81,7 @@ class MetricsLog:
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Write one line and pass its numbers to the trackers."""
         if self.accelerator.is_main_process:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open_own(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain({"step": step, **figures}), allow_nan=False) + "\n")
         if self.accelerator.trackers:
             self.accelerator.log(figures, step=step)

@@ -19,6 +19,7 @@ from scipy import sparse
 from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.core.files import read_json
 from morphogen.core.listing import list_files, list_folders
+from morphogen.core.names import path_name
 from morphogen.core.tables import read_table
 from morphogen.core.text import clean, is_missing
 from morphogen.expression.config import DataConfig
@@ -71,6 +72,9 @@ class Source:
         if self.kind == "st-table":
             return [self.path, spots_file(self.path, self.section)]
         return [self.path]
+
+    def __post_init__(self) -> None:
+        path_name(self.section, "section", suffix=".h5ad", where=self.path)
 
 
 def find_sections(folder: Path | str) -> list[Source]:

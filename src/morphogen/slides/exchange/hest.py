@@ -10,6 +10,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.hdf5 import writing_h5
+from morphogen.core.names import path_name
 from morphogen.slides.exchange.tileset import (
     TileSet,
     attribute,
@@ -80,7 +81,7 @@ def write(slide: Slide, tiles: TileSet, target: Path) -> list[Path]:
             "coords": (tiles.coords.astype(np.int64), {}),
             "barcodes": (np.array(names, dtype="S"), {}),
         }
-        paths.append(write_h5(target / "embeddings" / name / f"{stem}.h5", arrays))
+        paths.append(write_h5(target / "embeddings" / path_name(name, "encoder") / f"{stem}.h5", arrays))
     return paths
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.names import path_name
 from morphogen.slides.exchange.tileset import (
     TRIDENT_NAMES,
     TileSet,
@@ -79,7 +80,7 @@ def write(slide: Slide, tiles: TileSet, target: Path) -> list[Path]:
     coords = tiles.coords.astype(np.int64)
     paths = [write_h5(folder / "patches" / f"{slide.path.stem}_patches.h5", {"coords": (coords, notes)})]
     for name, values in tiles.features.items():
-        theirs = TRIDENT_NAMES.get(name, name)
+        theirs = path_name(TRIDENT_NAMES.get(name, name), "encoder")
         # TRIDENT writes features of shape (0,) for a slide without tissue.
         stored = values.astype(np.float32) if len(values) else np.zeros(0, dtype=np.float32)
         facts = {"name": slide.path.stem, "savetodir": ".", "encoder": theirs}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from morphogen.core.errors import OutputError
+from morphogen.core.places import open_own
 
 _MAGIC = b"MORPHOGEN-SPOOL1"
 _RECORD = struct.Struct("<cBIIQI")
@@ -44,8 +45,7 @@ class Spool:
         self._index: dict[bytes, dict[Key, tuple[int, int, int]]] = {TILE: {}, PART: {}}
         header = json.dumps(dict(facts), sort_keys=True).encode()
         self._header = _MAGIC + struct.pack("<I", len(header)) + header
-        mode = "r+b" if path.exists() else "w+b"
-        self._file: IO[bytes] = open(path, mode, buffering=1 << 20)  # noqa: SIM115
+        self._file: IO[bytes] = open_own(path, "r+b", buffering=1 << 20)
         try:
             self._lock()
             self._end = self._scan() if resume else 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import DDIMScheduler
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from morphogen.checkpoints import load_histdist, load_model, resolve_folder
@@ -60,6 +61,13 @@ def read(folder: Path | str, changes: dict[str, Any]) -> Parts:
     )
 
 
+class Preprocessing(BaseModel):
+    """How the images of a stain model were prepared: crop in px, µm/px (None: not known)."""
+
+    crop: Annotated[int, Field(gt=0, le=1 << 16)] = PUBLISHED_CROP
+    mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
+
+
 def _own(path: Path, changes: dict[str, Any]) -> Parts:
     model = load_model(path, KIND)
     try:
@@ -71,11 +79,14 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
     else:
         first_stage = pixel_first_stage(config, model.component("first_stage"))
     facts = model.facts
-    preprocessing = facts.get("preprocessing", {})
+    made = model.fact("preprocessing", Preprocessing) if "preprocessing" in facts else Preprocessing()
     mean = None
     if config.residual:
         own = config.replace(
-            residual=False, residual_scale=None, regression=True, stains=tuple(facts["mean_stains"])
+            residual=False,
+            residual_scale=None,
+            regression=True,
+            stains=tuple(model.fact("mean_stains", list[str])),
         )
         mean = _network(model, own, "mean_").eval(), own
     return Parts(
@@ -83,8 +94,8 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
         first_stage,
         config,
         text=load_text_encoder(path) if (path / "text_encoder").is_dir() else None,
-        crop=preprocessing.get("crop", PUBLISHED_CROP),
-        mpp=preprocessing.get("mpp"),
+        crop=made.crop,
+        mpp=made.mpp,
         facts=facts.get("training", {}),
         mean=mean,
     )
