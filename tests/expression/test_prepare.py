@@ -237,7 +237,7 @@ def test_stem_and_hisdiff_processed_data(tmp_path):
     (section,) = read_processed(tmp_path)
     np.testing.assert_allclose(section.obsm["embedding"], local)
     (place / "local_ebd/S1.pt").write_bytes(b"not a tensor")
-    with pytest.raises(InputError, match="is not a file of tensors"):
+    with pytest.raises(InputError, match="is not a weight file"):
         read_processed(tmp_path)
 
 

@@ -13,10 +13,10 @@ import pytest
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.h5ad import check_matrices, open_h5ad
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import facts, merge_duplicate_genes, resolve_mpp
 from morphogen.expression.sections.checked import check_prepared, predicted
-from morphogen.expression.sections.h5ad import check_matrices, open_h5ad
 from morphogen.expression.sections.prepare import load_section, load_sections, save_section
 from morphogen.expression.sections.readers import find_sections, read_sections
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from morphogen.core.presets import parse_settings
+from morphogen.core.printing import printable
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from morphogen.core.config import Config
 
 C = TypeVar("C", bound="Config")
@@ -110,7 +113,7 @@ def show_settings(config: Config) -> None:
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part) if value is not None else None
-        table.add_row(f"--{key}", str(value), "" if str(value) == default else default, meaning)
+        table.add_row(f"--{key}", cell(value), cell("" if str(value) == default else default), meaning)
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
@@ -134,4 +137,11 @@ def result(as_json: bool, value: Any, *lines: object) -> None:
 def say(*lines: object) -> None:
     """Print what happened and where results went, on standard output."""
     for line in lines:
-        print(line, flush=True)
+        print(printable(line), flush=True)
+
+
+def cell(value: object) -> Text:
+    """A cell of a printed table: the text as it is, never markup, printable."""
+    from rich.text import Text
+
+    return Text(printable(value))

@@ -12,6 +12,7 @@ from cyclopts import App
 from morphogen._version import __version__
 from morphogen.cli.common import fold_option, fold_settings
 from morphogen.core.errors import ConfigError, MorphogenError
+from morphogen.core.printing import printable, use_terminal
 
 # One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
 ROOMS = {
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in tokens or os.environ.get("MORPHOGEN_DEBUG") == "1"
     tokens = fold_settings([token for token in tokens if token != "--debug"])
     _quiet_libraries(debug)
+    use_terminal()
     try:
         status = _run(tokens)
     except MorphogenError as error:
@@ -104,7 +106,7 @@ def _run(tokens: list[str]) -> object:
 def _fail(message: str, error: BaseException, debug: bool) -> None:
     if debug:
         raise error
-    print(f"morphogen: {message}", file=sys.stderr)
+    print(f"morphogen: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -13,6 +13,7 @@ from morphogen.cli.common import (
     Compile,
     ConfigFile,
     Settings,
+    cell,
     load_config,
     print_json,
     say,
@@ -294,7 +295,9 @@ def _report(outcomes: list[Outcome], json: bool) -> int:
         shares = ", ".join(f"{name} {value / total:.0%}" for name, value in o.stages.items()) if total else ""
         rate = f"{o.tiles / o.seconds:.0f}" if o.status == "done" and o.seconds else ""
         width = str(o.width) if o.width else ""
-        table.add_row(Path(o.slide).name, o.status, str(o.tiles), width, f"{o.seconds:.1f}", rate, shares)
+        table.add_row(
+            cell(Path(o.slide).name), cell(o.status), str(o.tiles), width, f"{o.seconds:.1f}", rate, shares
+        )
     _wide_console().print(table)
     for o in outcomes:
         if o.message and o.status != "failed":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from morphogen.core.printing import printable
+
 
 class MorphogenError(Exception):
     """Base of all errors that bad input or a bad environment can cause.
@@ -34,7 +36,7 @@ class MorphogenError(Exception):
         text = text.rstrip()
         if not text.endswith((".", "?", "!")):
             text += "."
-        return text if not self.fix else f"{text} {self.fix.rstrip('.')}."
+        return printable(text if not self.fix else f"{text} {self.fix.rstrip('.')}.")
 
     def __reduce__(self) -> tuple:
         # Keyword-only arguments are lost by the default protocol; workers send errors between processes.

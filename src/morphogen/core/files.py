@@ -169,7 +169,8 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
 
 def write_text(path: Path | str, text: str) -> Path:
     """Write UTF-8 text atomically."""
-    return write_bytes(path, text.encode("utf-8"))
+    # Bytes of a file name that are not UTF-8 reach here as lone surrogates: \udcff is also what JSON calls them.
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> Path:

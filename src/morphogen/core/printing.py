@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import unicodedata
 
 # Characters that move the cursor, hide or reorder text, or are none: control, format, surrogate, private, unassigned.
@@ -32,10 +34,18 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def figure_text(value: object) -> str:
-    """A name for a matplotlib label: printable, and ``$`` never starts a formula.
+class TerminalLog(logging.Handler):
+    """Prints the log's lines on standard error, as it is at that moment, each as one printable line."""
 
-    >>> figure_text("a$b")
-    'a\\\\$b'
-    """
-    return printable(value).replace("$", r"\$")
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(self.format(record), keep="\n" if record.exc_info else ""), file=sys.stderr)
+
+
+def use_terminal() -> None:
+    """For the command line: the package's log goes through :class:`TerminalLog`, and no character stops a print."""
+    log = logging.getLogger("morphogen")
+    if not any(isinstance(handler, TerminalLog) for handler in log.handlers):
+        log.addHandler(TerminalLog(logging.WARNING))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

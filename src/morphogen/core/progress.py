@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
+from morphogen.core.printing import printable
+
 T = TypeVar("T")
 
 
@@ -32,7 +34,7 @@ def _tqdm(total: int | None, what: str, initial: int = 0, iterable: Iterable | N
         iterable,
         total=total,
         initial=initial,
-        desc=what,
+        desc=printable(what),
         unit=f" {what.split()[-1]}" if what else "it",
         mininterval=interval,
         delay=0.5,

@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.h5ad import open_h5ad
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
 from morphogen.expression.config import EvaluateConfig
@@ -143,7 +144,7 @@ def read_predictions(files: Sequence[Path | str]) -> dict[str, list[ad.AnnData]]
     """Results of other methods by the name of their file; several files of one name are of one method."""
     out: dict[str, list[ad.AnnData]] = {}
     for path in map(Path, files):
-        out.setdefault(path.stem, []).append(ad.read_h5ad(path))
+        out.setdefault(path.stem, []).append(open_h5ad(path))
     return out
 
 

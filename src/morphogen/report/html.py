@@ -26,6 +26,7 @@ from pygments.util import ClassNotFound
 from morphogen._version import __version__
 from morphogen.core.errors import InputError
 from morphogen.core.files import plain, write_text
+from morphogen.core.printing import printable
 from morphogen.report.images import Picture, picture
 from morphogen.report.markup import block, inline
 from morphogen.report.tables import table
@@ -208,10 +209,19 @@ def _asset(name: str) -> str:
     return (files("morphogen.report") / "assets" / name).read_text(encoding="utf-8")
 
 
+def _shown(value: Any) -> Any:
+    """What the template prints: names of others without characters that cannot be seen."""
+    return printable(value, keep="\n\t") if type(value) is str else value
+
+
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     return environment.from_string(_asset("report.html.j2"))
 

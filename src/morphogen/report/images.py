@@ -60,6 +60,9 @@ def picture(source: Any, *, longest: int = LONGEST, largest: int = LARGEST) -> P
 
 def _plot(figure: Figure, largest: int) -> Picture:
     # Twice the usual density: sharp on a phone's screen and when enlarged.
+    from morphogen.report.style import plain_labels
+
+    plain_labels(figure)
     for dpi in (160, 110, 80):
         buffer = io.BytesIO()
         figure.savefig(
@@ -79,7 +82,8 @@ def _read(path: Path) -> Image.Image:
             image.load()
             return image
     except InputError as error:
-        raise InputError(f"this picture {error.what}", where=path) from None
+        what = f"this picture cannot be read ({error.what})" if path.exists() else "there is no such picture"
+        raise InputError(what, where=path) from None
 
 
 def _array(source: Any) -> np.ndarray:

@@ -9,6 +9,8 @@ import re
 
 from markupsafe import Markup, escape
 
+from morphogen.core.printing import printable
+
 _CODE = re.compile(r"`([^`]+)`")
 _BOLD = re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*")
 _ITALIC = re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
@@ -24,7 +26,7 @@ def inline(text: str) -> Markup:
         kept.append(f"<code>{match[1]}</code>")
         return f"\x00{len(kept) - 1}\x00"
 
-    html = _CODE.sub(keep, str(escape(text.replace("\x00", ""))))
+    html = _CODE.sub(keep, str(escape(printable(text, keep="\n\t"))))
     html = _LINK.sub(r'<a href="\2">\1</a>', html)
     html = _ITALIC.sub(r"<em>\1</em>", _BOLD.sub(r"<strong>\1</strong>", html))
     return Markup(re.sub("\x00(\\d+)\x00", lambda match: kept[int(match[1])], html))

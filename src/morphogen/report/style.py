@@ -13,6 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
+
+from morphogen.core.printing import printable
 
 #: Okabe and Ito's palette, told apart by the colour-blind; the first is for the method in question.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
@@ -53,6 +57,26 @@ def axes_or_new(ax: Axes | None, **size: float) -> Axes:
     if ax is not None:
         return ax
     return subplots(**size)[1][0, 0]  # type: ignore[arg-type]
+
+
+def plain_labels(figure: Figure) -> Figure:
+    """The figure with its texts as they are: names of genes, sections and methods are no formulas (``$``), and what is
+    not a visible character is written as an escape. Ticks that matplotlib itself words (powers of ten) stay."""
+    worded = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True), axis.get_offset_text()]
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [printable(name) for name in formatter.seq]
+                for label in labels:
+                    label.set_parse_math(False)
+            worded |= set(labels)
+    for text in figure.findobj(Text):
+        if text not in worded:
+            text.set_parse_math(False)
+            text.set_text(printable(text.get_text(), keep="\n"))
+    return figure
 
 
 def usual_limits(values: np.ndarray) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, content_hash, writable_folder, write_text
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
+from morphogen.core.tables import read_table
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.sampling import TissueSampler
@@ -124,9 +125,8 @@ def read_patches(folder: Path | str) -> tuple[list[dict[str, str]], list[Path]]:
         raise InputError(
             "there are no patches here: no manifest.csv", where=folder, fix="Run 'morphogen tissue patches'"
         )
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return rows, [Path(folder) / row["file"] for row in rows]
+    rows = read_table(table, ("file",)).rows
+    return [dict(row.cells) for row in rows], [row.file("file") for row in rows]
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[object]]) -> Path:

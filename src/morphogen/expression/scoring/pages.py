@@ -11,6 +11,7 @@ from morphogen.core.files import atomic_path
 from morphogen.expression.scoring.scores import COLUMNS, Scores
 from morphogen.report import Report
 from morphogen.report.figures import COLOURS, calibration, gene_maps, intervals, matrix, scatter, subplots
+from morphogen.report.style import plain_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +125,7 @@ def _section(page: Report, evaluation: Results, section: str, folder: Path) -> N
 
 def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        plain_labels(figure).savefig(temporary, dpi=130)
 
 
 def _variation(rows: list[Scores]) -> Figure:

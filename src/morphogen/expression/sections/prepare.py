@@ -19,6 +19,7 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
+from morphogen.core.h5ad import open_h5ad
 from morphogen.core.hdf5 import write_h5ad
 from morphogen.core.listing import list_files
 from morphogen.core.progress import progress
@@ -32,7 +33,6 @@ from morphogen.expression.data import (
     set_facts,
 )
 from morphogen.expression.sections.checked import check_prepared
-from morphogen.expression.sections.h5ad import open_h5ad
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.readers import Source, find_sections, read_section
 from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder, open_slide

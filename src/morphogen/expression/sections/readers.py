@@ -18,6 +18,7 @@ from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.core.files import read_json
+from morphogen.core.h5ad import open_h5ad
 from morphogen.core.listing import list_files, list_folders
 from morphogen.core.names import path_name
 from morphogen.core.tables import read_table
@@ -37,7 +38,6 @@ from morphogen.expression.sections.h5ad import (
     centres_of,
     counts_of,
     grid_of,
-    open_h5ad,
     positive,
     spot_diameter_of,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.tables import read_table
+from morphogen.core.text import clean
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid
@@ -82,34 +83,20 @@ def grid_of_picks(path: Path | str, table: TileTable) -> EmbeddingGrid:
     Raises :class:`InputError` for an unknown tile, a cell that is named twice, and cells that are left out.
     """
     path = Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
-    if not rows or not {"row", "column", "tile"} <= set(rows[0]):
+    rows = read_table(path, ("row", "column", "tile")).rows
+    if not rows:
         raise InputError("has no rows with the columns row, column, tile", where=path)
-    known = {name: number for number, name in enumerate(table.names)}
+    known = {clean(name): number for number, name in enumerate(table.names)}
     cells: dict[tuple[int, int], int] = {}
-    for line, each in enumerate(rows, start=2):
-        try:
-            cell = int(each["row"]), int(each["column"])
-        except (TypeError, ValueError):
-            raise InputError(
-                f"line {line}: row and column must be whole numbers from 0", where=path
-            ) from None
-        if each["tile"] not in known:
-            raise InputError(
-                f"line {line}: there is no tile '{each['tile']}'.{nearest(each['tile'], known)}", where=path
-            )
-        if cell in cells or min(cell) < 0:
-            raise InputError(
-                f"line {line}: cell {cell} is named twice"
-                if cell in cells
-                else f"line {line}: {cell} is no cell",
-                where=path,
-            )
-        cells[cell] = known[each["tile"]]
+    for each in rows:
+        row, column, tile = each.integer("row"), each.integer("column"), each.need("tile")
+        if row is None or column is None or min(row, column) < 0:
+            raise InputError("row and column must be whole numbers from 0", where=each.where)
+        if tile not in known:
+            raise InputError(f"there is no tile '{tile}'.{nearest(tile, known)}", where=each.where)
+        if (row, column) in cells:
+            raise InputError(f"cell {(row, column)} is named twice", where=each.where)
+        cells[row, column] = known[tile]
     height, width = (max(cell[axis] for cell in cells) + 1 for axis in (0, 1))
     missing = [(r, c) for r in range(height) for c in range(width) if (r, c) not in cells]
     if missing:

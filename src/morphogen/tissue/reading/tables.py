@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.h5ad import open_h5ad
 from morphogen.slides.images import read_image
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.data import TileTable
@@ -26,13 +27,7 @@ def read_tables(paths: Sequence[Path], config: DataConfig) -> TileTable:
 
 
 def _read(path: Path, config: DataConfig) -> TileTable:
-    import anndata
-
-    try:
-        table = anndata.read_h5ad(path)
-    except Exception as error:
-        line = " ".join(str(error).split())[:120]
-        raise InputError(f"is not a readable h5ad file ({line})", where=path) from error
+    table = open_h5ad(path)
     column = next((name for name in _COLUMNS if name in table.obs), None)
     if column is None:
         raise InputError(
