@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,21 +245,26 @@ def make_slide(
 ) -> SlideResult:
     """A whole slide through ``model``, at the slide's own µm/px, into ``out/<stem>.ome.tif`` and its further layers.
 
-    Slides are read at the model's µm/px where both are known and differ by more than 10 %. ``facts`` are what decides
+    Slides are read at the model's µm/px where both are known and differ by more than 10 %, within the bounds that
+    QuPath shows (the files say where their corner is). ``facts`` are what decides
     the result besides the slide and its windows. ``tissue``: polygons in level-0 pixels outside of which is glass;
     default as in :func:`morphogen.tasks.glass.glass_of`. Raises as :class:`PyramidJob` does, and
     :class:`~morphogen.core.errors.SlideError` where the slide's µm/px is not known.
     """
     mpp = slide.require_mpp()
-    plan = plan_windows(model, windows, slide.width, slide.height, scale_between(mpp, model.mpp))
+    x, y, width, height = slide.bounds  # QuPath shows these alone, and the result is to lie over it
+    plan = plan_windows(model, windows, width, height, scale_between(mpp, model.mpp))
     glass = glass_of(slide, tissue, windows.tissue_only)
+    if (x, y) != (0, 0):
+        origin = {"origin in the source": f"{x}, {y} level-0 px (OpenSlide's bounds)"}
+        layers = [replace(layer, facts={**layer.facts, **origin}) for layer in layers]
     job = PyramidJob(
         out,
         stem,
         {**facts, **slide_facts(slide, plan, glass)},
         layers,
-        slide.width,
-        slide.height,
+        width,
+        height,
         mpp=mpp,
         borders=plan.borders(),
         quality=quality,
