@@ -18,7 +18,7 @@ from morphogen.core.printing import printable, use_terminal
 ROOMS = {
     "slide": "Open, tile and encode slides; import and export tile features.",
     "expression": "Spatial gene expression from H&E: prepare, train, predict, evaluate.",
-    "stain": "Virtual staining, H&E to IHC: train, apply, evaluate.",
+    "stain": "Virtual staining, H&E to IHC: register, train, predict, evaluate.",
     "layout": "Labelled images in the style of other slides, and the segmentation network they feed.",
     "checkpoint": "Look into published checkpoints and import them.",
     "demo": "Every task on small data, in one HTML report.",
