@@ -74,3 +74,8 @@ def test_names_and_suffixes(tmp_path, rgb):
     (tmp_path / "S1.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match="'S1.ome.TIF' and 'S1.jpg'"):
         list_images(tmp_path)
+    (tmp_path / "S5.png").symlink_to(tmp_path / "nowhere.png")
+    found = list_images(tmp_path, leave_out=[tmp_path / "S1.ome.TIF"])
+    assert found["S1"].name == "S1.jpg" and "S5" in found
+    with pytest.raises(SlideError, match="S5.png: there is no such file"):
+        read_image(found["S5"])

@@ -23,7 +23,8 @@ def list_files(
     suffixes: Iterable[str] | None = None,
     recursive: bool = False,
 ) -> list[Path]:
-    """Regular files of a folder by name, sorted; never leftovers (:func:`is_leftover`).
+    """Regular files of a folder by name, sorted; never leftovers (:func:`is_leftover`). Links to what is not there are
+    named too: whoever opens one says so, where leaving it out would pass over a sample in silence.
 
     pattern: a glob on the file's name; as the suffixes, in any case. suffixes: endings with their dot, also double ones
     (``.ome.tif``). recursive: in all folders below, too. A folder that is not there has none.
@@ -34,7 +35,7 @@ def list_files(
         for path in _walk(Path(folder), recursive)
         if fnmatchcase(path.name.lower(), pattern.lower())
         and (endings is None or path.name.lower().endswith(endings))
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))
     ]
 
 

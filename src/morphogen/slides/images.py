@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +207,10 @@ def check_pixels(width: int, height: int, where: Path | str) -> None:
         )
 
 
-def list_images(folder: Path | str) -> dict[str, Path]:
+def list_images(folder: Path | str, *, leave_out: Collection[Path] = ()) -> dict[str, Path]:
     """Image files of a folder by name (:func:`name_of`), sorted; :class:`InputError` when there is none.
+
+    ``leave_out`` are files taken elsewhere, such as the slide of which an image is the thumbnail.
 
     Two files of one name (``a.png`` and ``a.jpg``) are an error, because a partner could not be told.
     """
@@ -217,6 +219,8 @@ def list_images(folder: Path | str) -> dict[str, Path]:
         raise InputError("there is no such folder", where=folder)
     files: dict[str, Path] = {}
     for path in list_files(folder, suffixes=IMAGE_SUFFIXES):
+        if path in leave_out:
+            continue
         name = name_of(path)
         if name in files:
             raise InputError(

@@ -83,9 +83,7 @@ def sort_sources(
             inside = [path for path in there if is_slide(path)]
             slides += [SlideSource(path, mpp) for path in inside]
             if any(path.suffix.lower() in IMAGE_SUFFIXES and path not in inside for path in there):
-                images.append(
-                    Images(source, {n: p for n, p in list_images(source).items() if p not in inside})
-                )
+                images.append(Images(source, list_images(source, leave_out=inside)))
             elif not inside:
                 raise InputError("there are no images and no slides in this folder", where=source)
             continue
