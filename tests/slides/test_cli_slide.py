@@ -72,7 +72,7 @@ def test_some_of_several_failed(run, synthetic, tmp_path):
     (tmp_path / "in" / "good.tif").write_bytes(synthetic.read_bytes())
     (tmp_path / "in" / "bad.svs").write_text("no slide\n" * 30)
     code, out, _ = run("slide", "tile", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
-    assert code == 1 and "1 of 2 slides failed:" in out and "bad.svs: is a text file" in out
+    assert code == 3 and "1 of 2 slides failed:" in out and "bad.svs: is a text file" in out
     assert (tmp_path / "out" / "good.zarr").is_dir()
 
 

@@ -37,6 +37,7 @@ Compile = Annotated[
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw (0 when not said).")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]
 
+FAILED = 3  # exit status: some of several items failed, the others are done
 _SETTING = re.compile(r"--(?P<key>[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)+)(=(?P<value>.*))?$", re.DOTALL)
 _FLAT = re.compile(r"--[A-Za-z][\w-]*$")
 _NUMBER = re.compile(r"-\.?\d")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from morphogen.cli.common import (
+    FAILED,
     AsJson,
     Compile,
     ConfigFile,
@@ -202,7 +203,7 @@ def predict(
             say(*outcome.lines())
     if json:
         print_json([outcome.to_dict() for outcome in outcomes])
-    return 3 if any(outcome.error for outcome in outcomes) else 0
+    return FAILED if any(outcome.error for outcome in outcomes) else 0
 
 
 @app.command

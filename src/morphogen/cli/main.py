@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cyclopts import App
 
 from morphogen._version import __version__
 from morphogen.cli.common import fold_option, fold_settings
-from morphogen.core.errors import ConfigError, MorphogenError
+from morphogen.cli.process import Ended, ended_by_signals, quiet_libraries, say_ended
+from morphogen.core.errors import LONGEST, ConfigError, MorphogenError, shortened
 from morphogen.core.printing import printable, use_terminal
 
 # One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
@@ -33,6 +36,7 @@ def build_app() -> App:
         version=__version__,
         help="Diffusion models for computational pathology: virtual IHC, spatial gene expression.",
         help_format="markdown",
+        suppress_keyboard_interrupt=False,  # said in `main`
         result_action="return_value",
     )
     app.register_install_completion_command()
@@ -44,34 +48,39 @@ def build_app() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 some items of a batch failed or a bug, 2 bad input, 130 interrupted."""
+    """Entry point.
+
+    Exit status: 0 done, 1 a bug, 2 bad input or a place that cannot be written, 3 some of several items failed and the
+    others are done, 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).
+    """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens or os.environ.get("MORPHOGEN_DEBUG") == "1"
     tokens = fold_settings([token for token in tokens if token != "--debug"])
-    _quiet_libraries(debug)
     use_terminal()
-    try:
-        status = _run(tokens)
-    except MorphogenError as error:
-        _fail(str(error), error, debug)
-    except KeyboardInterrupt:
-        print("\nInterrupted; finished work is kept, run the same command to go on.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `morphogen … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        from morphogen.core.files import output_error
+    with quiet_libraries(debug), ended_by_signals():
+        try:
+            status = _run(tokens)
+        except MorphogenError as error:
+            _fail(error, error, debug)
+        except Ended:
+            say_ended(signal.SIGTERM)
+        except KeyboardInterrupt:
+            say_ended(signal.SIGINT)
+        except BrokenPipeError:  # `morphogen … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            from morphogen.core.files import system_error
 
-        _fail(str(output_error(error, error.filename or "output")), error, debug)
-    except Exception as error:
-        from cyclopts import CycloptsError
+            _fail(system_error(error), error, debug)
+        except Exception as error:
+            from cyclopts import CycloptsError
 
-        if not isinstance(error, CycloptsError):
-            raise
-        _fail(" ".join(str(error).split()), error, debug)
+            if not isinstance(error, CycloptsError):
+                raise
+            _fail(shortened(printable(error), LONGEST), error, debug)
     code = status if isinstance(status, int) else 0
     if "morphogen.training" in sys.modules:
         from morphogen.training import leave
@@ -103,23 +112,11 @@ def _run(tokens: list[str]) -> object:
             raise
 
 
-def _fail(message: str, error: BaseException, debug: bool) -> None:
+def _fail(message: object, error: BaseException, debug: bool) -> NoReturn:
     if debug:
         raise error
     print(f"morphogen: {printable(message)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _quiet_libraries(debug: bool) -> None:
-    """Warnings of libraries about themselves are noise to a user; ``--debug`` shows them."""
-    if debug:
-        return
-    import warnings
-
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning,ignore::FutureWarning")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from morphogen.cli.common import (
+    FAILED,
     AsJson,
     Compile,
     ConfigFile,
@@ -90,7 +91,7 @@ def info(
     else:
         for row in rows:
             _print_info(row)
-    return 1 if failed else 0
+    return FAILED if failed else 0
 
 
 @app.command
@@ -134,6 +135,7 @@ def tile(
         overwrite=overwrite,
         workers=workers,
         scheduler=scheduler,
+        isolated=True,
     )
     return _report(outcomes, json)
 
@@ -171,7 +173,7 @@ def encode(
     """Encode tiles into the table `<encoder>_tiles` of each slide's store; tiles are made first where there are none.
 
     Finished slides and finished parts of a slide are kept: run the same command again after an interruption.
-    Exit status 1 when some of several slides failed.
+    Exit status 3 when some of several slides failed.
     """
     from morphogen.slides.batch import collect, run_jobs
     from morphogen.slides.config import EncodeRun
@@ -202,6 +204,7 @@ def encode(
         overwrite=overwrite,
         workers=workers,
         scheduler=scheduler,
+        isolated=True,
     )
     return _report(outcomes, json)
 
@@ -280,13 +283,13 @@ def export(
 
 
 def _report(outcomes: list[Outcome], json: bool) -> int:
-    """Print one line per slide and a summary; 1 when some failed."""
+    """Print one line per slide and a summary; exit status 3 when some failed."""
     failed = [o for o in outcomes if o.status == "failed"]
     if json:
         from dataclasses import asdict
 
         print_json([asdict(o) for o in outcomes])
-        return 1 if failed else 0
+        return FAILED if failed else 0
     from rich.table import Table
 
     table = Table("slide", "status", "tiles", "features", "seconds", "tiles/s", "time spent", box=None)
@@ -308,8 +311,8 @@ def _report(outcomes: list[Outcome], json: bool) -> int:
     if failed:
         say(f"{len(failed)} of {len(outcomes)} slides failed:")
         for o in failed:
-            say(f"  {o.message}")
-    return 1 if failed else 0
+            say(f"  {o.message}" if Path(o.slide).name in o.message else f"  {o.slide}: {o.message}")
+    return FAILED if failed else 0
 
 
 def _wide_console() -> Console:

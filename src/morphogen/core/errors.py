@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from morphogen.core.printing import printable
 
+LONGEST = 300  # characters of a message
+
 
 class MorphogenError(Exception):
     """Base of all errors that bad input or a bad environment can cause.
@@ -32,15 +34,27 @@ class MorphogenError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        text = self.what if self.where is None else f"{self.where}: {self.what}"
-        text = text.rstrip()
-        if not text.endswith((".", "?", "!")):
-            text += "."
-        return printable(text if not self.fix else f"{text} {self.fix.rstrip('.')}.")
+        what, fix = printable(self.what), None if self.fix is None else printable(self.fix)
+        where = None if self.where is None else printable(self.where)
+        text = _sentence(what, where, fix)
+        if len(text) > LONGEST:  # what is wrong must be read, then what to do, then the place
+            where = None if where is None else shortened(where, 100)
+            fix = None if fix is None else shortened(fix, 110)
+            text = _sentence(what, where, fix)
+        if len(text) > LONGEST:
+            text = _sentence(shortened(what, max(60, len(what) - (len(text) - LONGEST))), where, fix)
+        return text
 
     def __reduce__(self) -> tuple:
         # Keyword-only arguments are lost by the default protocol; workers send errors between processes.
         return _rebuild, (type(self), self.what, None if self.where is None else str(self.where), self.fix)
+
+
+def _sentence(what: str, where: str | None, fix: str | None) -> str:
+    text = (what if where is None else f"{where}: {what}").rstrip()
+    if not text.endswith((".", "?", "!")):
+        text += "."
+    return text if not fix else f"{text} {fix.rstrip('.')}."
 
 
 def _rebuild(kind: type[MorphogenError], what: str, where: object, fix: str | None) -> MorphogenError:

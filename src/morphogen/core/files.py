@@ -143,6 +143,21 @@ def output_error(error: OSError, where: Path | str) -> OutputError:
     return OutputError(f"cannot be written ({error.strerror or error})", where=where)
 
 
+def system_error(error: OSError) -> MorphogenError:
+    """What to say of an error of the operating system that nobody explained: reading and writing are told apart."""
+    if error.errno in _WRITE_CODES:
+        return output_error(error, error.filename or "output")
+    said = {
+        errno.ENOENT: "there is no such file or folder",
+        errno.EACCES: "no permission to use this",
+        errno.EPERM: "no permission to use this",
+        errno.EIO: "the disk or network failed while this was in use",
+        errno.EMFILE: "too many files are open",
+    }
+    what = said.get(error.errno or 0, f"cannot be used ({error.strerror or error})")
+    return InputError(what, where=error.filename)
+
+
 def writable_folder(path: Path | str) -> Path:
     """Create ``path`` if needed and make sure that files can be made in it; :class:`OutputError` if not."""
     folder = Path(path)

@@ -1,12 +1,11 @@
-"""Many slides: what to work on, in parallel by dask.distributed, one outcome per slide whatever happens to it."""
+"""Many slides: what to work on, in parallel, one outcome per slide whatever happens to it."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from morphogen.core.cells import path_in
 from morphogen.core.devices import cpu_cores
-from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError
+from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError, shortened
 from morphogen.core.files import writable_folder
 from morphogen.core.listing import list_files
+from morphogen.core.processes import Crash, Finished, check_workers, run_apart, worker_number
 from morphogen.core.progress import progress
 from morphogen.core.tables import read_table
 from morphogen.core.text import read_lines
@@ -27,8 +27,6 @@ from morphogen.slides.slide import open_slide, store_name
 from morphogen.slides.tiles import tile_slide
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from morphogen.slides.encoders.registry import Encoder
 
 _PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image")
@@ -95,13 +93,15 @@ def run_jobs(
     overwrite: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
+    isolated: bool = False,
 ) -> list[Outcome]:
     """Tile (and encode, when ``encode`` is given) slides; one :class:`Outcome` each, in their order.
 
     A slide that fails is reported and the others go on; a full disk stops everything. Finished slides are kept, so
     the same call goes on after a kill. ``workers`` processes of this machine work in parallel, each on a slide (one
-    per GPU, else by cores and memory, when ``None``); ``scheduler`` is the address of a dask cluster that sees the
-    same files.
+    per GPU, else by cores and memory, when ``None``); ``isolated`` gives a single worker a process of its own too, so
+    that a file that crashes a library fails alone. ``scheduler`` is the address of a dask cluster that sees the same
+    files.
 
     Raises
     ------
@@ -109,6 +109,7 @@ def run_jobs(
         For what concerns all slides: an encoder that cannot be loaded, an output folder that cannot be written,
         equally named slides in one output folder; and, when there is one slide, for its own failure.
     """
+    check_workers(workers)
     if out is not None:
         writable_folder(out)
         _refuse_equal_names(jobs)
@@ -120,9 +121,14 @@ def run_jobs(
         from morphogen.slides.encoders.registry import encoder_spec
 
         encoder_spec(encode.encoder)  # an unknown name is told before any work
-    if scheduler is None and (len(jobs) == 1 or (workers or _default_workers(len(jobs), encode)) == 1):
+    if scheduler is not None:
+        with closing(_on_cluster(jobs, scheduler)) as finished:
+            return _spread(jobs, finished)
+    count = 1 if len(jobs) == 1 else workers or _default_workers(len(jobs), encode)
+    if len(jobs) == 1 or (count == 1 and not isolated):
         return _here(jobs)
-    return _spread(jobs, workers or _default_workers(len(jobs), encode), scheduler)
+    with closing(run_apart(attempt, jobs, count)) as finished:
+        return _spread(jobs, finished)
 
 
 def _here(jobs: list[Job]) -> list[Outcome]:
@@ -141,28 +147,50 @@ def _here(jobs: list[Job]) -> list[Outcome]:
     return outcomes
 
 
-def _spread(jobs: list[Job], workers: int, scheduler: str | None) -> list[Outcome]:
-    from distributed import as_completed
-
+def _spread(jobs: list[Job], finished: Iterable[Finished]) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
-    with _client(workers, scheduler) as client, progress.bar(len(jobs), "slides") as bar:
-        began, done = time.perf_counter(), 0
-        futures = {client.submit(attempt, job, pure=False, retries=0): i for i, job in enumerate(jobs)}
-        for future in as_completed(list(futures)):
-            index = futures[future]
-            error = future.exception()
+    began, done = time.perf_counter(), 0
+    with progress.bar(len(jobs), "slides") as bar:
+        for index, value, error in finished:
             if isinstance(error, MorphogenError):  # what stops everything: an encoder, a full disk
-                client.cancel(list(futures))
                 raise error
-            if error is not None:  # the worker itself died, most likely out of memory
-                text = f"its worker stopped ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-                outcomes[index] = Outcome(jobs[index].path, "failed", message=text)
-            else:
-                outcomes[index] = future.result()
-            done += outcomes[index].tiles if outcomes[index].status == "done" else 0
+            if error is not None:
+                text = f"{type(error).__name__}: {error}" if not isinstance(error, Crash) else str(error)
+                value = Outcome(jobs[index].path, "failed", message=shortened(text, 200))
+            outcomes[index] = value
+            done += value.tiles if value.status == "done" else 0
             bar.advance()
             bar.note(tiles_per_s=f"{done / (time.perf_counter() - began):.0f}")
     return [outcomes[i] for i in range(len(jobs))]
+
+
+def _on_cluster(jobs: list[Job], scheduler: str) -> Generator[Finished, None, None]:
+    """The jobs on a dask cluster; a worker that dies is one failed slide."""
+    from distributed import Client, as_completed
+
+    try:
+        client = Client(scheduler, timeout=20)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"no dask scheduler answers ({' '.join(str(error).split())[:120]})",
+            where=scheduler,
+            fix="Start one with 'dask scheduler', and 'dask worker ADDRESS' on each machine",
+        ) from error
+    with client:
+        futures = {client.submit(attempt, job, pure=False, retries=0): i for i, job in enumerate(jobs)}
+        try:
+            for future in as_completed(list(futures)):
+                failure = future.exception()
+                if failure is None:
+                    yield Finished(futures[future], future.result())
+                    continue
+                told = isinstance(failure, MorphogenError)
+                yield Finished(
+                    futures[future],
+                    error=failure if told else Crash(f"its worker stopped ({shortened(failure, 120)})"),
+                )
+        finally:
+            client.cancel(list(futures))
 
 
 def attempt(job: Job) -> Outcome:
@@ -223,12 +251,15 @@ def _own_device(name: str) -> str:
 
     if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
         return name
-    try:
-        from distributed import get_worker
+    number = worker_number()
+    if number is None:
+        try:
+            from distributed import get_worker
 
-        return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
-    except ValueError:  # not in a worker, or one with a name of its own: it sees only its GPU
-        return name
+            number = int(get_worker().name)
+        except ValueError:  # not in a worker, or one with a name of its own: it sees only its GPU
+            return name
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 def _default_workers(slides: int, encode: EncodeConfig | None) -> int:
@@ -241,34 +272,6 @@ def _default_workers(slides: int, encode: EncodeConfig | None) -> int:
     import psutil
 
     return max(1, min(slides, cpu_cores(), int(psutil.virtual_memory().available // _WORKER_BYTES)))
-
-
-@contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=20)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise InputError(
-                f"no dask scheduler answers ({' '.join(str(error).split())[:120]})",
-                where=scheduler,
-                fix="Start one with 'dask scheduler', and 'dask worker ADDRESS' on each machine",
-            ) from error
-        with client:
-            yield client
-        return
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        memory_limit=0,
-        silence_logs=logging.CRITICAL,
-    )
-    with cluster, Client(cluster) as client:
-        yield client
 
 
 @contextmanager

@@ -1,0 +1,192 @@
+"""Work in processes of this machine, each item for itself: a process that crashes loses one item, and is replaced.
+
+Processes are reached through socket pairs that nothing else can connect to. They know neither the caller's ``__main__``
+(so a script needs no guard) nor Ctrl-C, and end with the process that started them, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from morphogen.core.devices import cpu_cores
+from morphogen.core.errors import ConfigError, MorphogenError
+
+_NUMBER = "MORPHOGEN_WORKER"
+_START = "import sys; from morphogen.core.processes import _serve; _serve(int(sys.argv[1]), int(sys.argv[2]))"
+_GRACE = 3.0  # seconds until a process that was asked to end is killed
+
+
+class Crash(RuntimeError):
+    """A process ended in the middle of an item; the text says how."""
+
+
+class Finished(NamedTuple):
+    """An item (by its index) that is done with: ``error`` is what the function raised, or :class:`Crash`."""
+
+    item: int
+    value: Any = None
+    error: BaseException | None = None
+
+
+def check_workers(workers: int | None) -> None:
+    """:class:`ConfigError` for a number of workers below one."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"there must be at least one worker, not {workers}", where="--workers")
+
+
+def worker_number() -> int | None:
+    """Number of this process among the workers, from 0; ``None`` in a process of another kind."""
+    text = os.environ.get(_NUMBER)
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def run_apart(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int
+) -> Generator[Finished, None, None]:
+    """``function(item)`` of all items in ``workers`` processes, each :class:`Finished` as it comes, in any order.
+
+    ``function`` is one of a module, and items, results and errors can be pickled. Closing the generator (or an error in
+    the caller) ends the processes at once. Each has as many threads as there are cores for it, if nothing else is said.
+    """
+    check_workers(workers)
+    waiting = list(enumerate(items))[::-1]
+    workers = min(workers, len(waiting))
+    team: dict[Connection, _Worker] = {}
+    try:
+        for number in range(workers):
+            worker = _Worker(number, workers, function)
+            team[worker.line] = worker
+        while team:
+            for line in wait(list(team)):
+                worker = team[line]  # type: ignore[index]
+                try:
+                    kind, value = worker.line.recv()
+                except (EOFError, ConnectionError):
+                    del team[worker.line]
+                    lost, text = worker.item, worker.how_it_ended()
+                    if lost is None:
+                        raise Crash(f"a worker process did not start: {text}") from None
+                    if waiting:
+                        again = _Worker(worker.number, workers, function)
+                        team[again.line] = again
+                    yield Finished(lost, error=Crash(f"its process {text}"))
+                    continue
+                done = worker.item
+                if waiting:
+                    index, item = waiting.pop()
+                    worker.give(index, item)
+                else:
+                    del team[worker.line]
+                    worker.dismiss()
+                if done is not None:
+                    yield Finished(done, value) if kind == "value" else Finished(done, error=value)
+    finally:
+        _end(list(team.values()))
+
+
+class _Worker:
+    """A process, the line to it, and the item it is at."""
+
+    def __init__(self, number: int, workers: int, function: Callable[[Any], Any]) -> None:
+        self.number = number
+        self.item: int | None = None
+        ours, theirs = socket.socketpair()
+        threads = str(max(1, cpu_cores() // workers))
+        own = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                env={
+                    **own,
+                    **os.environ,
+                    _NUMBER: str(number),
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the process that started it
+            )
+        finally:
+            theirs.close()
+        self.line = Connection(ours.detach())
+        with suppress(BrokenPipeError):
+            self.line.send(function)
+
+    def give(self, index: int, item: Any) -> None:
+        self.item = index
+        with suppress(
+            BrokenPipeError, ConnectionError
+        ):  # it died just now: its line says so at the next look
+            self.line.send(item)
+
+    def dismiss(self) -> None:
+        self.line.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
+
+    def how_it_ended(self) -> str:
+        self.line.close()
+        try:
+            code = self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        if code >= 0:
+            return f"ended with status {code}"
+        name = signal.Signals(-code).name
+        memory = ", most likely for want of memory" if name == "SIGKILL" else ""
+        return f"was ended by {name}{memory}"
+
+
+def _end(team: list[_Worker]) -> None:
+    for worker in team:
+        worker.process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for worker in team:
+        try:
+            worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.line.close()
+
+
+def _serve(line: int, parent: int) -> None:
+    """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(line)
+    function = connection.recv()
+    connection.send(("ready", None))
+    while True:
+        try:
+            item = connection.recv()
+        except (EOFError, ConnectionError):
+            os._exit(0)  # nothing more to do; libraries that tear down threads may not hold this up
+        try:
+            answer = ("value", function(item))
+        except Exception as error:
+            answer = ("error", error)
+        try:
+            connection.send(answer)
+        except (ConnectionError, BrokenPipeError):
+            os._exit(0)
+        except Exception:  # what cannot be pickled is told in words
+            text = f"{type(answer[1]).__name__}: {' '.join(str(answer[1]).split())[:200]}"
+            connection.send(("error", MorphogenError(text)))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
