@@ -21,6 +21,12 @@ _NATIVE = re.compile(
 )
 
 
+_QUIET = {
+    "PYTHONWARNINGS": "ignore",  # of processes that are started
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+}
 GRACE = 5.0  # seconds that a command has for ending by itself once it was told to
 
 
@@ -82,10 +88,8 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
     if debug:
         yield
         return
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    ours = {name: value for name, value in _QUIET.items() if name not in os.environ}
+    os.environ.update(ours)
     last = logging.lastResort
     if last is not None:
         last.addFilter(_is_ours)
@@ -96,6 +100,8 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
     finally:
         if last is not None:
             last.removeFilter(_is_ours)
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
