@@ -19,6 +19,8 @@ from morphogen.nets import (
     sinusoid,
 )
 
+STEPS, RATE = 3, 1e-4  # of the published training run
+
 
 def close(ours: torch.Tensor, reference: torch.Tensor, atol: float = 2e-5, rtol: float = 1e-4) -> None:
     """Within ``atol`` of the reference's largest value plus ``rtol`` of each."""
@@ -62,9 +64,9 @@ def test_three_training_steps_end_at_the_published_weights(stem):
     folder, T = stem
     network = load_stem(folder / "0000000.pt", heads=4, weights="model").train().requires_grad_(True)
     ema = load_stem(folder / "0000000.pt", heads=4, weights="ema")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0)
     schedule = Schedule.linear()
-    for step in range(3):
+    for step in range(STEPS):
         result = losses.diffusion_loss(
             network,
             T[f"train_x{step}"][:, 0],
@@ -87,9 +89,9 @@ def test_three_training_steps_end_at_the_published_weights(stem):
         end = load_stem(folder / "0000003.pt", heads=4, weights=name).state_dict()
         for key, value in end.items():
             difference = (module.state_dict()[key] - value).abs()
-            # AdamW moves an element whose gradient is nearly 0 by up to ±lr, whichever way rounding points: a few
-            # anywhere, and all biases of the keys, which softmax cancels.
-            assert difference.max() <= 2e-4, (name, key)
+            # AdamW moves an element whose gradient is nearly 0 by up to ±lr a step, whichever way rounding points: a
+            # few anywhere, and all biases of the keys, which softmax cancels. Two processors may point apart.
+            assert difference.max() <= 2 * STEPS * RATE * 1.05, (name, key)
             if key.endswith("qkv.bias"):
                 difference = torch.cat([difference[: len(value) // 3], difference[2 * len(value) // 3 :]])
             assert (difference > atol).float().mean() <= 0.01, (name, key)
@@ -185,8 +187,8 @@ def test_time_features_are_cosines_then_sines():
     t = torch.tensor([0.0, 1.0, 999.5])
     features = sinusoid(t, 6)
     frequency = 10_000 ** (-torch.arange(3) / 3)
-    torch.testing.assert_close(features[:, :3], (t[:, None] * frequency).cos())
-    torch.testing.assert_close(features[:, 3:], (t[:, None] * frequency).sin())
+    torch.testing.assert_close(features[:, :3], (t[:, None] * frequency).cos(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features[:, 3:], (t[:, None] * frequency).sin(), atol=1e-4, rtol=0)
     assert sinusoid(t, 7).shape == (3, 7)
 
 

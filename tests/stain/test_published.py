@@ -49,7 +49,7 @@ def stain(model, numbers, sampler, **options):
 
 
 def test_schedule_and_timesteps(model, numbers):
-    near(model.schedule.alpha_bar.float(), numbers["alphas_cumprod_zero_snr"], 1e-6)
+    near(model.schedule.alpha_bar.float(), numbers["alphas_cumprod_zero_snr"], 5e-6)
     assert float(model.schedule.alpha_bar[-1]) == 0
     for n in (20, 100):
         times = spaced(model.schedule, n)
@@ -150,7 +150,7 @@ def test_saved_folder_gives_the_same_numbers_and_opens_as_a_diffusers_pipeline(
     pipeline = DiffusionPipeline.from_pretrained(saved, local_files_only=True)
     assert isinstance(pipeline, StableDiffusionInstructPix2PixPipeline)
     scheduler = pipeline.scheduler
-    near(scheduler.alphas_cumprod, numbers["alphas_cumprod_zero_snr"], 1e-6)
+    near(scheduler.alphas_cumprod, numbers["alphas_cumprod_zero_snr"], 5e-6)
     assert scheduler.config.prediction_type == "v_prediction"
     scheduler.set_timesteps(20)
     assert scheduler.timesteps.tolist() == numbers["timesteps_trailing_20"].tolist()
