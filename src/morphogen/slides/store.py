@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from morphogen.core.codecs import check_codecs
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path
 
@@ -47,6 +48,7 @@ def read_store(slide: StoredSlide, only: tuple[str, ...] | None = None) -> Spati
 
     if not slide.store.exists():
         return SpatialData()
+    check_codecs(slide.store)
     try:
         with _quiet():
             data = read_zarr(slide.store, selection=only)
@@ -81,6 +83,7 @@ def read_table(slide: StoredSlide, key: str) -> Any:
         )
     import anndata
 
+    check_codecs(slide.store / "tables" / key)
     with _quiet():
         return anndata.read_zarr(slide.store / "tables" / key)
 
@@ -158,6 +161,7 @@ def table_note(store: Path, key: str, fact: str) -> str | None:
     path = store / "tables" / key / "uns" / NOTES / fact
     if not (path / "zarr.json").is_file():
         return None
+    check_codecs(path)
     return str(zarr.open_array(path, mode="r")[()])
 
 
