@@ -24,7 +24,7 @@ EVERYWHERE = {"help", "version", "debug", "set", "show-settings", "section.key",
 OTHERS = {
     *("nproc_per_node", "nnodes", "standalone", "rdzv_backend", "rdzv_endpoint", "node_rank", "array"),
     *("extra-index-url", "index-url", "no-deps", "gpus-per-node", "ntasks-per-node", "nproc-per-node"),
-    "local-dir",
+    *("local-dir", "write", "choose"),
 }
 
 
@@ -126,7 +126,7 @@ def test_messages_name_what_there_is(room):
 def test_pages_name_what_there_is(page):
     text = page.read_text()
     lost: list[str] = []
-    for code in re.findall(r"`[^`\n]+`", text):
+    for code in re.findall(r"`[^`]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
         if "python" not in code and ".py" not in code:  # options of scripts are theirs
             lost += wrong(code, None)
     for block in re.findall(r"```(?:bash|console)\n(.*?)```", text, re.DOTALL):

@@ -13,7 +13,7 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
         exec(compile(block, str(PAGE), "exec"), names)
-    assert capsys.readouterr().out.split("\n") == ["(2, 200)", "True", "True", ""]
+    assert capsys.readouterr().out.split("\n") == ["(2, 200)", "True", "True", "True", ""]
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) 
 
     if out is None:
         raise ConfigError(
-            "samples in zarr need a result file", where="--keep_samples", fix="Give --out, or use obsm"
+            "samples in zarr need a result file", where="--keep-samples", fix="Give --out, or use obsm"
         )
     path = Path(out)
     store = zarr.open_array(
