@@ -1,0 +1,256 @@
+"""Does a segmenter gain from synthetic images? All arms of `morphogen layout evaluate`, over seeds, on one data set.
+
+    python -m bench.layout_study simulator --out build/layout --seeds 0 1 2
+    python -m bench.layout_study glas --shared ../shared --out build/glas
+
+simulator: 2 annotated, 20 unannotated and 20 test patients of different laboratories (stain, nuclear size, focus and
+JPEG differ together), regions at 2 µm/px, tumour and lymphoid tissue. glas: glands, 2 patients annotated, the others
+lend their style, 3 are the test. monuseg: nuclei, 2 images annotated, 3 lend their style, 3 are the test.
+
+The model is trained once; every seed trains all segmenters anew. What is finished is kept, so a killed run goes on. The
+table gives means over seeds of the means over patients; intervals are over patients, of seed means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from morphogen.core.seeds import numpy_generator
+from morphogen.layout.config import DataConfig, SegmentConfig, SynthesisConfig, TrainConfig
+from morphogen.layout.data import read_sources
+from morphogen.layout.evaluate import compare
+from morphogen.layout.predict import synthesize
+from morphogen.layout.scoring import baselines
+from morphogen.layout.scoring.synthetic import evaluate_synthetic
+from morphogen.layout.sources.folders import image_folder
+from morphogen.layout.train import train_model
+from morphogen.metrics.intervals import bootstrap
+
+
+def simulator(out: Path, shared: Path) -> tuple[Path, DataConfig]:
+    """42 patients of different laboratories."""
+    from morphogen.demo.writers.folders import write_segmentation
+
+    root = out / "data"
+    write_segmentation(root, 168, 192, labels="regions", patients=42, mpp=2.0, laboratories=True)
+    names = [f"P{k:02d}" for k in range(1, 43)]
+    classes = ("tumour", "lymphoid")
+    return root, DataConfig(crop=64, classes=classes, annotated=tuple(names[:2]), test=tuple(names[22:]))
+
+
+def glas(out: Path, shared: Path) -> tuple[Path, DataConfig]:
+    """Glands at a quarter of the published size, by patient."""
+    source = shared / "data" / "seg" / "glas"
+    with open(source / "Grade.csv") as file:
+        patients = {row["name"].strip(): f"G{int(row['patient ID']):02d}" for row in csv.DictReader(file)}
+    pairs = {path.stem: (path, source / "masks" / f"{path.stem}.png") for path in source.glob("images/*.jpg")}
+    root = _folder(out / "data", {k: (*v, patients[k]) for k, v in pairs.items() if k in patients}, 0.5)
+    return root, DataConfig(crop=64, annotated=("G10", "G01"), test=("G02", "G09", "G11"))
+
+
+def monuseg(out: Path, shared: Path) -> tuple[Path, DataConfig]:
+    """Nuclei at full size, by image."""
+    source = shared / "data" / "seg" / "monuseg"
+    names = sorted(path.name.removesuffix("_img.jpg") for path in source.glob("*_img.jpg"))
+    pairs = {
+        name: (source / f"{name}_img.jpg", source / f"{name}_mask.png", f"I{number}")
+        for number, name in enumerate(names)
+    }
+    root = _folder(out / "data", pairs, 0.5)
+    return root, DataConfig(crop=64, annotated=("I0", "I1"), test=("I5", "I6", "I7"))
+
+
+def _folder(root: Path, pairs: dict[str, tuple[Path, Path, str]], scale: float) -> Path:
+    """Images and masks at another size, with their patients."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    rows = ["name,patient"]
+    for name, (image, mask, patient) in sorted(pairs.items()):
+        rows.append(f"{name},{patient}")
+        if (root / "masks" / f"{name}.png").is_file():
+            continue
+        with Image.open(image, formats=["JPEG"]) as pixels, Image.open(mask, formats=["PNG"]) as labels:
+            size = round(pixels.width * scale), round(pixels.height * scale)
+            pixels.convert("RGB").resize(size, Image.Resampling.BOX).save(root / "images" / f"{name}.png")
+            half = labels.convert("L").resize(size, Image.Resampling.BOX)
+            Image.fromarray((np.asarray(half) > 127).astype(np.uint8)).save(root / "masks" / f"{name}.png")
+    (root / "patients.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def run(
+    name: str,
+    out: Path,
+    *,
+    shared: Path,
+    seeds: list[int],
+    steps: int,
+    segmenter_steps: int,
+    count: int,
+    model: Path | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Everything of one data set; returns and writes ``out/study.json``."""
+    import torch
+
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    root, data = {"simulator": simulator, "glas": glas, "monuseg": monuseg}[name](out, shared)
+    drawn = data.replace(sampling="mp", style_images=2, stain_shift=0.15)
+    found = read_sources([root], drawn)
+    config = TrainConfig(size="small", data=drawn)
+    loop = config.training.replace(
+        steps=steps,
+        batch_size=10,
+        lr=4e-4,
+        warmup_steps=20,
+        ema_decay=0.998,
+        save_every=100,
+        preview_every=300,
+    )
+    loop = loop.replace(lr_schedule="cosine")
+    if model is None:
+        trained = train_model(found, config.replace(training=loop), out / "model", device="cpu").model
+    else:
+        from morphogen.layout.model import LayoutDiffusion
+
+        trained = LayoutDiffusion.from_pretrained(model)
+    times = {"train": time.perf_counter() - started}
+    begun = time.perf_counter()
+    made = synthesize(
+        trained, found.annotated, found.unannotated, SynthesisConfig(count=count, batch=20), out / "synthetic",
+        data=drawn,
+    )  # fmt: skip
+    times["synthesise"] = time.perf_counter() - begun
+    synthetic = image_folder(made.folder)[0]
+    everything = read_sources([root], data.replace(annotated=())).annotated
+    annotated = {sheet.name for sheet in found.annotated}
+    rest = [sheet for sheet in everything if sheet.name not in annotated]
+    scores: dict[str, dict[str, list[float]]] = {}
+    begun = time.perf_counter()
+    for seed in seeds:
+        base = SegmentConfig(data=data)
+        loop = base.training.replace(
+            steps=segmenter_steps, batch_size=12, save_every=segmenter_steps, seed=seed
+        )
+        settings = base.replace(training=loop, network=base.network.replace(widths=(16, 32, 48, 64)))
+        result = compare(
+            found, synthetic, settings, out / f"seed-{seed}", everything=rest, instances=name == "monuseg",
+            device="cpu",
+        )  # fmt: skip
+        for evaluation in result.evaluations:
+            for item in evaluation.items:
+                arm = scores.setdefault(evaluation.method, {})
+                arm.setdefault(item.name, []).append(item.values["iou"])
+        write(name, out, scores, seeds, times, made)
+    times["segment"] = time.perf_counter() - begun
+    real = _segmenter(out, seeds[0])
+    quality = evaluate_synthetic(
+        trained,
+        synthetic,
+        found.annotated,
+        found.unannotated,
+        found.test,
+        out / "quality",
+        segmenter=real,
+        pairs=200,
+    )
+    return write(name, out, scores, seeds, times, made, quality.figures)
+
+
+def _segmenter(out: Path, seed: int) -> Any:
+    from morphogen.layout.segmenter.model import Segmenter
+
+    return Segmenter.from_pretrained(out / f"seed-{seed}" / "segmenters" / "real-only" / "model")
+
+
+def write(
+    name: str,
+    out: Path,
+    scores: dict[str, dict[str, list[float]]],
+    seeds: list[int],
+    times: dict[str, float],
+    made: Any,
+    quality: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """The table, printed and kept."""
+    means = {arm: {p: float(np.nanmean(v)) for p, v in found.items()} for arm, found in scores.items()}
+    first = means[baselines.BOTH]
+    rows = {}
+    for arm, values in means.items():
+        patients = [p for p in values if np.isfinite(values[p]) and np.isfinite(first[p])]
+        own = bootstrap(
+            [values[p] for p in patients], patients, unit="patient", generator=numpy_generator(0, arm)
+        )
+        gain = bootstrap(
+            [first[p] - values[p] for p in patients],
+            patients,
+            unit="patient",
+            generator=numpy_generator(1, arm),
+        )
+        runs = len(next(iter(scores[arm].values())))
+        rows[arm] = {
+            "iou": own.value,
+            "low": own.low,
+            "high": own.high,
+            "sd": float(np.std([values[p] for p in patients], ddof=1)),
+            "gain": gain.value,
+            "gain low": gain.low,
+            "gain high": gain.high,
+            "seeds": [float(np.nanmean([v[k] for v in scores[arm].values()])) for k in range(runs)],
+        }
+    result = {
+        "data": name,
+        "seeds": seeds,
+        "kept": made.kept,
+        "made": made.made,
+        "seconds": times,
+        "arms": rows,
+    }
+    result["quality"] = quality or {}
+    (out / "study.json").write_text(json.dumps(result, indent=1))
+    print(f"\n{name}: {len(seeds)} seeds, {made.kept} synthetic images; seconds {times}")
+    print("| arm | IoU [95 %] | SD between patients | real + synthetic minus it |\n|---|---|---|---|")
+    for arm in (baselines.BOTH, *(a for a in baselines.ORDER if a != baselines.BOTH and a in rows)):
+        row = rows[arm]
+        gain = (
+            ""
+            if arm == baselines.BOTH
+            else (f"{100 * row['gain']:+.1f} [{100 * row['gain low']:+.1f}, {100 * row['gain high']:+.1f}]")
+        )
+        print(
+            f"| {arm} | {row['iou']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {row['sd']:.3f} | {gain} |"
+        )
+    for key, value in (quality or {}).items():
+        print(f"{key}: {value:.3f}")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", choices=["simulator", "glas", "monuseg"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--segmenter-steps", type=int, default=400)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--model", type=Path, help="A model trained before, in the place of training one.")
+    parser.add_argument("--threads", type=int, default=1)
+    values = vars(parser.parse_args())
+    run(values.pop("data"), values.pop("out"), **values)
+
+
+if __name__ == "__main__":
+    main()
