@@ -24,6 +24,10 @@ ASSETS = ROOT / "src" / "morphogen" / "demo" / "assets"
 
 # What makes a command small enough for a test; everything else is as printed.
 SMALLER = {
+    "layout train": "--size tiny --steps 2 --training.batch_size 4",
+    "layout segmenter": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
+    "layout evaluate": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
+    "layout synthesize": "--count 3",
     "expression train": "--genes 12 --training.steps 3 --training.batch_size 16",
     "expression predict": "--samples 2 --steps 2",
     "expression evaluate": "--samples 4 --predict.steps 2",
@@ -39,6 +43,7 @@ ABSENT = (
     "uni2",
     "cuda",
     "stem.pt",
+    "stedm.ckpt",
     "large_image",
     "import histdist",
 )
@@ -79,7 +84,16 @@ def expression(place: Path) -> None:
     (place / "slide.tif").rename(place / "slide.svs")
 
 
+def layout(place: Path) -> None:
+    from morphogen.demo import TissueSimulator, write_segmentation, write_slide
+
+    write_segmentation(place / "DATA", 10, 96, patients=5, mpp=2.0)
+    write_slide(place / "slide.tif", 256, 160, simulator=TissueSimulator(1, mpp=2.0))
+    (place / "slide.tif").rename(place / "slide.svs")
+
+
 PAGES = {
+    "layout": (layout, ["scores/report.html", "masks/slide.geojson", "masks/slide_mask.ome.tif"]),
     "slides": (slides, ["trident"]),
     "stain": (stain, ["stained", "scores/report.html"]),
     "checkpoints": (lambda place: None, []),  # of published files alone
@@ -97,8 +111,13 @@ def expression_example() -> list[str]:
     return ["gene_map.py", "genes/model", "slide.svs", anndata.read_h5ad("SIM3.h5ad").var_names[0]]
 
 
+def layout_example() -> list[str]:
+    return ["segment_slide.py", "segmenter/model", "slide.svs", "example"]
+
+
 # The script of examples/ that goes on from where a page ends, and what it leaves.
 EXAMPLES = {
+    "layout": (layout_example, "example/slide.geojson"),
     "stain": (stain_example, "example/slide_IHC.ome.tif"),
     "expression": (expression_example, "figures/show_mean.png"),
 }
@@ -154,7 +173,8 @@ def test_commands_of_a_page(name, tmp_path, monkeypatch, capfd):
 def test_every_example_is_run():
     named = {script.__name__.removesuffix("_example") for script, _ in EXAMPLES.values()}
     assert named <= set(PAGES)
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"stain_slide.py", "gene_map.py"}
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert scripts == {"stain_slide.py", "gene_map.py", "segment_slide.py"}
 
 
 def test_a_wrong_option_does_not_parse():

@@ -210,8 +210,7 @@ def _stedm(file: WeightFile, found: Candidate) -> CheckpointInfo:
         sizes,
         count(own.values()),
         ignored=["model.* (the same tensors again)"],
-        advice="Its tensors can be read (morphogen.checkpoints.read_weights); its U-Net with the style block has no "
-        "importer in this version",
+        advice=f"morphogen layout synthesize INPUT --model {file.path} --out FOLDER",
     )
 
 

@@ -73,6 +73,7 @@ class LayoutDiffusion(Pretrained):
 
     kind = "layout"
     config: ModelConfig
+    network: LayoutNetwork
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class LayoutDiffusion(Pretrained):
         config: ModelConfig,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self._network, self.first_stage, self.config = network, first_stage, config
+        self.network, self.first_stage, self.config = network, first_stage, config
         self.facts = dict(facts or {})
         self.schedule = Schedule.scaled_linear(config.beta_start, config.beta_end)
         first_stage.requires_grad_(False).eval()
@@ -89,13 +90,8 @@ class LayoutDiffusion(Pretrained):
     # -- the furniture of a pipeline object
     # ----------------------------------------------------------------------------
 
-    @property
-    def network(self) -> LayoutNetwork:
-        """U-Net, layout mapper, style encoder and aggregator."""
-        return self._network
-
     def components(self) -> dict[str, Any]:
-        return {"network": self._network, "first_stage": self.first_stage}
+        return {"network": self.network, "first_stage": self.first_stage}
 
     def saved(self) -> dict[str, Any]:
         return {"facts": self.facts}
@@ -154,8 +150,8 @@ class LayoutDiffusion(Pretrained):
 
     def compile(self) -> Self:
         """Run U-Net and style encoder through torch.compile from now on."""
-        self._network.unet.compile()
-        self._network.style.compile()
+        self.network.unet.compile()
+        self.network.style.compile()
         return self
 
     @property
@@ -202,19 +198,17 @@ class LayoutDiffusion(Pretrained):
                 f"style images must be uint8 (B, n, H, W, 3), not {images.dtype} {tuple(images.shape)}"
             )
         pixels = images.to(self.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        return self._network.styles(pixels)
+        return self.network.styles(pixels)
 
     def condition(self, labels: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         """What the denoiser is told for label maps and style vectors (None: the null style)."""
-        layout = self._network.mapped(self.planes(labels))
-        style = self._network.null_style(len(layout), self.crop) if styles is None else styles
+        layout = self.network.mapped(self.planes(labels))
+        style = self.network.null_style(len(layout), self.crop) if styles is None else styles
         return {"layout": layout, "style": style}
 
     def denoiser(self, precision: str = "fp32") -> Any:
         """The U-Net as a denoiser: ``denoiser(x, t, layout=…, style=…)``."""
-        return network_denoiser(
-            self._network.unet, self.schedule, self.config.prediction, precision=precision
-        )
+        return network_denoiser(self.network.unet, self.schedule, self.config.prediction, precision=precision)
 
     # -- images
     # --------------------------------------------------------------------------------------------------------
@@ -274,7 +268,7 @@ class LayoutDiffusion(Pretrained):
         precision: str = "fp32",
     ) -> Tensor:
         """Latents (B, C, h, w) from noise; the style of ``condition`` is guided against the null style."""
-        null = {"style": self._network.null_style(1, self.crop)}
+        null = {"style": self.network.null_style(1, self.crop)}
         if self.config.network.style.aggregator == "none":
             config = config.replace(guidance_scale=1.0)  # both halves would be the same
         denoiser = self.denoiser(precision)

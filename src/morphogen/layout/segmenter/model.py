@@ -40,7 +40,7 @@ class Segmenter(Pretrained):
     def __init__(
         self, network: nn.Module, config: SegmenterModelConfig, facts: Mapping[str, Any] | None = None
     ) -> None:
-        self._network, self.config, self.facts = network, config, dict(facts or {})
+        self.network, self.config, self.facts = network, config, dict(facts or {})
 
     @classmethod
     def fresh(
@@ -59,7 +59,7 @@ class Segmenter(Pretrained):
         return cls(build_segmenter(network, seed), config, facts)
 
     def components(self) -> dict[str, Any]:
-        return {"network": self._network}
+        return {"network": self.network}
 
     def saved(self) -> dict[str, Any]:
         return {"facts": self.facts}
@@ -111,7 +111,7 @@ class Segmenter(Pretrained):
         posterior_noise: Tensor | None = None,
     ) -> Tensor:
         """(B, h, w, 3) uint8 → (B, C, h, w) logits; blended over windows before a class is chosen."""
-        return self._network(self.pixels(torch.from_numpy(np.ascontiguousarray(images)))).float()
+        return self.network(self.pixels(torch.from_numpy(np.ascontiguousarray(images)))).float()
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 → (B, H, W) uint8 classes."""
