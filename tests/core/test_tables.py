@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from morphogen.core.cells import parse_micrometres, parse_number, path_in, witho
 from morphogen.core.errors import InputError
 from morphogen.core.frames import read_frame, read_matrix
 from morphogen.core.listing import list_files, list_folders
-from morphogen.core.printing import printable
+from morphogen.core.printing import TerminalLog, printable
 from morphogen.core.tables import read_table
 from morphogen.core.text import clean, is_missing, read_lines, read_text
 
@@ -302,3 +303,10 @@ def test_nothing_of_a_name_reaches_a_terminal_raw():
     assert printable(os.fsdecode(b"S\xff1")) == r"S\xff1"
     assert printable("Präparat 1 µm/px – CD3ε, 組織") == "Präparat 1 µm/px – CD3ε, 組織"
     assert printable("a\nb", keep="\n") == "a\nb"
+
+
+def test_errors_and_the_log_are_one_printable_line(capsys):
+    assert str(InputError("x\x1b[2J", where="a\nb")) == r"a\nb: x\x1b[2J."
+    record = logging.LogRecord("morphogen", logging.WARNING, "", 0, "%s", ("S1\x1b[2J\nforged line",), None)
+    TerminalLog().handle(record)
+    assert capsys.readouterr().err == "S1\\x1b[2J\\nforged line\n"

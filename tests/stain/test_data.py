@@ -11,9 +11,11 @@ from PIL import Image
 
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import generator
-from morphogen.stain.data import Pair, find_pairs, pair_folders, read_image, stains_of
+from morphogen.stain.data import Pair, find_pairs, pair_folders, read_image, splits_of, stains_of
+from morphogen.stain.evaluate import real_stains
 from morphogen.stain.pairs.checks import check_pairs, usable_pairs
 from morphogen.stain.pairs.crops import PairDataset, orient
+from morphogen.stain.pairs.slides import slide_table
 
 
 def test_mist_and_bci_folders(make_pairs, tmp_path):
@@ -210,3 +212,87 @@ def test_images_beyond_the_memory_limit_are_read_again(make_pairs):
     for k in (0, 1, 2, 0):
         dataset.images(k)
     assert len(dataset._kept) == 2 and dataset._bytes == 64 * 64 * 3 * 2 * 2
+
+
+# --- tables and layouts as they are in the world ---------------------------------------------------------------
+
+
+def images(folder, names, colour=(200, 150, 180)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8), colour).save(folder / name)
+
+
+def test_bci_as_published(tmp_path):
+    for kind in ("HE", "IHC"):
+        images(tmp_path / kind / "train", ["00001_train_1+.png", "00002_train_3+.png"])
+        images(tmp_path / kind / "test", ["00003_test_0.png"])
+    assert splits_of(tmp_path) == ("train", "test")
+    found = find_pairs(tmp_path)
+    assert [pair.name for pair in found.pairs] == ["00001_train_1+", "00002_train_3+"] and not found.alone
+    assert found.pairs[0].he.parts[-3:-1] == ("HE", "train") and found.pairs[0].ihc.parts[-3] == "IHC"
+    assert real_stains(tmp_path, "test", None, tmp_path)[0].pairs[0].name == "00003_test_0"
+
+
+def test_patients_of_names_with_dots(tmp_path, caplog):
+    names = [f"TCGA-A{i}-01Z.4E5F{i}" for i in range(4)]
+    for kind in ("valA", "valB"):
+        images(tmp_path / kind, [f"{name}.png" for name in names])
+        (tmp_path / kind / "._x.png").write_bytes(b"mac")
+        (tmp_path / kind / "Thumbs.db").write_bytes(b"win")
+    table = tmp_path / "patients.csv"
+    for ending in ("", ".png"):
+        rows = "".join(f"{name}{ending};{'P1 ' if i < 2 else ' P2'}\n" for i, name in enumerate(names))
+        table.write_text(f"\ufeffName;Patient\n{rows}", encoding="utf-8")
+        assert [pair.patient for pair in find_pairs(tmp_path, "val").pairs] == ["P1", "P1", "P2", "P2"]
+    table.write_text(f"name,patient\n{names[0]},P1\n")
+    assert [pair.patient for pair in find_pairs(tmp_path, "val").pairs] == ["P1", None, None, None]
+    assert f"3 of 4 images have no patient, the first is '{names[1]}'" in caplog.text
+    table.write_text("name,patient\nother,P1\n")
+    with pytest.raises(InputError, match="none of the 4 images has a patient in it"):
+        find_pairs(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "he,ihc,patient,split,shift_x\nA/a.png,B/a.png,P1,val,2\nA/b.png,B/b.png,,val,\n",
+        "HE;IHC;Patient;Split;Shift X\nA/a.png;B/a.png; P1 ;Val;2.0\nA/b.png;B/b.png;NA;validation;NaN\n",
+        "\the\tihc\tpatient\tsplit\tshift_x\n0\tA\\a.png\tB\\a.png\tP1\tval\t2\n1\tA/b.png\tB/b.png\t\tval\t\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_pairs_as_they_are_saved(tmp_path, text, encoding):
+    for kind in "AB":
+        images(tmp_path / kind, ["a.png", "b.png"])
+    path = tmp_path / "pairs.csv"
+    path.write_text(text, encoding=encoding)
+    first, second = find_pairs(path, "val").pairs
+    assert (first.name, first.patient, first.shift) == ("a", "P1", (0, 2))
+    assert (second.name, second.patient, second.shift) == ("b", None, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("he,ihc,patient\na,b\n", "line 2: the row has 2 cells where the header names 3 columns"),
+        ("he,ihc,affine\na,b,1,0,0,0,1,0\n", "line 2: the row has 8 cells where the header names 3 columns"),
+        ("he,ihc,split\na,b,vall\n", "unknown split 'vall'. Did you mean 'val'"),
+        ("he;ihc;he_mpp\nx.svs;y.svs;0,5\n", "column 'he_mpp': '0,5' has a decimal comma. Write 0.5"),
+        ("he,ihc,he_mpp\nx.svs,y.svs,20x\n", "column 'he_mpp': '20x' is a magnification"),
+        ("he,ihc\n,b\n", "line 2: the column 'he' is empty"),
+    ],
+)
+def test_tables_of_pairs_that_need_a_guess(tmp_path, text, sentence):
+    path = tmp_path / "pairs.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        slide_table(path)
+        find_pairs(path, "val")
+    assert sentence in str(caught.value)
+
+
+def test_units_of_slide_pairs(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("he,ihc,he_mpp,ihc_mpp\nx.svs,y.svs,0.5um,250 nm\nz.svs,y.svs,NA,\n")
+    assert [(p.he_mpp, p.ihc_mpp) for p in slide_table(path)] == [(0.5, 0.25), (None, None)]

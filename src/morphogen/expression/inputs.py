@@ -11,6 +11,7 @@ import anndata as ad
 
 from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.files import writable_folder
+from morphogen.core.listing import list_files
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.sections.grid import slide_section, write_geojson
@@ -70,8 +71,7 @@ def section_inputs(inputs: Iterable[Path | str], *, mpp: float | None = None) ->
     for item in map(Path, inputs):
         if not item.exists():
             raise InputError("there is no such file or folder", where=item)
-        inside = sorted(item.glob(f"*{PREPARED}")) if item.is_dir() else []
-        own = [path for path in inside if not path.name.startswith(".")]
+        own = list_files(item, suffixes=(PREPARED,))
         if item.suffix.lower() == PREPARED:
             own = [item]
         if own:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.listing import list_files
 from morphogen.layout.config import DataConfig
 from morphogen.layout.sources.folders import flowers_folder, image_folder, patients_of
 from morphogen.layout.sources.sheets import Classes, Sheet
@@ -131,7 +132,7 @@ def read_source(source: Path, config: DataConfig, labels: bool = True) -> tuple[
         return _slides([source], config, labels)
     if (source / "setid.mat").is_file():
         return flowers_folder(source)
-    slides = [path for path in sorted(source.iterdir()) if _is_slide(path)]
+    slides = [path for path in list_files(source) if _is_slide(path)]
     if slides:
         return _slides(slides, config, labels)
     return image_folder(source, pattern=config.patient, wanted=config.classes, masks=labels)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from morphogen.core.printing import printable
 
@@ -66,9 +66,9 @@ def plain_labels(figure: Figure) -> Figure:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True), axis.get_offset_text()]
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [printable(name) for name in formatter.seq]
+            if isinstance(axis.get_major_locator(), FixedLocator):  # ticks named by us
+                names = [printable(label.get_text()) for label in axis.get_ticklabels()]
+                axis.set_major_formatter(FixedFormatter(names))
                 for label in labels:
                     label.set_parse_math(False)
             worded |= set(labels)

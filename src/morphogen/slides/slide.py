@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
+from morphogen.core.listing import list_files
 from morphogen.core.replacing import recover
 from morphogen.slides.formats.opening import Opened, open_reader
 from morphogen.slides.formats.pixels import WHITE
@@ -237,9 +238,7 @@ def store_name(path: Path) -> str:
 
     try:
         twins = [
-            other
-            for other in path.parent.iterdir()
-            if other.stem == path.stem and other.suffix.lower() in SLIDE_SUFFIXES and other.is_file()
+            other for other in list_files(path.parent, suffixes=SLIDE_SUFFIXES) if other.stem == path.stem
         ]
     except OSError:  # a folder that may not be listed
         twins = []

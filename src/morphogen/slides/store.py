@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from morphogen.core.codecs import check_codecs
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path
+from morphogen.core.listing import list_folders
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -145,13 +146,13 @@ def stored_mpp(store: Path) -> float | None:
 def table_names(store: Path) -> list[str]:
     """Names of the tables in a store, sorted."""
     folder = store / "tables"
-    return sorted(p.name for p in folder.iterdir() if (p / "zarr.json").is_file()) if folder.is_dir() else []
+    return [p.name for p in list_folders(folder) if (p / "zarr.json").is_file()]
 
 
 def shape_names(store: Path) -> list[str]:
     """Names of the shapes in a store, sorted."""
     folder = store / "shapes"
-    return sorted(p.name for p in folder.iterdir() if (p / "zarr.json").is_file()) if folder.is_dir() else []
+    return [p.name for p in list_folders(folder) if (p / "zarr.json").is_file()]
 
 
 def table_note(store: Path, key: str, fact: str) -> str | None:

@@ -22,7 +22,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, find_pairs, read_image
+from morphogen.stain.data import Found, Pair, find_pairs, read_image, splits_of
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
@@ -257,7 +257,7 @@ def real_stains(
     :mod:`morphogen.stain.data`, or a plain folder of real stains (with its H&E in ``he``).
     """
     data = Path(data)
-    plain = data.is_dir() and not any(data.rglob(f"{split}A"))
+    plain = data.is_dir() and split not in splits_of(data)
     if plain or he is not None:
         return as_pairs(data, he, predicted), he is not None
     return find_pairs(data, split), True

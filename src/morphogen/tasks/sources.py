@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from morphogen.core.errors import ConfigError, InputError, MorphogenError, OutputError
+from morphogen.core.listing import list_files
 from morphogen.slides.batch import collect
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import (
@@ -79,7 +80,7 @@ def sort_sources(
         if not source.exists():
             raise InputError("there is no such file or folder", where=source)
         if source.is_dir():
-            there = [path for path in sorted(source.iterdir()) if _visible(path)]
+            there = list_files(source, suffixes=SLIDE_SUFFIXES)
             inside = [path for path in there if is_slide(path)]
             slides += [SlideSource(path, mpp) for path in inside]
             if any(path.suffix.lower() in IMAGE_SUFFIXES and path not in inside for path in there):
@@ -105,10 +106,6 @@ def sort_sources(
         if listed:
             images.append(Images(source, listed))
     return images, slides
-
-
-def _visible(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in SLIDE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from morphogen.expression.sections.checked import check_prepared
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.readers import Source, find_sections, read_section
 from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder, open_slide
+from morphogen.slides.exchange.hest import patch_index
 
 FIELD_UM = 112.0
 INVARIANT = {"texture"}  # kinds of encoder for which the 8 orientations are one
@@ -201,11 +202,7 @@ def _patches_of(source: Source) -> Path | None:
 
 def _with_patches(section: ad.AnnData, path: Path) -> tuple[ad.AnnData, np.ndarray]:
     """The spots that have a patch, and the row of each one's patch. Joined by barcode, never by position."""
-    with h5py.File(path) as file:
-        barcodes = [
-            b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(file["barcode"]).ravel()
-        ]
-        corners = np.asarray(file["coords"], dtype=np.float64)
+    barcodes, corners = patch_index(path)
     row = {barcode: i for i, barcode in enumerate(barcodes)}
     have = [name for name in section.obs_names if name in row]
     if not have:

@@ -85,6 +85,24 @@ def write(slide: Slide, tiles: TileSet, target: Path) -> list[Path]:
     return paths
 
 
+def patch_index(path: Path) -> tuple[list[str], np.ndarray]:
+    """Barcodes (N) and top-left corners (N, 2) int64 of the patches of ``patches/{id}.h5``.
+
+    Their images must be (N, px, px, 3) uint8. Raises :class:`InputError` for anything else."""
+    with opened(path) as file:
+        corners = read_coords(file, path)
+        images = dataset(file, path, "img")
+        shape, kind = images.shape, images.dtype
+        names = _barcodes(file, path, len(corners))
+    if names is None:
+        raise InputError("holds no 'barcode', so its patches cannot be joined to spots", where=path)
+    if len(shape) != 4 or shape != (len(corners), shape[1], shape[1], 3) or kind != np.uint8:
+        raise InputError(
+            f"'img' is {kind} of shape {shape}, not ({len(corners)}, px, px, 3) of 8 bits", where=path
+        )
+    return names, corners
+
+
 def _read_patches(slide: Slide, path: Path) -> TileSet:
     with opened(path) as file:
         coords = read_coords(file, path)
@@ -126,7 +144,7 @@ def _barcodes(file: h5py.File, path: Path, count: int) -> list[str] | None:
     values = np.asarray(file[name]).reshape(-1)
     if len(values) != count:
         raise InputError(f"'{name}' has {len(values)} entries for {count} coordinates", where=path)
-    names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    names = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"the barcode '{twice}' occurs twice", where=path)

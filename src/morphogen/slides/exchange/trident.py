@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.listing import list_folders
 from morphogen.core.names import path_name
 from morphogen.slides.exchange.tileset import (
     TRIDENT_NAMES,
@@ -101,7 +102,7 @@ def _folder(source: Path, stem: str) -> Path:
         return source
     holds = [
         p
-        for p in sorted(source.iterdir())
+        for p in list_folders(source)
         if _FOLDER.match(p.name)
         and ((p / "patches" / f"{stem}_patches.h5").is_file() or any(p.glob(f"features_*/{stem}.h5")))
     ]
