@@ -255,6 +255,20 @@ def test_fluorescence_is_no_colour_image(tmp_path, rgb):
                 opened(tmp_path / name)
 
 
+def test_a_stack_is_refused_before_it_is_decoded(tmp_path, rgb, monkeypatch):
+    """An OME-XML may declare any number of planes, which tifffile would fill in."""
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, rgb, ome=True, photometric="rgb", metadata={"axes": "YXS"})
+    with tifffile.TiffFile(path) as file:
+        text = file.pages[0].description
+    assert 'SizeT="1"' in text
+    tifffile.tiffcomment(path, text.replace('SizeT="1"', 'SizeT="900000"').encode())
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    for opened in (read_image, open_slide):
+        with pytest.raises(SlideError, match="is a stack with axes"):
+            opened(path)
+
+
 def test_the_largest_image_is_the_slide(tmp_path, rgb):
     """Whatever stands first: a thumbnail, a label, or the levels in reverse."""
     small, label = np.ascontiguousarray(rgb[::4, ::4]), np.full((20, 50, 3), 100, np.uint8)

@@ -201,6 +201,10 @@ def tiff_samples(series: Any, where: object = None) -> Samples:
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
     axes = series.axes
+    if any(n != 1 for axis, n in zip(axes, series.shape, strict=True) if axis not in "YXSC"):
+        raise SlideError(
+            f"is a stack with axes {axes}, not one colour image", where=where
+        )  # before it is decoded
     channels = series.shape[axes.index("C")] if "C" in axes else 1
     if photometric not in _INKS:
         raise SlideError(f"is a {photometric} image, not RGB", where=where, fix="Export it as 8-bit RGB")
