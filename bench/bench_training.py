@@ -15,8 +15,7 @@ from morphogen.core.devices import resolve_device
 from morphogen.core.seeds import generator
 from morphogen.training import Draws, TrainingConfig
 from morphogen.training.guard import Part
-from morphogen.training.loop import own_randomness, update
-from morphogen.training.meter import Meter
+from morphogen.training.loop import Meter, own_randomness, update
 from morphogen.training.order import Batch
 from morphogen.training.run import Run
 from morphogen.training.start import compiled, start_accelerator

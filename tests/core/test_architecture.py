@@ -10,31 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import morphogen
 from morphogen.core.config import Config, section_of
 
-SOURCE = Path(morphogen.__file__).parent
+from .house import BUILDING, FLOORS, SOURCE, python_files
+from .readers import bases, reads
 
-# Imports point down this list only; rooms on one line do not import each other.
-FLOORS = [
-    ["core"],
-    ["slides"],
-    ["diffusion"],
-    ["nets"],
-    ["metrics"],
-    ["training"],
-    ["checkpoints"],
-    ["report"],
-    ["tasks"],
-    ["expression", "stain", "tissue", "layout"],
-    ["demo"],
-    ["cli"],
-]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def python_files() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -91,23 +72,44 @@ def config_classes() -> dict[type[Config], str]:
     return found
 
 
-def attribute_reads() -> set[str]:
-    """Every ``something.name`` read in the package, plus names given as strings to getattr."""
-    reads = set()
-    for path in python_files():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                reads.add(node.attr)
-    return reads
+def readers_of(cls: type[Config], setting: str) -> set[str]:
+    """Lines that read a setting of this class, of one it derives from, or of one that derives from it."""
+    own = cls.__module__.removeprefix("morphogen."), cls.__name__
+    related = {
+        (each.__module__.removeprefix("morphogen."), each.__name__)
+        for each in cls.__mro__
+        if issubclass(each, Config) and setting in each.model_fields
+    }
+    return {
+        line
+        for (key, name), lines in reads().items()
+        if name == setting and (key in related or own in bases(key))
+        for line in lines
+    }
 
 
-def test_every_setting_is_read_somewhere():
-    classes, reads = config_classes(), attribute_reads()
+def test_every_setting_is_read_by_a_named_reader():
+    """A ``seed`` of one configuration is not read because another has one too."""
+    classes = config_classes()
     assert classes, "no configuration class was found: the walk is broken"
     unread = [
-        f"{cls.__name__}.{field}" for cls in classes for field in cls.model_fields if field not in reads
+        f"{cls.__module__}.{cls.__name__}.{field}"
+        for cls in classes
+        for field in cls.model_fields
+        if cls.__module__.split(".")[1] not in BUILDING and not readers_of(cls, field)
     ]
     assert not unread, f"settings nothing reads: {unread}"
+
+
+def test_readers_are_told_apart_by_what_they_read():
+    from morphogen.expression.config import EvaluateConfig as OfExpression
+    from morphogen.stain.config import ApplyConfig
+    from morphogen.stain.config import EvaluateConfig as OfStain
+
+    rooms = {cls: {line.split(".")[0] for line in readers_of(cls, "seed")} for cls in (OfExpression, OfStain)}
+    assert rooms == {OfExpression: {"expression"}, OfStain: {"stain"}}
+    assert {line.split(":")[0] for line in readers_of(ApplyConfig, "seed")} == {"stain.recipes.translator"}
+    assert not readers_of(ApplyConfig, "resamples")  # which EvaluateConfig has
 
 
 def test_every_setting_says_what_it_means():
