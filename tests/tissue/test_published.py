@@ -69,7 +69,7 @@ def test_window_vectors_are_the_published_ones(tensors):
 
 
 def plan_of(model, T, steps):
-    config = CanvasConfig.named("reference")
+    config = CanvasConfig.named("reference-canvas")
     config = config.replace(
         sampler=config.sampler.replace(
             steps=steps, guidance_scale=4.0, eta=0.0 if steps == 50 else "training"
@@ -113,7 +113,7 @@ def test_the_published_canvas_costs_what_the_paper_spends(shared):
     """169 windows, twice, 50 times: 1,107 network megapixels per megapixel ... of 1024² with windows of 256²."""
     model = TissueDiffusion.from_pretrained(shared / "fixtures" / "ldm_unet" / "checkpoint.ckpt", heads=1)
     grid = EmbeddingGrid(np.ones((4, 4, 48), np.float32))
-    plan = CanvasPlan(model, grid, CanvasConfig.named("reference"))
+    plan = CanvasPlan(model, grid, CanvasConfig.named("reference-canvas"))
     assert len(plan.layout) == 169 and plan.evaluations() == 16_900
     assert plan.cost() == pytest.approx(16_900 * 256**2 / 1024**2)
     assert 1100 < 16_900 * 256**2 / 1e6 < 1110  # in megapixels of 10⁶ for one canvas of 1024²

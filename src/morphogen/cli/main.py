@@ -22,6 +22,7 @@ ROOMS = {
     "slide": "Open, tile and encode slides; import and export tile features.",
     "expression": "Spatial gene expression from H&E: prepare, train, predict, evaluate.",
     "stain": "Virtual staining, H&E to IHC: register, train, predict, evaluate.",
+    "tissue": "Tissue images of any size from embeddings: train, patches, canvas, prior, evaluate.",
     "layout": "Labelled images in the style of other slides, and the segmentation network they feed.",
     "checkpoint": "Look into published checkpoints and import them.",
     "demo": "Every task on small data, in one HTML report.",

@@ -52,6 +52,29 @@ SkipBad = Annotated[
 Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
 Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
 Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
+TissueModel = Annotated[
+    str, Parameter(name="--model", help="Tissue model folder or hub id, or a published checkpoint (.ckpt).")
+]
+Preset = Annotated[
+    str | None,
+    Parameter(
+        name="--solver",
+        help="standard (default), fast: fewer steps; reference: as published; or a solver by name.",
+    ),
+]
+HoldOut = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--hold-out",
+        consume_multiple=True,
+        negative=(),
+        help="Groups (patients, slides) held out by name.",
+    ),
+]
+Region = Annotated[
+    str | None, Parameter(name="--region", help="x,y,width,height in pixels of the full resolution.")
+]
+Updates = Annotated[int | None, Parameter(name="--steps", help="Updates of the weights.")]
 
 
 def names(values: Iterable[str] | None) -> list[str] | None:

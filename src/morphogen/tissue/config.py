@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
+from morphogen.core.errors import ConfigError, nearest
 from morphogen.tissue.sampling import TissueSampler
 from morphogen.training.config import TrainingConfig
 
@@ -202,6 +204,18 @@ class TrainConfig(Config):
     )
     preview_tiles: int = Field(8, ge=1, description="Held-out tiles drawn again in previews and validation.")
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"seed": "training.seed", "size": "model.size"}
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe of the size that is given, for the steps that are given."""
+        model, training = (given.get(key) or {} for key in ("model", "training"))
+        size: Any = model.get("size", "small") if isinstance(model, Mapping) else "small"
+        steps = training.get("steps") if isinstance(training, Mapping) else None
+        if size not in _SIZES:
+            raise ConfigError(f"unknown size '{size}'.{nearest(str(size), _SIZES)}", where="--size")
+        return cls.recipe(size, steps if isinstance(steps, int) else None).model_dump(exclude={"init"})
+
     @classmethod
     def recipe(cls, size: Size = "small", steps: int | None = None) -> TrainConfig:
         """What a size is trained with, unless other settings are chosen.
@@ -275,11 +289,86 @@ class CanvasConfig(Config):
     )
 
     @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How windows are blended, as the sampler's preset wants it: the published canvas code takes plain means of
+        169 windows per 1024² at each of its 50 steps."""
+        sampler = given.get("sampler")
+        name = sampler.get("preset") if isinstance(sampler, Mapping) else None
+        return _BLENDS.get(str(name), {})
+
+    @classmethod
     def named(cls, name: str) -> CanvasConfig:
-        """``standard``, ``fast`` or ``reference``: the published canvas code, 169 windows per 1024² at each of 50
-        steps."""
-        if name == "reference":
-            return cls(sampler=TissueSampler.named("reference-canvas"), blend="uniform", overlapped_steps=0)
-        if name == "fast":
-            return cls(sampler=TissueSampler.named("fast"), overlapped_steps=2)
-        return cls(sampler=TissueSampler.named(name))
+        """``standard``, ``fast`` or ``reference-canvas``."""
+        return cls.load(overrides={"sampler.preset": name})
+
+
+_BLENDS: dict[str, dict[str, Any]] = {
+    "reference-canvas": {"blend": "uniform", "overlapped_steps": 0},
+    "fast": {"overlapped_steps": 2},
+}
+
+
+class PatchesConfig(Config):
+    """A run of `morphogen tissue patches`."""
+
+    sampler: TissueSampler = Field(default_factory=TissueSampler, description="Solver, steps and guidance.")
+    samples: int = Field(1, ge=1, description="Patches per tile.")
+    most: int | None = Field(None, ge=1, description="Tiles at most, spread over all. null = all.")
+    batch: int = Field(16, ge=1, description="Patches through the network together.")
+    seed: int = Field(0, ge=0, description="Seed of all noise.")
+
+
+class EvaluateConfig(Config):
+    """A run of `morphogen tissue evaluate`."""
+
+    sampler: TissueSampler = Field(default_factory=TissueSampler, description="How patches are drawn.")
+    tiles: int = Field(
+        400, ge=20, description="Held-out tiles, at most, whose embeddings are drawn from; spread over all."
+    )
+    encoders: tuple[str, ...] = Field(
+        ("model", "lite0"),
+        min_length=1,
+        description="Encoders that judge: model = the one the embeddings are of; beside it one the model never saw.",
+    )
+    group: int = Field(100, ge=2, description="Items that retrieval ranks among.")
+    pictures: int = Field(24, ge=1, description="Pairs of a real and a drawn tile on the page.")
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples of the intervals.")
+    seed: int = Field(0, ge=0, description="Seed of noise, halves and groups.")
+
+
+class PriorConfig(Config):
+    """A run of `morphogen tissue prior`: a diffusion transformer over grids of embeddings."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"seed": "training.seed"}
+
+    data: DataConfig = Field(
+        default_factory=DataConfig, description="Tiles and embeddings, side by side without overlap."
+    )
+    side: int = Field(8, ge=2, le=64, description="Rows and columns of the grids that are learned.")
+    variance: float = Field(
+        0.95, gt=0, le=1, description="Share of the embeddings' variance that the components keep."
+    )
+    most_components: int = Field(128, ge=1, description="Components at most.")
+    width: int = Field(128, ge=8, description="Width of a token.")
+    depth: int = Field(6, ge=1, description="Transformer blocks.")
+    heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
+    p_uncond: float = Field(0.2, ge=0, lt=1, description="Probability that a grid's class is dropped.")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig(
+            steps=2000,
+            batch_size=32,
+            lr=5e-4,
+            weight_decay=1e-2,
+            warmup_steps=100,
+            lr_schedule="cosine",
+            ema_decay=0.995,
+            save_every=500,
+        ),
+        description="The loop.",
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PriorConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self

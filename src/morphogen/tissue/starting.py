@@ -74,13 +74,14 @@ def new_first_stage(config: ModelConfig) -> FirstStage:
 def start_from(network: TissueNetwork, init: Path | str) -> str:
     """Copy the parameters that fit (in place) and say in one sentence what was loaded."""
     path = Path(init)
-    embedder = None
+    embedder = detail = None
     if path.is_file():
         read = load_ldm(path, heads=1)  # tensors are the same for any number
         given, embedder = read.network.unet.state_dict(), read.embedder
     elif (path / "network").is_dir():
         own = TissueDiffusion.from_pretrained(path)
         given, embedder = own.network.latent.unet.state_dict(), own.network.embedder
+        detail = own.network.detail
     else:
         folder = path / "unet" if (path / "unet").is_dir() else path
         given = load_unet(folder).unet.state_dict()
@@ -105,6 +106,8 @@ def start_from(network: TissueNetwork, init: Path | str) -> str:
         if all(own_tokens[key].shape == value.shape for key, value in theirs.items()):
             network.embedder.load_state_dict(theirs)
             tokens = "loaded"
+    if detail is not None and network.detail is not None and detail.width == network.detail.width:
+        network.detail.load_state_dict(detail.state_dict())
     text = (
         f"{100 * share:.1f} % of the U-Net's {_count(wanted):,} parameters from {path.name}; tokens {tokens}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.diffusion import losses
 from morphogen.slides import get_encoder
-from morphogen.tissue.config import ModelConfig, TrainConfig
+from morphogen.tissue.config import DataConfig, ModelConfig, TrainConfig
 from morphogen.tissue.data import TileDataset, TileTable, read_tiles
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.network import Standardiser
@@ -237,3 +237,39 @@ def model_encoder(model: TissueDiffusion, device: str | torch.device = "cpu") ->
             fix="Name it, or give embeddings instead of images",
         )
     return get_encoder(model.config.encoder, model.config.encoder_weights, device=device)
+
+
+def tiles_for(
+    model: TissueDiffusion,
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    encoder: str | None = None,
+    weights: Path | str | None = None,
+    mpp: float | None = None,
+    most: int | None = None,
+    group: Literal["patient", "slide", "folder"] = "patient",
+) -> TileTable:
+    """Tiles as a model was trained on: its size, its µm/px, its encoder; features are kept in ``out/features``.
+
+    encoder, weights: where the model does not name its encoder, or its weights lie elsewhere. most: rows at most,
+    spread over all. Raises :class:`InputError` when the model's encoder is another.
+    """
+    name = encoder or model.config.encoder
+    if encoder is not None and model.config.encoder not in (None, encoder):
+        raise InputError(
+            f"the model was trained on embeddings of '{model.config.encoder}', not of '{encoder}'",
+            where="--encoder",
+            fix="Leave --encoder out",
+        )
+    config = DataConfig(
+        tile_px=model.tile_px,
+        tile_mpp=model.mpp or 0.5,
+        mpp=mpp,
+        encoder=name or "texture",
+        encoder_weights=str(weights) if weights is not None else model.config.encoder_weights,
+        group=group,
+    )
+    table = read_tiles(sources, config, cache=Path(out) / "features")
+    model.vectors("patch", table.features["patch"][:1])  # of the model's width, or an error
+    return table if most is None or most >= len(table) else table.take(_spread(len(table), most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,75 @@ import numpy as np
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.tables import read_table
 from morphogen.core.text import clean
-from morphogen.slides import Slide, open_slide
+from morphogen.slides import Slide, get_encoder, open_slide
 from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
+from morphogen.tissue.train import model_encoder, tiles_for
 
 _BATCH = 64
+
+
+def parse_region(text: str | None) -> tuple[float, float, float, float] | None:
+    """``x,y,width,height`` as numbers; :class:`InputError` for anything else."""
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"'{text}' is not x,y,width,height", where="--region") from None
+    return x, y, width, height
+
+
+def grid_from(
+    model: TissueDiffusion,
+    *,
+    like: Path | None = None,
+    region: str | None = None,
+    grid: Path | None = None,
+    tiles: Sequence[Path] | None = None,
+    prior: Path | None = None,
+    label: str | None = None,
+    shape: tuple[int | None, int | None] = (None, None),
+    encoder: str | None = None,
+    weights: Path | str | None = None,
+    mpp: float | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> EmbeddingGrid:
+    """The grid that the command line asks for: exactly one of ``like``, ``grid`` and ``prior``."""
+    given = [
+        name for name, value in (("--like", like), ("--grid", grid), ("--prior", prior)) if value is not None
+    ]
+    if len(given) != 1:
+        raise InputError(
+            f"a canvas is drawn from one source, here are {len(given)}",
+            where="tissue canvas",
+            fix="Give --like SLIDE, --grid FILE or --prior FOLDER",
+        )
+    if like is not None:
+        judge = (
+            get_encoder(encoder, weights, device=model.device)
+            if encoder is not None and model.config.encoder is None
+            else model_encoder(model, model.device)
+        )
+        return grid_of_region(model, like, judge, region=parse_region(region), mpp=mpp)
+    if prior is not None:
+        from morphogen.tissue.priors.model import TissuePrior
+
+        drawn = TissuePrior.from_pretrained(prior, device=model.device)
+        side = drawn.config.side
+        return drawn((shape[0] or side, shape[1] or side), label=label, seed=seed)
+    assert grid is not None
+    if grid.suffix.lower() != ".csv":
+        return EmbeddingGrid.load(grid)
+    if not tiles:
+        raise InputError(
+            "a grid of tile names needs the tiles", where=grid, fix="Name their folder with --tiles"
+        )
+    out = cache.parent if cache is not None else Path()
+    return grid_of_picks(grid, tiles_for(model, tiles, out, encoder=encoder, weights=weights, mpp=mpp))
 
 
 def region_boxes(
