@@ -180,11 +180,12 @@ def test_grids_of_picks(tmp_path):
         grid.patch[0, 0] == grid.patch[1, 1]
     ).all()
     for text, message in {
-        "row,column,tile\n0,0,tile9\n": "line 2: there is no tile 'tile9'",
-        "row,column,tile\n0,0,tile1\n0,0,tile2\n": "line 3: cell .0, 0. is named twice",
+        "row,column,tile\n0,0,tile9\n": "there is no tile 'tile9'",
+        "row,column,tile\n0,0,tile1\n0,0,tile2\n": "cell .0, 0. is named twice",
         "row,column,tile\n0,0,tile1\n1,1,tile2\n": "2 of 4 cells have no tile",
-        "row,column,tile\nx,0,tile1\n": "must be whole numbers",
-        "row,tile\n0,tile1\n": "columns row, column, tile",
+        "row,column,tile\n-1,0,tile1\n": "must be whole numbers",
+        "row,column,tile\nx,0,tile1\n": "row",
+        "row,tile\n0,tile1\n": "column",
     }.items():
         (tmp_path / "g.csv").write_text(text)
         with pytest.raises(InputError, match=message):

@@ -22,7 +22,7 @@ def config(steps=4, **changes):
 
 
 def test_a_model_learns_the_colour_its_embedding_says(tmp_path):
-    settings = config(90)
+    settings = config(150)
     settings = settings.replace(training=settings.training.replace(batch_size=8, lr=3e-3, ema_decay=0.9))
     table = coloured_tiles(24, groups=24)
     result = train_model(table, settings, tmp_path, device="cpu")

@@ -139,6 +139,11 @@ class TissuePrior(Pretrained):
             nn.init.zeros_(network.proj_out_2.bias)
         return cls(PriorNetwork(network), components, config, labels, facts)
 
+    @property
+    def network(self) -> PriorNetwork:
+        """What is trained."""
+        return self._network
+
     def components(self) -> Mapping[str, Any]:
         return {"network": self._network, "components": self.space}
 
