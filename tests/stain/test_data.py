@@ -104,8 +104,8 @@ def test_all_problems_are_in_one_report(make_pairs, tmp_path, caplog):
         "2 where the image is grey, not RGB", "p5.png", "p7.png",
         "smaller than the crop of 64 px (p6: 40 × 40 px)",
     ):  # fmt: skip
-        assert part in text
-    assert "\n" not in text
+        assert part in error.value.what  # the printed sentence is cut in its middle
+    assert "\n" not in text and len(text) <= 300
     with caplog.at_level(logging.WARNING):
         good, report = usable_pairs(found, crop=64, skip_bad=True)
     assert [pair.name for pair in good] == ["p0", "p4", "p8"] and report.skipped == 6
