@@ -17,7 +17,7 @@ from morphogen.core.config import describe
 SOURCE = Path(morphogen.__file__).parent
 ROOT = SOURCE.parents[1]
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z][\w.-]*[\w])")
-COMMAND = re.compile(r"\bmorphogen ([a-z]+)(?: ([a-z]+))?")
+COMMAND = re.compile(r"\bmorphogen ([a-z]+)(?: ([a-z][a-z-]*))?")
 THERE = [room for room in ROOMS if (SOURCE / "cli" / f"{room}.py").is_file()]
 EVERYWHERE = {"help", "version", "debug", "set", "show-settings", "section.key", "key", "a.b"}
 # Options of other programs that pages and messages name.
