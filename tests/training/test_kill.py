@@ -96,7 +96,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_nothing_half(toy, tmp_path,
         real(value, path)
 
     monkeypatch.setattr(torch, "save", die)
-    monkeypatch.setattr("morphogen.core.files._remove", lambda path: None)  # a killed process tidies nothing
+    monkeypatch.setattr("morphogen.core.files.remove", lambda path: None)  # a killed process tidies nothing
     with pytest.raises(Killed):
         fit(toy.Toy(), config, tmp_path / "killed", device="cpu")
     monkeypatch.undo()

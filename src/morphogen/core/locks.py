@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
+import inspect
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from morphogen.core.errors import OutputError
 from morphogen.core.files import output_error, writable_folder
@@ -114,3 +117,33 @@ def _holder(handle: int) -> str:
         return f"process {int(facts['pid'])} on {str(facts['host'])[:60]}, since {str(facts['since'])[:19]}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it does not say who it is"
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def locks_folder(parameter: str = "out") -> Callable[[F], F]:
+    """Decorator: the function holds :func:`folder_lock` of its argument ``parameter``, unless that is ``None``."""
+    return _locking(folder_lock, parameter)
+
+
+def locks_file(parameter: str = "out") -> Callable[[F], F]:
+    """Decorator: the function holds :func:`file_lock` of its argument ``parameter``, unless that is ``None``."""
+    return _locking(file_lock, parameter)
+
+
+def _locking(lock: Callable[[Any], AbstractContextManager[None]], parameter: str) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*args: Any, **options: Any) -> Any:
+            place = signature.bind(*args, **options).arguments.get(parameter)
+            if place is None:
+                return function(*args, **options)
+            with lock(place):
+                return function(*args, **options)
+
+        return cast(F, locked)
+
+    return decorate

@@ -17,6 +17,7 @@ from scipy import sparse
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash
 from morphogen.core.hdf5 import write_h5ad
+from morphogen.core.locks import locks_file
 from morphogen.core.places import own_place
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
@@ -47,6 +48,7 @@ class Predictor(Protocol):
     def sampler(self, precision: str) -> tuple[Any, str]: ...
 
 
+@locks_file()
 def predict_section(
     model: Predictor,
     section: ad.AnnData,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
+from morphogen.core.locks import locks_folder
 from morphogen.core.seeds import generator
 from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig, SamplerConfig
@@ -30,6 +31,7 @@ from morphogen.nets import gather_neighbourhood
 from morphogen.training import TrainResult, fit
 
 
+@locks_folder()
 def train_model(
     sections: Sequence[ad.AnnData],
     config: ExpressionConfig,

@@ -16,6 +16,7 @@ from morphogen.core.devices import cpu_cores
 from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError, shortened
 from morphogen.core.files import writable_folder
 from morphogen.core.listing import list_files
+from morphogen.core.locks import file_lock
 from morphogen.core.processes import Crash, Finished, check_workers, run_apart, worker_number
 from morphogen.core.progress import progress
 from morphogen.core.tables import read_table
@@ -210,7 +211,7 @@ def attempt(job: Job) -> Outcome:
 
 def _work(job: Job, advance: Callable[[int, int], None] | None, encoder: Encoder | None = None) -> Outcome:
     began = time.perf_counter()
-    with open_slide(job.path, job.mpp, job.out) as slide:
+    with open_slide(job.path, job.mpp, job.out) as slide, file_lock(slide.store):
         if job.encode is not None:
             encoder = encoder or _encoder(job.encode)
             return encode_slide(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from morphogen.core.files import Manifest, read_json, writable_folder, write_json, write_text
+from morphogen.core.locks import locks_folder
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.intervals import Interval, bootstrap
@@ -165,6 +166,7 @@ def summary_rows(evaluations: Iterable[Evaluation], order: Sequence[str] = ()) -
     return rows
 
 
+@locks_folder()
 def write_results(
     out: Path | str,
     evaluations: Sequence[Evaluation],

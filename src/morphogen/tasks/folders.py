@@ -20,6 +20,7 @@ import numpy as np
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
 from morphogen.core.jobs import Job
+from morphogen.core.locks import locks_folder
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.slides.images import image_size, read_image
@@ -42,6 +43,7 @@ class FolderResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+@locks_folder()
 def translate_images(
     model: Translator,
     files: Mapping[str, Path],

@@ -18,6 +18,7 @@ import torch
 
 from morphogen.core.errors import TrainingError
 from morphogen.core.files import writable_folder
+from morphogen.core.locks import locks_folder
 from morphogen.core.progress import Bar
 from morphogen.core.progress import progress as progress_bar
 from morphogen.core.seeds import seed_for
@@ -32,6 +33,7 @@ from morphogen.training.task import Task, TrainResult
 from morphogen.training.validation import preview, validate
 
 
+@locks_folder()
 def fit(
     task: Task,
     config: TrainingConfig,

@@ -22,6 +22,7 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.h5ad import open_h5ad
 from morphogen.core.hdf5 import write_h5ad
 from morphogen.core.listing import list_files
+from morphogen.core.locks import file_lock
 from morphogen.core.progress import progress
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
@@ -72,14 +73,15 @@ def prepare_sections(
     written = []
     for source in found:
         path = out / f"{source.section}.h5ad"
-        section = read_section(source, config.data)
-        key = prepare_key(source, facts(section).image, config, encoder)
-        if stored_key(path) == key:
-            log.info("%s: already prepared", path)
-        else:
-            section = prepare_section(section, config, encoder, patches=_patches_of(source))
-            section.uns["morphogen"]["prepare"]["key"] = key
-            save_section(section, path)
+        with file_lock(path):
+            section = read_section(source, config.data)
+            key = prepare_key(source, facts(section).image, config, encoder)
+            if stored_key(path) == key:
+                log.info("%s: already prepared", path)
+            else:
+                section = prepare_section(section, config, encoder, patches=_patches_of(source))
+                section.uns["morphogen"]["prepare"]["key"] = key
+                save_section(section, path)
         written.append(path)
     return written
 

@@ -14,6 +14,7 @@ from morphogen.core.errors import InputError, SlideError, nearest
 from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import RECORD, Job
+from morphogen.core.locks import locks_folder
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.tiles import tissue_windows
@@ -84,6 +85,7 @@ def open_pair(pair: SlidePair, side: Literal["he", "ihc"]) -> Slide:
     return slide
 
 
+@locks_folder()
 def cut_slide_pairs(
     pairs: list[SlidePair],
     out: Path | str,

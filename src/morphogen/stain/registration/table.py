@@ -17,6 +17,7 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, plain, write_text
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.journal import Journal, journalled
+from morphogen.core.locks import locks_file
 from morphogen.slides import Slide
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.pairs.checks import usable_pairs
@@ -38,6 +39,7 @@ class Table:
     unsure: list[str]
 
 
+@locks_file()
 def register_table(
     data: Path | str,
     out: Path | str,
