@@ -20,7 +20,7 @@ from morphogen.stain.config import (
     SamplerConfig,
     TrainConfig,
 )
-from morphogen.stain.data import Found, Pair, find_pairs, read_image
+from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image
 from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import Stained
@@ -254,7 +254,7 @@ def beside_simulated(pairs: list[Pair], stain: str, root: Path) -> tuple[list[Pa
 
 
 def real_models(
-    kind: str, train: Found, start: Path, out: Path, steps: int, precision: str, *, beside: bool
+    kind: str, train: FoundPairs, start: Path, out: Path, steps: int, precision: str, *, beside: bool
 ) -> tuple[Models, float]:
     """One model per real stain, trained further from the one that knows simulated tissue (``start``). ``beside``:
     with simulated pairs as every other sample. By stain, and the seconds of all.

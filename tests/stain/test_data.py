@@ -157,11 +157,13 @@ def test_real_pairs_are_told_apart_by_their_stains(shared):
     for folder, he, ihc in (("mist_er", "he.jpg", "er.jpg"), ("restained_ki67", "HE.png", "IHC.png")):
         base = shared / "data/pairs" / folder
         pairs.append(Pair(folder, base / he, base / ihc))
-    from morphogen.stain.data import Found
+    from morphogen.stain.data import FoundPairs
 
-    assert not check_pairs(Found(pairs, [])).warnings
+    assert not check_pairs(FoundPairs(pairs, [])).warnings
     swapped = [Pair(p.name, p.ihc, p.he) for p in pairs]
-    assert f"{len(pairs)} of {len(pairs)} pairs look swapped" in check_pairs(Found(swapped, [])).warnings[0]
+    assert (
+        f"{len(pairs)} of {len(pairs)} pairs look swapped" in check_pairs(FoundPairs(swapped, [])).warnings[0]
+    )
 
 
 def test_crops_are_the_same_for_both_images_and_fresh_for_each_draw(make_pairs, tmp_path):

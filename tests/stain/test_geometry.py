@@ -9,7 +9,7 @@ from PIL import Image
 
 from morphogen.core.errors import InputError
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, find_pairs
+from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import evaluate_methods
 from morphogen.stain.pairs.checks import check_pairs
 from morphogen.stain.pairs.crops import PairDataset
@@ -121,8 +121,8 @@ def test_pairs_that_share_too_little_are_reported(turned):
     (pair,) = find_pairs(turned).pairs
     for far in (replace(pair, affine=rotation(0, 400, 0)), replace(pair, affine=None, shift=(0, -300))):
         assert shared_side(far) == 0
-        assert "that share nothing" in check_pairs(Found([far], []), crop=64).bad
-    assert "smaller than the crop of 200 px" in check_pairs(Found([pair], []), crop=200).bad
+        assert "that share nothing" in check_pairs(FoundPairs([far], []), crop=64).bad
+    assert "smaller than the crop of 200 px" in check_pairs(FoundPairs([pair], []), crop=200).bad
 
 
 @pytest.mark.parametrize("cell", ["1 0 0 0 1", "1 0 0 0 1 nan", "one"])

@@ -66,14 +66,16 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPairs:
     """What a layout holds: ``pairs``, and names of files ``alone`` without their partner."""
 
     pairs: list[Pair]
     alone: list[str]
 
 
-def pair_folders(he: Path | str, ihc: Path | str, stain: str = "IHC", patient: str | None = None) -> Found:
+def pair_folders(
+    he: Path | str, ihc: Path | str, stain: str = "IHC", patient: str | None = None
+) -> FoundPairs:
     """Pair the images of two folders by file name (without suffix)."""
     he, ihc = Path(he), Path(ihc)
     if he.resolve() == ihc.resolve():
@@ -81,10 +83,10 @@ def pair_folders(he: Path | str, ihc: Path | str, stain: str = "IHC", patient: s
     a, b = list_images(he), list_images(ihc)
     pairs = [Pair(name, a[name], b[name], stain, patient) for name in a if name in b]
     alone = [str(a[name]) for name in a if name not in b] + [str(b[name]) for name in b if name not in a]
-    return Found(pairs, alone)
+    return FoundPairs(pairs, alone)
 
 
-def find_pairs(root: Path | str, split: str = "train") -> Found:
+def find_pairs(root: Path | str, split: str = "train") -> FoundPairs:
     """The pairs of one split (``train``, ``val`` or ``test``) in any layout of this module."""
     root = Path(root)
     if split not in SPLITS:
@@ -96,14 +98,14 @@ def find_pairs(root: Path | str, split: str = "train") -> Found:
     sides = _sides(root, split)
     if sides is not None:
         return _with_patients(pair_folders(*sides), root)
-    found = Found([], [])
+    found = FoundPairs([], [])
     for folder in list_folders(root):
         sides = _sides(folder, split)
         if sides is not None:
             # Published stains share file names; the stain keeps them apart in results.
             part = _with_patients(pair_folders(*sides, stain=folder.name), folder)
             pairs = [replace(pair, name=f"{folder.name}_{pair.name}") for pair in part.pairs]
-            found = Found(found.pairs + pairs, found.alone + part.alone)
+            found = FoundPairs(found.pairs + pairs, found.alone + part.alone)
     if not found.pairs and not found.alone:
         raise InputError(
             f"there is no {split}A with {split}B in this folder",
@@ -128,7 +130,7 @@ def splits_of(root: Path | str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if any(_sides(folder, split) for folder in folders))
 
 
-def _with_patients(found: Found, root: Path) -> Found:
+def _with_patients(found: FoundPairs, root: Path) -> FoundPairs:
     """The pairs with the patients of ``patients.csv`` (name, patient), whose names may carry the images' suffix."""
     path = root / "patients.csv"
     if not path.is_file() or not found.pairs:
@@ -154,7 +156,7 @@ def _with_patients(found: Found, root: Path) -> Found:
             len(found.pairs),
             without[0],
         )
-    return Found(
+    return FoundPairs(
         [replace(pair, patient=patients.get(clean(pair.name)) or None) for pair in found.pairs], found.alone
     )
 
@@ -178,7 +180,7 @@ def _check_splits(found: set[str], where: Path) -> None:
         )
 
 
-def _from_table(path: Path, split: str) -> Found:
+def _from_table(path: Path, split: str) -> FoundPairs:
     rows = list(pair_table(path))
     splits = {split_name(row.text("split")) for row in rows} - {""}
     if splits:
@@ -202,7 +204,7 @@ def _from_table(path: Path, split: str) -> Found:
         )
     here = [pair for pair in pairs if pair.he.is_file() and pair.ihc.is_file()]
     alone = [str(p) for pair in pairs for p in (pair.he, pair.ihc) if not p.is_file()]
-    return Found(here, [f"{name} (missing)" for name in alone])
+    return FoundPairs(here, [f"{name} (missing)" for name in alone])
 
 
 def pair_table(path: Path | str) -> Table:

@@ -22,7 +22,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Found, Pair, find_pairs, read_image, splits_of
+from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image, splits_of
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
@@ -47,7 +47,7 @@ log = logging.getLogger("morphogen.stain")
 
 def evaluate_folder(
     predicted: Path | str,
-    found: Found,
+    found: FoundPairs,
     out: Path | str | None = None,
     config: EvaluateConfig | None = None,
     *,
@@ -252,7 +252,7 @@ def named_folders(texts: Iterable[str]) -> dict[str, Path]:
 
 def real_stains(
     data: Path | str, split: str, he: Path | str | None, predicted: Path | str
-) -> tuple[Found, bool]:
+) -> tuple[FoundPairs, bool]:
     """What predictions are scored against, and whether there is H&E for baselines: pairs in any layout of
     :mod:`morphogen.stain.data`, or a plain folder of real stains (with its H&E in ``he``).
     """
@@ -263,7 +263,7 @@ def real_stains(
     return find_pairs(data, split), True
 
 
-def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> Found:
+def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> FoundPairs:
     """Pairs of a plain folder of real stains; without H&E the predicted images stand in, and baselines make
     no sense.
     """
@@ -271,4 +271,4 @@ def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> 
     hes = list_images(he) if he is not None else list_images(predicted)
     pairs = [Pair(name, hes[name], path) for name, path in reals.items() if name in hes]
     alone = [str(path) for name, path in reals.items() if name not in hes]
-    return Found([replace(pair, stain="IHC") for pair in pairs], alone)
+    return FoundPairs([replace(pair, stain="IHC") for pair in pairs], alone)

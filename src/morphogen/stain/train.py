@@ -22,7 +22,7 @@ from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
-from morphogen.stain.data import Found, Pair, stains_of
+from morphogen.stain.data import FoundPairs, Pair, stains_of
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.fitting.cache import cache_crops
@@ -189,11 +189,11 @@ class Trained:
 
 @locks_folder()
 def train_model(
-    found: Found,
+    found: FoundPairs,
     config: TrainConfig,
     out: Path | str,
     *,
-    validation: Found | None = None,
+    validation: FoundPairs | None = None,
     where: object = None,
     device: str | torch.device = "auto",
     precision: str = "fp32",
@@ -315,7 +315,7 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def prepared(found: Found, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
+def prepared(found: FoundPairs, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
     """Checked and, where asked for, registered pairs; and how many were left out."""
     data = config.data
     pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)

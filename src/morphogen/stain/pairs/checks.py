@@ -10,7 +10,7 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import decode
-from morphogen.stain.data import GREY, Found, Pair
+from morphogen.stain.data import GREY, FoundPairs, Pair
 from morphogen.stain.pairs.geometry import shared_box
 from morphogen.tasks.checks import CheckReport, inspected, shortened, usable
 
@@ -60,7 +60,7 @@ def inspect_image(path: Path) -> ImageFacts:
     return ImageFacts(size, None, magenta_share(np.ascontiguousarray(picture.pixels[::step, ::step])))
 
 
-def check_pairs(found: Found, *, crop: int = 0, threads: int = 8) -> CheckReport[Pair]:
+def check_pairs(found: FoundPairs, *, crop: int = 0, threads: int = 8) -> CheckReport[Pair]:
     """Look at every image of every pair; nothing is raised, everything is in the report.
 
     Checked: a partner for each file; readable 8-bit RGB; one size per pair, at least ``crop``; and that the
@@ -108,7 +108,7 @@ def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, 
 
 
 def usable_pairs(
-    found: Found, *, crop: int = 0, skip_bad: bool = False, where: object = None
+    found: FoundPairs, *, crop: int = 0, skip_bad: bool = False, where: object = None
 ) -> tuple[list[Pair], CheckReport[Pair]]:
     """Checked pairs, with warnings logged.
 

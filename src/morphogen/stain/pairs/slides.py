@@ -18,7 +18,7 @@ from morphogen.core.locks import locks_folder
 from morphogen.core.progress import progress
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.tiles import tissue_windows
-from morphogen.stain.data import SPLITS, Found, find_pairs, pair_table, read_affine, split_name
+from morphogen.stain.data import SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name
 from morphogen.tasks.folders import save_png
 from morphogen.tasks.sources import is_slide
 
@@ -198,7 +198,7 @@ def read_warped(slide: Slide, affine: np.ndarray, x: float, y: float, side: floa
     )
 
 
-def read_pairs(data: Path | str, split: str, out: Path | str, *, tile: int, mpp: float | None) -> Found:
+def read_pairs(data: Path | str, split: str, out: Path | str, *, tile: int, mpp: float | None) -> FoundPairs:
     """Pairs of any layout; a table of slides is cut into ``out/pairs`` first, at ``mpp`` (0.5 when not
     given).
     """
