@@ -21,6 +21,10 @@ SMALLER = {
     "stain train": "--steps 2 --crop 64 --training.batch_size 2 --training.warmup_steps 0 "
     "--model.widths [16,16] --model.attention [1]",
     "stain predict": "--steps 1 --windows.batch 16",
+    "layout train": "--size tiny --steps 2 --crop 64 --training.batch_size 4",
+    "layout synthesize": "--count 3",
+    "layout evaluate": "--steps 1 --crop 64 --training.batch_size 2 --network.widths [8,16]",
+    "layout segmenter": "--steps 1 --crop 64 --training.batch_size 2 --network.widths [8,16]",
 }
 
 
@@ -32,7 +36,7 @@ def commands(page: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The user's folder that the README speaks of: a slide, a folder of slides, sections, pairs."""
-    from morphogen.demo import TissueSimulator, write_hest, write_mist, write_slide
+    from morphogen.demo import TissueSimulator, write_hest, write_mist, write_segmentation, write_slide
 
     place = tmp_path_factory.mktemp("readme")
     slide = ROOT / "src" / "morphogen" / "demo" / "assets" / "cmu-1-small-region.svs"
@@ -43,6 +47,7 @@ def folder(tmp_path_factory):
     shutil.copy(slide, place / "slides" / "a.svs")
     write_hest(place / "hest", patients=3, width_um=700, height_um=600, n_genes=140, truth=False)
     write_mist(place / "pairs", 2, 2, size=96, truth=False)
+    write_segmentation(place / "annotated", 8, 96, patients=8, mpp=2.0)
     return place
 
 
