@@ -131,5 +131,5 @@ def test_a_bad_map_is_refused(turned, cell):
     with pytest.raises(InputError, match=f"line 2: '{cell}' are not six numbers"):
         find_pairs(turned)
     turned.write_text("he,ihc,shift_x,shift_y\nhe.png,ihc.png,1.5,0\n")
-    with pytest.raises(InputError, match="line 2: a shift is a whole number of pixels"):
+    with pytest.raises(InputError, match="line 2, column .shift_x.: 1.5 is not a whole number"):
         find_pairs(turned)
