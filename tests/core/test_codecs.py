@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from morphogen.core.codecs import check_codecs
 from morphogen.core.errors import InputError
+from morphogen.core.reading.codecs import check_codecs
 
 ARRAY = {
     "zarr_format": 2,

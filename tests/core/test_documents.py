@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from morphogen.core.config import Config
-from morphogen.core.documents import parse_yaml, read_document, shown
 from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.reading.documents import parse_yaml, read_document, shown
 
 
 class Part(Config):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import OutputError
-from morphogen.core.journal import Journal, journalled
+from morphogen.core.writing.journal import Journal, journalled
 
 
 def test_a_killed_loop_finds_what_it_had_done(tmp_path):

@@ -12,11 +12,11 @@ import threading
 import pytest
 
 from morphogen.core.errors import OutputError
-from morphogen.core.locks import file_lock, folder_lock
+from morphogen.core.writing.locks import file_lock, folder_lock
 
 HOLD = """
 import sys, time
-from morphogen.core import locks
+from morphogen.core.writing import locks
 with getattr(locks, sys.argv[1])(sys.argv[2]):
     print("held", flush=True)
     time.sleep(60)

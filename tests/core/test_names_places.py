@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.journal import Journal
 from morphogen.core.names import inner_path, path_name
-from morphogen.core.places import open_own, own_place
+from morphogen.core.writing.journal import Journal
+from morphogen.core.writing.places import open_own, own_place
 
 BAD = ["../../../x", "/etc/passwd", "a/b", "a\\b", "..", ".", ".hidden", "-rf", "", " x", "x ", "a\nb", "a\x00b",
        "\x1b[31mred", "a\u202eb", "x" * 256, "é" * 128, "\ud800", 7, None, ["x"]]  # fmt: skip

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from morphogen.core.cells import parse_micrometres, parse_number, path_in, without_suffix
 from morphogen.core.errors import InputError
-from morphogen.core.frames import read_frame, read_matrix
-from morphogen.core.listing import list_files, list_folders
 from morphogen.core.printing import TerminalLog, printable
-from morphogen.core.tables import read_table
-from morphogen.core.text import clean, is_missing, read_lines, read_text
+from morphogen.core.reading.cells import parse_micrometres, parse_number, path_in, without_suffix
+from morphogen.core.reading.frames import read_frame, read_matrix
+from morphogen.core.reading.listing import list_files, list_folders
+from morphogen.core.reading.tables import read_table
+from morphogen.core.reading.text import clean, is_missing, read_lines, read_text
 
 TABLE = "path,mpp\na.png,0.5\nb.png,0.25\n"
 WANTED = [("a.png", 0.5), ("b.png", 0.25)]
@@ -162,7 +162,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("morphogen.core.text.read_bytes.__defaults__", (1 << 20,))
+    monkeypatch.setattr("morphogen.core.reading.text.read_bytes.__defaults__", (1 << 20,))
     path = tmp_path / "bomb.csv.gz"
     path.write_bytes(gzip.compress(b"0" * (4 << 20)))
     with pytest.raises(InputError, match="holds more than 1 MiB of text"):
@@ -249,9 +249,9 @@ READERS = re.compile(
     r"\b(read_csv|read_table_csv|genfromtxt|loadtxt|read_parquet|csv\.(Dict)?[rR]eader|read_h5ad)\("
 )
 ALLOWED = {
-    "core/tables.py",
-    "core/frames.py",
-    "core/h5ad.py",
+    "core/reading/tables.py",
+    "core/reading/frames.py",
+    "core/writing/h5ad.py",
     "demo/chapters/genes.py",  # reads what the demonstration itself wrote
 }
 

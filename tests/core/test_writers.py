@@ -18,8 +18,8 @@ import torch
 
 from morphogen.core.errors import OutputError
 from morphogen.core.files import Manifest, atomic_path, write_text
-from morphogen.core.hdf5 import write_h5ad, writing_h5
-from morphogen.core.replacing import recover, remove_leftovers
+from morphogen.core.writing.hdf5 import write_h5ad, writing_h5
+from morphogen.core.writing.replacing import recover, remove_leftovers
 
 LIMIT = 30_000  # bytes: far less than any of the files below
 NOISE = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
@@ -153,7 +153,7 @@ def test_a_process_that_met_a_full_disk_ends_without_a_crash(tmp_path):
     """HDF5 used to try again at exit, and ended in a segmentation fault."""
     code = (
         "import resource, numpy as np, sys\n"
-        "from morphogen.core.hdf5 import writing_h5\nfrom morphogen.core.errors import OutputError\n"
+        "from morphogen.core.writing.hdf5 import writing_h5\nfrom morphogen.core.errors import OutputError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))\n"
         "try:\n"
         "    with writing_h5(sys.argv[2]) as file:\n"
@@ -224,7 +224,7 @@ def test_leftover_folders_below_are_removed(tmp_path):
 
 REPLACE = """
 import os, sys
-from morphogen.core import replacing
+from morphogen.core.writing import replacing
 from morphogen.core.files import Manifest, atomic_path
 
 final, text, exchange, most, calls = sys.argv[1], sys.argv[2], sys.argv[3] == "1", int(sys.argv[4]), 0

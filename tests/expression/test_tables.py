@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.h5ad import check_matrices, open_h5ad
+from morphogen.core.writing.h5ad import check_matrices, open_h5ad
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import facts, merge_duplicate_genes, resolve_mpp
 from morphogen.expression.sections.checked import check_prepared, predicted

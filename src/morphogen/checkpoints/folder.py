@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from morphogen.core.config import Config
-from morphogen.core.documents import checked, read_document
 from morphogen.core.errors import CheckpointError, ConfigError
 from morphogen.core.files import Manifest, atomic_path, file_hash, write_json
 from morphogen.core.names import inner_path
+from morphogen.core.reading.documents import checked, read_document
 
 VERSION = 1
 NAME = "morphogen.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from morphogen.checkpoints.info import CheckpointInfo
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.core.files import atomic_path, file_hash
-from morphogen.core.text import clean, read_lines
+from morphogen.core.reading.text import clean, read_lines
 from morphogen.slides.encoders import encoder_spec
 
 _HEADERS = {"gene", "genes", "gene_name", "gene_names", "name", "symbol", "gene_symbol"}

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from morphogen.checkpoints.folder import NAME, load_model, resolve_folder
 from morphogen.checkpoints.info import CheckpointInfo
-from morphogen.core.documents import read_document, shown
 from morphogen.core.errors import CheckpointError
+from morphogen.core.reading.documents import read_document, shown
 from morphogen.nets.first_stages import FirstStage, load_first_stage
 from morphogen.nets.folders import class_name, component_file
 from morphogen.nets.text import TextEncoder, load_text_encoder

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast,
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from morphogen.core.documents import parse_yaml, shown
 from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.core.presets import layered, nested, spelt_out
+from morphogen.core.reading.documents import parse_yaml, shown
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _Metaclass

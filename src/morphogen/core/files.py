@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from morphogen.core.errors import InputError, MorphogenError, OutputError
-from morphogen.core.replacing import put, recover, remove, remove_leftovers_of, temporary_name
+from morphogen.core.writing.replacing import put, recover, remove, remove_leftovers_of, temporary_name
 
 _CHUNK = 1 << 20
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import writable_folder
-from morphogen.core.places import own_place
+from morphogen.core.writing.places import own_place
 from morphogen.diffusion.noise import CanvasNoise
 
 Region = tuple[slice, slice]

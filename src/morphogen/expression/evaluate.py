@@ -16,9 +16,9 @@ import anndata as ad
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.h5ad import open_h5ad
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
+from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.expression.config import EvaluateConfig
 from morphogen.expression.data import facts, gene_matrix, total_counts
 from morphogen.expression.model import ExpressionModel

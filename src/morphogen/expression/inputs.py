@@ -11,7 +11,7 @@ import anndata as ad
 
 from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.files import writable_folder
-from morphogen.core.listing import list_files
+from morphogen.core.reading.listing import list_files
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.sections.grid import slide_section, write_geojson

@@ -16,11 +16,11 @@ from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash
-from morphogen.core.hdf5 import write_h5ad
-from morphogen.core.locks import locks_file
-from morphogen.core.places import own_place
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
+from morphogen.core.writing.hdf5 import write_h5ad
+from morphogen.core.writing.locks import locks_file
+from morphogen.core.writing.places import own_place
 from morphogen.expression.config import ExpressionConfig, PredictConfig
 from morphogen.expression.data import facts, log
 from morphogen.expression.recipes.plan import Plan

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
-from morphogen.core.locks import locks_folder
 from morphogen.core.seeds import generator
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion.losses import diffusion_loss
 from morphogen.expression.config import ExpressionConfig, SamplerConfig
 from morphogen.expression.data import check_embeddings, facts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.listing import list_files
+from morphogen.core.reading.listing import list_files
 from morphogen.layout.config import DataConfig
 from morphogen.layout.sources.folders import flowers_folder, image_folder, patients_of
 from morphogen.layout.sources.sheets import Classes, Sheet

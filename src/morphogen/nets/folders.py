@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from morphogen.core.documents import read_document, shown
 from morphogen.core.errors import CheckpointError
+from morphogen.core.reading.documents import read_document, shown
 
 _Width = Annotated[int, Field(ge=0, le=1 << 17)]
 _Widths = _Width | list[_Width | None] | None

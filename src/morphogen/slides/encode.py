@@ -19,8 +19,8 @@ from morphogen.core.errors import OutputError
 from morphogen.core.files import Manifest, atomic_path, content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job
-from morphogen.core.places import own_place
 from morphogen.core.provenance import versions
+from morphogen.core.writing.places import own_place
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.fields import read_boxes, reading_order
 from morphogen.slides.store import (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from morphogen.core.errors import InputError, MorphogenError, SlideError
-from morphogen.core.listing import list_files
+from morphogen.core.reading.listing import list_files
 from morphogen.slides.formats.pixels import Samples, on_white, tiff_samples, turned
 from morphogen.slides.formats.tiff import check_directories, main_series, missing_tiles
 

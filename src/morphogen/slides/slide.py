@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
-from morphogen.core.listing import list_files
-from morphogen.core.replacing import recover
+from morphogen.core.reading.listing import list_files
+from morphogen.core.writing.replacing import recover
 from morphogen.slides.formats.opening import Opened, open_reader
 from morphogen.slides.formats.pixels import WHITE
 from morphogen.slides.formats.scale import Scale, printing_resolution

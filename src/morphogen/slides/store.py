@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from morphogen.core.codecs import check_codecs
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path
-from morphogen.core.listing import list_folders
+from morphogen.core.reading.codecs import check_codecs
+from morphogen.core.reading.listing import list_folders
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.core.cells import without_suffix
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.listing import list_folders
 from morphogen.core.names import path_name
-from morphogen.core.tables import Table, read_table
-from morphogen.core.text import clean
+from morphogen.core.reading.cells import without_suffix
+from morphogen.core.reading.listing import list_folders
+from morphogen.core.reading.tables import Table, read_table
+from morphogen.core.reading.text import clean
 from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, decode, list_images
 
 log = logging.getLogger("morphogen.stain")

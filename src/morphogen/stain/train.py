@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from morphogen.core.devices import resolve_device
 from morphogen.core.errors import ConfigError
 from morphogen.core.files import content_hash, writable_folder
-from morphogen.core.locks import locks_folder
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from morphogen.core.files import Manifest, read_json, writable_folder, write_json, write_text
-from morphogen.core.locks import locks_folder
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
+from morphogen.core.writing.locks import locks_folder
 from morphogen.metrics.intervals import Interval, bootstrap
 from morphogen.report import Report
 

@@ -20,9 +20,9 @@ import numpy as np
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import Manifest, atomic_path, read_json, writable_folder
 from morphogen.core.jobs import Job
-from morphogen.core.locks import locks_folder
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.slides.images import image_size, read_image
 from morphogen.tasks.bands import Band, Translator, make_images, together
 from morphogen.tasks.config import WindowConfig

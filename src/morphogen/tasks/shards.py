@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.files import atomic_path, writable_folder
-from morphogen.core.places import own_place
+from morphogen.core.writing.places import own_place
 
 
 class Shards:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from morphogen.core.errors import ConfigError, InputError, MorphogenError, OutputError
-from morphogen.core.listing import list_files
+from morphogen.core.reading.listing import list_files
 from morphogen.slides.batch import collect
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import (

@@ -15,7 +15,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, content_hash, writable_folder, write_text
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
-from morphogen.core.tables import read_table
+from morphogen.core.reading.tables import read_table
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.sampling import TissueSampler

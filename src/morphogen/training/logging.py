@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from morphogen.core.files import plain, write_text
-from morphogen.core.places import open_own
+from morphogen.core.writing.places import open_own
 
 METRICS = "metrics.jsonl"
 

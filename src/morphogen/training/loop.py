@@ -18,10 +18,10 @@ import torch
 
 from morphogen.core.errors import TrainingError
 from morphogen.core.files import writable_folder
-from morphogen.core.locks import locks_folder
 from morphogen.core.progress import Bar
 from morphogen.core.progress import progress as progress_bar
 from morphogen.core.seeds import seed_for
+from morphogen.core.writing.locks import locks_folder
 from morphogen.training.config import TrainingConfig
 from morphogen.training.draws import Draws
 from morphogen.training.guard import Part

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from morphogen.core.errors import CheckpointError, OutputError
-from morphogen.core.replacing import remove_leftovers
+from morphogen.core.writing.replacing import remove_leftovers
 from morphogen.training import sharding
 from morphogen.training.checkpoint import (
     Checkpoint,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import sparse
 
 from morphogen.core.errors import InputError
-from morphogen.core.text import clean
+from morphogen.core.reading.text import clean
 from morphogen.expression.data import check_barcodes, check_embeddings, facts
 
 _FIX = "Run `morphogen expression prepare` on its folder again"

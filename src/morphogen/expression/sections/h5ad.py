@@ -12,8 +12,8 @@ import pandas as pd
 from scipy import sparse
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.tables import fold
-from morphogen.core.text import is_missing
+from morphogen.core.reading.tables import fold
+from morphogen.core.reading.text import is_missing
 from morphogen.expression.data import log
 
 COUNT_LAYERS = ("counts", "raw_counts", "count", "raw")

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
-from morphogen.core.text import clean, read_lines
+from morphogen.core.reading.text import clean, read_lines
 from morphogen.expression.config import PanelConfig
 from morphogen.expression.data import facts
 

@@ -19,11 +19,11 @@ import numpy as np
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
-from morphogen.core.h5ad import open_h5ad
-from morphogen.core.hdf5 import write_h5ad
-from morphogen.core.listing import list_files
-from morphogen.core.locks import file_lock
 from morphogen.core.progress import progress
+from morphogen.core.reading.listing import list_files
+from morphogen.core.writing.h5ad import open_h5ad
+from morphogen.core.writing.hdf5 import write_h5ad
+from morphogen.core.writing.locks import file_lock
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
     check_embeddings,

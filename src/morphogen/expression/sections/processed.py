@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from morphogen.core.errors import CheckpointError, InputError
-from morphogen.core.text import clean, read_lines
+from morphogen.core.reading.text import clean, read_lines
 from morphogen.core.weights.reading import read_weights
 from morphogen.expression.config import DataConfig, PrepareConfig
 from morphogen.expression.data import check_embeddings, facts, log

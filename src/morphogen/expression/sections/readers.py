@@ -18,11 +18,11 @@ from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError, nearest
 from morphogen.core.files import read_json
-from morphogen.core.h5ad import open_h5ad
-from morphogen.core.listing import list_files, list_folders
 from morphogen.core.names import path_name
-from morphogen.core.tables import read_table
-from morphogen.core.text import clean, is_missing
+from morphogen.core.reading.listing import list_files, list_folders
+from morphogen.core.reading.tables import read_table
+from morphogen.core.reading.text import clean, is_missing
+from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import (
     PITCH_UM,

@@ -18,9 +18,9 @@ import pandas as pd
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import read_json
-from morphogen.core.frames import read_frame
-from morphogen.core.h5ad import check_matrices
-from morphogen.core.listing import list_files, list_folders
+from morphogen.core.reading.frames import read_frame
+from morphogen.core.reading.listing import list_files, list_folders
+from morphogen.core.writing.h5ad import check_matrices
 from morphogen.expression.data import check_barcodes, log
 from morphogen.expression.sections.h5ad import positive
 

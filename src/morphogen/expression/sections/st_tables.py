@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import sparse
 
 from morphogen.core.errors import InputError
-from morphogen.core.frames import read_frame, read_matrix
-from morphogen.core.listing import list_files
+from morphogen.core.reading.frames import read_frame, read_matrix
+from morphogen.core.reading.listing import list_files
 from morphogen.expression.data import check_barcodes, log
 
 _SELECTION = ("_selection.tsv", "_selection.tsv.gz", "_selection.csv", "_selection.csv.gz")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.tables import read_table as read_rows
+from morphogen.core.reading.tables import read_table as read_rows
 from morphogen.layout.sources.masks import classes_in, guessed, read_mask, read_table
 from morphogen.layout.sources.sheets import Classes, ImageSheet
 from morphogen.slides.images import list_images, read_image

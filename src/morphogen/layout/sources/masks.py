@@ -9,7 +9,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import read_json
-from morphogen.core.tables import read_table as read_rows
+from morphogen.core.reading.tables import read_table as read_rows
 from morphogen.layout.sources.sheets import Classes
 from morphogen.slides.images import open_flat, open_tiff, sniff
 

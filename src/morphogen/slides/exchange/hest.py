@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.hdf5 import writing_h5
 from morphogen.core.names import path_name
+from morphogen.core.writing.hdf5 import writing_h5
 from morphogen.slides.exchange.tileset import (
     TileSet,
     attribute,

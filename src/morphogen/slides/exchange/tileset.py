@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.hdf5 import writing_h5
+from morphogen.core.writing.hdf5 import writing_h5
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.listing import list_folders
 from morphogen.core.names import path_name
+from morphogen.core.reading.listing import list_folders
 from morphogen.slides.exchange.tileset import (
     TRIDENT_NAMES,
     TileSet,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from morphogen.core.errors import OutputError
-from morphogen.core.places import open_own
+from morphogen.core.writing.places import open_own
 
 _MAGIC = b"MORPHOGEN-SPOOL1"
 _RECORD = struct.Struct("<cBIIQI")

@@ -14,8 +14,8 @@ from morphogen.core.errors import InputError, SlideError, nearest
 from morphogen.core.files import Manifest, content_hash, writable_folder, write_text
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import RECORD, Job
-from morphogen.core.locks import locks_folder
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.tiles import tissue_windows
 from morphogen.stain.data import SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name

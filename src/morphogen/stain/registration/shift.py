@@ -12,7 +12,7 @@ import numpy as np
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.files import content_hash
 from morphogen.core.fingerprints import fingerprint
-from morphogen.core.journal import Journal, journalled
+from morphogen.core.writing.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import image_size
 from morphogen.stain.data import Pair, read_image

@@ -16,8 +16,8 @@ from morphogen._version import __version__
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, plain, write_text
 from morphogen.core.fingerprints import fingerprint
-from morphogen.core.journal import Journal, journalled
-from morphogen.core.locks import locks_file
+from morphogen.core.writing.journal import Journal, journalled
+from morphogen.core.writing.locks import locks_file
 from morphogen.slides import Slide
 from morphogen.stain.data import Pair, find_pairs, splits_of
 from morphogen.stain.pairs.checks import usable_pairs

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.tables import read_table
-from morphogen.core.text import clean
+from morphogen.core.reading.tables import read_table
+from morphogen.core.reading.text import clean
 from morphogen.slides import Slide, get_encoder, open_slide
 from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid

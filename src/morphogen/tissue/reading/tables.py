@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.h5ad import open_h5ad
+from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.slides.images import read_image
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.data import TileTable

@@ -1,4 +1,4 @@
-"""Large tables of numbers for pandas, read as :mod:`morphogen.core.tables` reads rows: by name, nothing guessed."""
+"""Large tables of numbers for pandas, read as :mod:`.tables` reads rows: by name, nothing guessed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morphogen.core.cells import parse_number
 from morphogen.core.errors import InputError
-from morphogen.core.tables import fold, header_names, last_filled, opened
-from morphogen.core.text import clean, is_missing
+from morphogen.core.reading.cells import parse_number
+from morphogen.core.reading.tables import fold, header_names, last_filled, opened
+from morphogen.core.reading.text import clean, is_missing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,11 +1,11 @@
 """The one reader of tables: CSV, TSV and what spreadsheets make of them, with columns by name.
 
-Delimiters (comma, tab, semicolon) are found from the header, encodings and gzip as in :mod:`morphogen.core.text`.
+Delimiters (comma, tab, semicolon) are found from the header, encodings and gzip as in :mod:`.text`.
 Spaces and case of headers do not matter, nor do trailing empty columns and rows, nor an index column without a name.
 What cannot be understood without a guess is an error with the row's number: a row that is short or has a comma too
 many, a column that comes twice, a number with a decimal comma, an unknown unit.
 
-:func:`read_table` gives rows of text (lists, patients, pairs); :mod:`morphogen.core.frames` large tables of numbers.
+:func:`read_table` gives rows of text (lists, patients, pairs); :mod:`.frames` large tables of numbers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from morphogen.core.cells import parse_micrometres, parse_number, path_in, without_suffix
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.text import clean, is_missing, read_text
+from morphogen.core.reading.cells import parse_micrometres, parse_number, path_in, without_suffix
+from morphogen.core.reading.text import clean, is_missing, read_text
 
 _DELIMITERS = ",\t;"
 

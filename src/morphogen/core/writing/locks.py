@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 from morphogen.core.errors import OutputError
 from morphogen.core.files import output_error, writable_folder
-from morphogen.core.replacing import remove_leftovers
+from morphogen.core.writing.replacing import remove_leftovers
 
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _held: dict[str, tuple[int, int]] = {}  # lock file: the thread that holds it, and how many times

@@ -1,0 +1,1 @@
+"""Files of strangers: text in any encoding, tables, documents, what a folder holds."""

@@ -1,0 +1,1 @@
+"""Writers: files that are whole or absent under any library, scratch that follows no link, journals."""
