@@ -304,9 +304,11 @@ def test_what_concerns_all_slides_is_raised_at_once(folder, tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="a file of this name"):
         run_jobs(jobs, out=tmp_path / "file", encode=EncodeConfig())
-    (folder / "a.svs").write_bytes((folder / "a.tif").read_bytes())
+    other = tmp_path / "other" / "a.tif"  # of the same name, in another folder
+    other.parent.mkdir()
+    other.write_bytes((folder / "a.tif").read_bytes())
     with pytest.raises(SlideError, match="would share its store with"):
-        run_jobs(collect([folder]), out=tmp_path / "o")
+        run_jobs(collect([folder, other]), out=tmp_path / "o")
     with pytest.raises(InputError, match="no dask scheduler answers"):
         monkeypatch.setattr("distributed.Client", _no_client)
         run_jobs(jobs, scheduler="tcp://127.0.0.1:9", encode=EncodeConfig())
