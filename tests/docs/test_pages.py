@@ -24,6 +24,11 @@ ASSETS = ROOT / "src" / "morphogen" / "demo" / "assets"
 
 # What makes a command small enough for a test; everything else is as printed.
 SMALLER = {
+    "tissue train": "--size tiny --steps 2 --tile 32",
+    "tissue canvas": "--steps 2",
+    "tissue patches": "--steps 2 --most 2",
+    "tissue evaluate": "--steps 2 --tiles 24",
+    "tissue prior": "--steps 2 --width 16 --depth 1",
     "layout train": "--size tiny --steps 2 --training.batch_size 4",
     "layout segmenter": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
     "layout evaluate": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
@@ -92,7 +97,22 @@ def layout(place: Path) -> None:
     (place / "slide.tif").rename(place / "slide.svs")
 
 
+def tissue(place: Path) -> None:
+    from PIL import Image
+
+    from morphogen.demo import TissueSimulator
+
+    (place / "slides").mkdir()
+    for number, name in enumerate("ab"):
+        image = TissueSimulator(number, mpp=0.5).render(0, 0, 512, 512, ihc=False).he
+        Image.fromarray(image).save(place / "slides" / f"{name}.png")
+
+
 PAGES = {
+    "tissue": (
+        tissue,
+        ["scores/report.html", "twin/canvas.ome.tif", "twin-scores/twin.json", "invented/canvas.ome.tif"],
+    ),
     "layout": (layout, ["scores/report.html", "masks/slide.geojson", "masks/slide_mask.ome.tif"]),
     "slides": (slides, ["trident"]),
     "stain": (stain, ["stained", "scores/report.html"]),
@@ -115,8 +135,13 @@ def layout_example() -> list[str]:
     return ["segment_slide.py", "segmenter/model", "slide.svs", "example"]
 
 
+def tissue_example() -> list[str]:
+    return ["tissue_twin.py", "tissue/model", "slides/b.png", "0,0,128,128", "example", "0.5"]
+
+
 # The script of examples/ that goes on from where a page ends, and what it leaves.
 EXAMPLES = {
+    "tissue": (tissue_example, "example/canvas.ome.tif"),
     "layout": (layout_example, "example/slide.geojson"),
     "stain": (stain_example, "example/slide_IHC.ome.tif"),
     "expression": (expression_example, "figures/show_mean.png"),

@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What makes a command of the README small enough for a test; everything else is as printed.
 SMALLER = {
+    "tissue train": "--size tiny --steps 2 --tile 64 --training.batch_size 2",
+    "tissue canvas": "--steps 2",
+    "tissue evaluate": "--steps 2 --tiles 24 --encoders model",
     "expression train": "--genes 12 --training.steps 3 --training.batch_size 16",
     "expression predict": "--samples 2",
     "expression evaluate": "--samples 4",

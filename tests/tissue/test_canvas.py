@@ -213,3 +213,15 @@ def test_interpolation_runs_from_end_to_end():
     assert np.allclose(np.linalg.norm(grid.patch, axis=2), 1, atol=1e-6)  # on the arc, not on the chord
     with pytest.raises(InputError, match="between 2 embeddings or 4 corners"):
         interpolated(np.ones((3, 5)), (2, 2))
+
+
+def test_canvases_cost_a_small_part_of_the_published_recipe():
+    """A canvas of 1024² from windows of 256²: network megapixels per megapixel."""
+    from morphogen.tissue import ModelConfig, new_model
+
+    model = new_model(ModelConfig.of("tiny", embeddings={"patch": 5}), tile_px=256)
+    costs = {
+        name: CanvasPlan(model, random_grid(4, 4), CanvasConfig.named(name)).cost()
+        for name in ("standard", "fast", "reference-canvas")
+    }
+    assert costs["standard"] <= 40 and costs["fast"] <= 16 and costs["reference-canvas"] > 1000, costs

@@ -304,7 +304,7 @@ class CanvasConfig(Config):
 
 _BLENDS: dict[str, dict[str, Any]] = {
     "reference-canvas": {"blend": "uniform", "overlapped_steps": 0},
-    "fast": {"overlapped_steps": 2},
+    "fast": {"overlapped_steps": 1},
 }
 
 
