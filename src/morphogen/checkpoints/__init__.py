@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from morphogen.checkpoints.importing import import_first_stage, import_latent_diffusion
     from morphogen.checkpoints.info import CheckpointInfo
     from morphogen.checkpoints.pipelines import PipelineComponents, load_histdist, load_pipeline
+    from morphogen.checkpoints.zoomldm import ZoomCheckpoint, load_zoomldm
 
 _LATER = {
     "LatentDiffusionCheckpoint": "compvis",
@@ -44,6 +45,8 @@ _LATER = {
     "PipelineComponents": "pipelines",
     "load_histdist": "pipelines",
     "load_pipeline": "pipelines",
+    "ZoomCheckpoint": "zoomldm",
+    "load_zoomldm": "zoomldm",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "PipelineComponents",
     "ScheduleInfo",
     "WeightFile",
+    "ZoomCheckpoint",
     "describe",
     "identify",
     "import_first_stage",
@@ -64,6 +68,7 @@ __all__ = [
     "load_ldm",
     "load_model",
     "load_pipeline",
+    "load_zoomldm",
     "load_stem",
     "read_weights",
     "resolve_folder",

@@ -37,9 +37,9 @@ def train_tissue(slide: Path, out: Path, steps: int, stride: int, device: str) -
 
 def run(work: Workspace, report: Report) -> None:
     """Train for two minutes on the upper part of the slide, draw a region of the lower part again, and invent one."""
-    import tifffile
 
     from morphogen.slides import get_encoder, open_slide
+    from morphogen.slides.images import read_image
     from morphogen.tissue import CanvasConfig, draw_canvas, evaluate_twin, grid_of_region
 
     path = real_slide(work)
@@ -62,7 +62,7 @@ def run(work: Workspace, report: Report) -> None:
         "one pixel of the original. A minute of training shows layout and stain; nuclei want hours, or a GPU."
     )
     report.images(
-        [real, tifffile.imread(twin.image)],
+        [real, read_image(twin.image)],
         ["the region", "its twin, drawn from embeddings"],
         compare=True,
     )
@@ -73,7 +73,7 @@ def run(work: Workspace, report: Report) -> None:
         f"their own (chance {1 / texture['group']:.0%}). Seam score {judged['seams']['score']:.2f} (1 = none): "
         f"every step works on the whole canvas, at {twin.cost:.0f} network megapixels per megapixel."
     )
-    report.images([tifffile.imread(invented(work, model))], ["a canvas whose embeddings a prior invented"])
+    report.images([read_image(invented(work, model))], ["a canvas whose embeddings a prior invented"])
     report.code(shown(train_tissue), "python", "The Python that trained it")
     report.code(COMMANDS, "bash", "The same from the command line")
     work.headlines["cells of a twin nearest to their own"] = f"{texture['cell_top1']:.0%}"
