@@ -81,8 +81,8 @@ def test_what_libraries_print_goes_to_debug_only(command):
     assert quiet.returncode == 2
     assert sorted(quiet.stderr.splitlines()) == [
         "morphogen: x.tif: bad.",
+        "note: this is ours",
         "something else in C",
-        "this is ours",
     ]
     debug = subprocess.run([*command, "noise", "--debug"], capture_output=True, text=True, check=False)
     for line in ("a library about itself", "corrupted", "TIFFReadDirectory", "Traceback"):

@@ -309,4 +309,14 @@ def test_errors_and_the_log_are_one_printable_line(capsys):
     assert str(InputError("x\x1b[2J", where="a\nb")) == r"a\nb: x\x1b[2J."
     record = logging.LogRecord("morphogen", logging.WARNING, "", 0, "%s", ("S1\x1b[2J\nforged line",), None)
     TerminalLog().handle(record)
-    assert capsys.readouterr().err == "S1\\x1b[2J\\nforged line\n"
+    assert capsys.readouterr().err == "note: S1\\x1b[2J\\nforged line\n"
+
+
+def test_a_cell_longer_than_any_table_holds_is_named(tmp_path):
+    path = tmp_path / "wide.csv"
+    path.write_text("slide,mpp\n" + "9" * 200_000 + ",0.5\n")
+    with pytest.raises(InputError, match="this is not a table"):
+        read_table(path)
+    path.write_text("9" * 200_000 + ",mpp\na,0.5\n")
+    with pytest.raises(InputError, match="this is not a table"):
+        read_table(path)

@@ -172,5 +172,5 @@ def faults(outcome: Outcome, allowed: tuple[int, ...] = (0, 2, 3)) -> list[str]:
 
 
 def _log(line: str) -> bool:
-    """Progress and the package's own warnings may stand before the sentence."""
-    return line.startswith(("WARNING", "warning:", "morphogen.")) or "it/s" in line or "%|" in line
+    """Progress and notes of the package itself may stand before the sentence."""
+    return line.startswith("note: ") or "%|" in line

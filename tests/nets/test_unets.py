@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -130,3 +132,21 @@ def test_sizes_that_cannot_be_are_named():
         tiny(attention=(2,))
     with pytest.raises(ConfigError, match="width 16 is no multiple of heads 3"):
         tiny(heads=3)
+
+
+def test_a_config_whose_values_are_of_another_kind_is_refused(tmp_path):
+    folder = tmp_path / "unet"
+    build_unet(tiny()).unet.save_pretrained(folder)
+    path = folder / "config.json"
+    good = json.loads(path.read_text())
+    for name, value in {
+        "norm_eps": "1e-5",
+        "flip_sin_to_cos": 1,
+        "freq_shift": True,
+        "act_fn": ["silu"],
+    }.items():
+        path.write_text(json.dumps({**good, name: value}))
+        with pytest.raises(CheckpointError, match=f"config.json says {name}"):
+            load_unet(folder)
+    path.write_text(json.dumps(good))
+    load_unet(folder)

@@ -38,7 +38,9 @@ class TerminalLog(logging.Handler):
     """Prints the log's lines on standard error, as it is at that moment, each as one printable line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(self.format(record), keep="\n" if record.exc_info else ""), file=sys.stderr)
+        # "note:" tells it from the sentence that ends a command.
+        text = printable(self.format(record), keep="\n" if record.exc_info else "")
+        print(f"note: {text}", file=sys.stderr)
 
 
 def use_terminal() -> None:

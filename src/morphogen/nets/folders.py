@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from morphogen.core.reading.documents import read_document, shown
 _Width = Annotated[int, Field(ge=0, le=1 << 17)]
 _Widths = _Width | list[_Width | None] | None
 _Layers = Annotated[int, Field(ge=0, le=256)]
+_PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 _Many = Annotated[int, Field(ge=0, le=1 << 24)]
 
 
@@ -90,11 +92,31 @@ def _quiet() -> Iterator[None]:
             each.enable_progress_bar()
 
 
+def _check_arguments(config: ComponentFile, kind: Any, folder: Path) -> None:
+    """Refuse numbers, switches and names of a config.json that are not what the class's constructor declares: its
+    layers would take them and fail when they are first used."""
+    arguments = inspect.signature(kind.__init__).parameters
+    given = {**config.model_dump(), **(config.model_extra or {})}
+    for name, argument in arguments.items():
+        wanted, value = (
+            _PLAIN.get(str(getattr(argument.annotation, "__name__", argument.annotation))),
+            given.get(name),
+        )
+        if wanted is None or value is None:
+            continue
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise CheckpointError(
+                f"config.json says {name} {shown(value)}, which is no {argument.annotation.__name__}",
+                where=folder,
+                fix="Copy it again",
+            )
+
+
 def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """``kind.from_pretrained(folder)`` from safetensors alone, in eval mode, nothing fetched from a
     network."""
     folder = Path(folder)
-    component_file(folder)
+    _check_arguments(component_file(folder), kind, folder)
     if not any(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
         raise CheckpointError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from morphogen.core.errors import InputError
 from morphogen.core.reading.cells import parse_number
-from morphogen.core.reading.tables import fold, header_names, last_filled, opened
+from morphogen.core.reading.tables import fold, header_names, last_filled, opened, split_line
 from morphogen.core.reading.text import clean, is_missing
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_frame(
         lines = _lines(content, delimiter)
         if not lines:
             raise InputError("the table is empty", where=path)
-        header = [fold(cell) for cell in _cells(lines[0][1], delimiter)]
+        header = [fold(cell) for cell in split_line(lines[0][1], delimiter, path)]
         if headed or set(header) & set(columns):
             names, lines = header_names(header, (), path), lines[1:]
         else:
@@ -81,8 +81,8 @@ def read_matrix(path: Path | str) -> pd.DataFrame:
     lines = _lines(content, delimiter)
     if len(lines) < 2:
         raise InputError("the table is empty", where=path)
-    header = [clean(cell) for cell in _cells(lines[0][1], delimiter)]
-    if {len(_cells(line, delimiter)) for _, line in lines[1:3]} == {len(header) + 1} and header[-1]:
+    header = [clean(cell) for cell in split_line(lines[0][1], delimiter, path)]
+    if {len(split_line(line, delimiter, path)) for _, line in lines[1:3]} == {len(header) + 1} and header[-1]:
         header = ["", *header]
     frame = _parsed(
         lines[1:], delimiter, header_names([header[0] or "name", *header[1:]], (), path), path, [0]
@@ -101,10 +101,6 @@ def _lines(text: str, delimiter: str) -> list[tuple[int, str]]:
     return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip(empty)]
 
 
-def _cells(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-
-
 def _parsed(
     lines: list[tuple[int, str]], delimiter: str, names: list[str], path: Path, text: list[int]
 ) -> pd.DataFrame:
@@ -115,7 +111,7 @@ def _parsed(
     for place, (number, line) in enumerate(lines):
         if line.count(delimiter) + 1 == width and '"' not in line:
             continue
-        found = _cells(line, delimiter)  # pandas would fill or cut without a word
+        found = split_line(line, delimiter, path)  # pandas would fill or cut without a word
         if len(found) < width or last_filled([cell.strip() for cell in found]) > width:
             raise InputError(
                 f"the row has {len(found)} cells where there are {width} columns",

@@ -199,5 +199,13 @@ def opened(path: Path) -> tuple[str, str]:
     if stated:
         return "\n" + text[stated.end() :], stated[1]
     first = next((line for line in text.split("\n") if line.strip()), "")
-    counts = {d: len(next(csv.reader([first], delimiter=d), [])) for d in _DELIMITERS}
+    counts = {d: len(split_line(first, d, path)) for d in _DELIMITERS}
     return text, max(_DELIMITERS, key=lambda d: counts[d])
+
+
+def split_line(line: str, delimiter: str, path: Path) -> list[str]:
+    """The cells of one line; :class:`InputError` for a cell that is longer than any table holds (131,072)."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error as error:
+        raise InputError(f"this is not a table ({error})", where=path) from None
