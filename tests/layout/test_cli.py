@@ -80,6 +80,31 @@ def test_the_options_of_the_published_code(tmp_path, capsys, shared):
     assert (values["data"]["class_train_samples"], values["data"]["crop"]) == (6, 512)
 
 
+def test_a_published_checkpoint_synthesises(tmp_path, capsys, tissue, shared):
+    checkpoint = shared / "fixtures" / "stedm_unet" / "checkpoint.ckpt"
+    code, out, err = run(
+        capsys, "layout", "synthesize", tissue, "--annotated", "P1", "--classes", "tumour", "--model", checkpoint,
+        "--count", 3, "--style_images", 3, "--out", tmp_path / "syn", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0 and "3 images in the styles of 3 patients" in out, err
+    from PIL import Image
+
+    assert Image.open(tmp_path / "syn" / "images" / "syn_00001.png").size == (32, 32)
+    code, out, err = run(
+        capsys,
+        "layout",
+        "synthesize",
+        tissue,
+        "--model",
+        checkpoint,
+        "--out",
+        tmp_path / "all",
+        "--device",
+        "cpu",
+    )
+    assert code == 2 and "has 3 classes, the model 2" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -71,7 +71,7 @@ def test_full_size_checkpoints_by_name_and_shape(shared, name):
 
 def test_what_the_file_says_of_itself_is_read(checkpoint):
     assert checkpoint.network.config.heads == 4  # the published settings in the file, not the default
-    assert (checkpoint.facts["sampling"], checkpoint.facts["data"]) == ("mp", "her2")
+    assert (checkpoint.facts["sampling"], checkpoint.facts["data_set"]) == ("mp", "her2")
     assert checkpoint.facts["left_out"] == []
 
 

@@ -73,7 +73,8 @@ def load_stedm(path: Path | str, weights: str = "model", heads: int | None = Non
         "copies": copies,
         "left_out": left_out(state),
         "sampling": _of(settings, "style_sampling", "name"),
-        "data": _of(settings, "data", "name"),
+        "data_set": _of(settings, "data", "name"),
+        "patch": _of(settings, "data", "patch_size"),
     }
     return StedmCheckpoint(network, first_stage_from(state, path), schedule, facts)
 

@@ -115,6 +115,7 @@ def synthesize(
     annotated: AnnotatedPatients = None,
     test: Test = None,
     patient: Patient = None,
+    classes: Classes = None,
     layouts: Annotated[
         list[Path] | None,
         Parameter(
@@ -159,8 +160,9 @@ def synthesize(
 
     resolved = load_config(SynthesisConfig, config, settings, count=count, pairing=pairing, seed=seed)
     diffusion = LayoutDiffusion.from_pretrained(model, device=device)
-    data = data_of(diffusion, annotated, test, patient)
+    data = data_of(diffusion, annotated, test, patient, classes)
     found = read(inputs, data, unannotated)
+    diffusion.check_classes(found.classes.names)
     given = read(layouts, data.replace(annotated=(), test=())).annotated if layouts else found.annotated
     result = make(
         diffusion,

@@ -83,14 +83,18 @@ def read(inputs: list[Path], data: DataConfig, unannotated: list[Path] | None = 
 
 
 def data_of(
-    model: Any, annotated: list[str] | None, test: list[str] | None, patient: str | None
+    model: Any,
+    annotated: list[str] | None,
+    test: list[str] | None,
+    patient: str | None,
+    classes: list[str] | None,
 ) -> DataConfig:
     """How a model reads its sources: as it was trained, but for what is given."""
     from morphogen.layout.config import DataConfig
 
     kept = model.facts.get("data") or {}
     data = DataConfig(**kept) if kept else DataConfig(crop=model.crop, mpp=model.mpp)
-    given: dict[str, Any] = {"annotated": annotated, "test": test}
+    given: dict[str, Any] = {"annotated": annotated, "test": test, "classes": classes}
     changes: dict[str, Any] = {key: tuple(value) for key, value in given.items() if value is not None}
     if patient is not None:
         changes["patient"] = patient

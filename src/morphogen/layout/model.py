@@ -113,7 +113,7 @@ class LayoutDiffusion(Pretrained):
         """Load a model folder of this room (or hub id), or a checkpoint written by STEDM's code (``.ckpt``).
 
         options, of a checkpoint: ``weights="ema"`` takes the averaged U-Net; ``heads`` of the middle attention where
-        the file does not say; ``crop`` and ``mpp`` it was trained at; ``classes``, two names.
+        the file does not say; ``crop`` and ``mpp`` it was trained at, where that does not; ``classes``, two names.
         """
         if Path(folder).is_file():
             return cls.published(folder, **options).to(device)
@@ -126,7 +126,7 @@ class LayoutDiffusion(Pretrained):
         *,
         weights: str = "model",
         heads: int | None = None,
-        crop: int = 512,
+        crop: int | None = None,
         mpp: float | None = None,
         classes: Sequence[str] = ("background", "foreground"),
     ) -> Self:
@@ -141,7 +141,7 @@ class LayoutDiffusion(Pretrained):
             prediction="epsilon",
             beta_start=found.schedule.beta_start,
             beta_end=found.schedule.beta_end,
-            crop=crop,
+            crop=crop or found.facts.get("patch") or 512,
             mpp=mpp,
             sampling=samplings.get(str(found.facts.get("sampling")), "nearby"),  # type: ignore[arg-type]
             style_images=found.network.config.style.images,
@@ -190,6 +190,15 @@ class LayoutDiffusion(Pretrained):
             planes = torch.cat([planes, borders(labels)], dim=1)
         planes = planes.to(self.device)
         return planes if told is None else planes * told.to(self.device)[:, None, None, None]
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """:class:`InputError` when data of these classes cannot be layouts of this model."""
+        if len(names) != len(self.config.classes):
+            raise InputError(
+                f"the data has {len(names)} classes, the model {len(self.config.classes)} "
+                f"({', '.join(self.config.classes)})",
+                fix="Name those to keep with --classes",
+            )
 
     def styles(self, images: Tensor) -> Tensor:
         """Style images (B,n,H,W,3) uint8 → style vectors (B,W)."""
