@@ -10,8 +10,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from morphogen.core.errors import ConfigError
+from morphogen.core.errors import ConfigError, InputError, SlideError
 from morphogen.layout.segmenter.apply import geojson, labelled, segment_images, segment_slide
+from morphogen.layout.segmenter.batch import segment_sources
 from morphogen.layout.segmenter.model import Segmenter, segmentation_loss
 from morphogen.layout.segmenter.train import sweep, train_segmenter
 from morphogen.layout.sources.slides import drawn, read_polygons
@@ -116,6 +117,24 @@ def test_a_slide_becomes_a_mask_pyramid_and_polygons(segmenter, slide_file, tmp_
     assert sum(result.shares.values()) == pytest.approx(1)
     kinds = {f["properties"]["objectType"] for f in json.loads(result.polygons.read_text())["features"]}
     assert kinds == {"annotation"}
+
+
+def test_a_bad_slide_among_several_is_told_and_the_rest_goes_on(segmenter, slide_file, tmp_path):
+    import shutil
+
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copy(slide_file, folder / "good.tif")
+    (folder / "bad.tif").write_bytes(b"II*\x00" + bytes(40))
+    Image.fromarray(painted(1, 0)[0]).save(tmp_path / "p1.png")
+    windows = WindowConfig(window=64, overlap=16)
+    result = segment_sources(segmenter, [folder, tmp_path / "p1.png"], tmp_path / "out", windows=windows)
+    assert list(result.slides) == ["good.tif"] and list(result.failed) == ["bad.tif"]
+    assert result.images[0].done == ("p1",) and "bad.tif" in "\n".join(result.lines())
+    with pytest.raises(SlideError):
+        segment_sources(segmenter, [folder / "bad.tif"], tmp_path / "one")
+    with pytest.raises(InputError, match="no such file"):
+        segment_sources(segmenter, [tmp_path / "nothing"], tmp_path / "none")
 
 
 def test_a_killed_slide_goes_on_to_the_same_bytes(segmenter, slide_file, tmp_path, monkeypatch):

@@ -267,31 +267,15 @@ def segment(
     settings: Settings = (),
 ) -> int:
     """Label images and whole slides: label maps as PNG; of slides a mask pyramid (OME-TIFF) and polygons for QuPath."""
-    from morphogen.layout.data import SLIDE_SUFFIXES
-    from morphogen.layout.segmenter.apply import segment_images, segment_slide
+    from morphogen.layout.segmenter.batch import segment_sources
     from morphogen.layout.segmenter.model import Segmenter
-    from morphogen.slides import open_slide
     from morphogen.tasks import WindowConfig
 
     network = Segmenter.from_pretrained(model, device=device)
     windows = load_config(WindowConfig, config, settings)
-    failed: dict[str, str] = {}
-    files = [path for path in inputs if path.is_file()]
-    for path in [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]:
-        with open_slide(path, mpp=mpp) as slide:
-            result = segment_slide(network, slide, out, windows=windows)
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in result.shares.items())
-        say(f"{path.name}: {shares}", f"Mask: {result.mask}", f"{result.count} polygons: {result.polygons}")
-    flat = [path for path in files if path.suffix.lower() not in SLIDE_SUFFIXES]
-    jobs: list[Any] = [*([flat] if flat else []), *(path for path in inputs if not path.is_file())]
-    for number, job in enumerate(jobs):
-        target = out if len(jobs) == 1 else out / (job.name if isinstance(job, Path) else f"images{number}")
-        found = segment_images(network, job, target, windows=windows, mpp=mpp)
-        failed |= found.failed
-        say(f"{len(found.done)} label maps: {found.folder / 'masks'}")
-    for name, problem in failed.items():
-        say(f"Left out: {name}: {problem}")
-    return 3 if failed else 0
+    result = segment_sources(network, inputs, out, windows=windows, mpp=mpp)
+    say(*result.lines())
+    return 3 if result.failed else 0
 
 
 @app.command
