@@ -31,7 +31,7 @@ SMALLER = {
     "tissue prior": "--steps 2 --width 16 --depth 1",
     "layout train": "--size tiny --steps 2 --training.batch_size 4",
     "layout segmenter": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
-    "layout evaluate": "--steps 2 --training.batch_size 4 --network.widths [8,16]",
+    "layout evaluate": "--steps 2 --pairs 2 --training.batch_size 4 --network.widths [8,16]",
     "layout synthesize": "--count 3",
     "expression train": "--genes 12 --training.steps 3 --training.batch_size 16",
     "expression predict": "--samples 2 --steps 2",

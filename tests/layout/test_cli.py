@@ -44,7 +44,7 @@ def test_from_images_to_a_report(tmp_path, capsys, tissue):
     assert code == 0 and "4 images in the styles of 1 patients" in out, err
     code, out, err = run(
         capsys, "layout", "evaluate", tissue, *split, "--synthetic", tmp_path / "syn", "--model", model, "--steps", 2,
-        *NET, "--out", tmp_path / "report", "--device", "cpu", "--json",
+        *NET, "--out", tmp_path / "report", "--device", "cpu", "--json", "--pairs", 3,
     )  # fmt: skip
     assert code == 0, err
     values = json.loads(out)

@@ -301,6 +301,9 @@ def evaluate(
             name="--model", help="The model that made them: adds style match, agreement, memorisation."
         ),
     ] = None,
+    pairs: Annotated[
+        int, Parameter(name="--pairs", help="Pairs of images of the style match, with --model.")
+    ] = 200,
     instances: Annotated[
         bool,
         Parameter(name="--instances", negative=(), help="Score objects, too (PQ after a watershed): nuclei."),
@@ -342,7 +345,14 @@ def evaluate(
         diffusion = LayoutDiffusion.from_pretrained(model, device=device)
         real = Segmenter.from_pretrained(result.folder / "segmenters" / "real-only" / "model", device=device)
         figures = evaluate_synthetic(
-            diffusion, made, found.annotated, found.unannotated, found.test, out / "synthetic", segmenter=real
+            diffusion,
+            made,
+            found.annotated,
+            found.unannotated,
+            found.test,
+            out / "synthetic",
+            segmenter=real,
+            pairs=pairs,
         ).figures
     if as_json:
         print_json(

@@ -38,6 +38,12 @@ def build_model(
 
     Size paper has a VQ first stage, which is not trained here: it needs ``start``.
     """
+    if config.size == "paper" and config.start is None:
+        raise ConfigError(
+            "size 'paper' starts from weights: its first stage is not trained here",
+            where="start",
+            fix="Give the CompVis landscape checkpoint, or take size base or small",
+        )
     data = config.data
     made: dict[str, Any] = {"crop": data.crop, "mpp": data.mpp, "sampling": data.sampling}
     made["style_images"] = data.style_images
@@ -59,12 +65,7 @@ def build_model(
     stage: FirstStage
     report: dict[str, Any] = {}
     if config.size == "paper":
-        if config.start is None:
-            raise ConfigError(
-                "size 'paper' starts from weights: its first stage is not trained here",
-                where="start",
-                fix="Give the CompVis landscape checkpoint, or take size base or small",
-            )
+        assert config.start is not None
         from morphogen.checkpoints.compvis import first_stage_from
         from morphogen.checkpoints.stedm import load_landscape
         from morphogen.core.weights.reading import read_weights

@@ -126,7 +126,6 @@ def instances_of(foreground: ArrayLike, least: int = 10, apart: float = 3.0) -> 
     from scipy.ndimage import gaussian_filter, label
     from skimage.feature import peak_local_max
     from skimage.measure import label as connected
-    from skimage.morphology import remove_small_objects
     from skimage.segmentation import watershed
 
     mask = np.asarray(foreground) > 0
@@ -138,9 +137,7 @@ def instances_of(foreground: ArrayLike, least: int = 10, apart: float = 3.0) -> 
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     found = watershed(-distance, seeds, mask=mask)
     found = np.where(found == 0, np.where(mask, connected(mask) + found.max(), 0), found)
-    kept = remove_small_objects(found, max_size=least - 1) if least > 1 else found
-    return (
-        np.unique(kept, return_inverse=True)[1].reshape(mask.shape).astype(np.int64)
-        if kept.any()
-        else (np.zeros(mask.shape, np.int64))
-    )
+    large = np.bincount(found.ravel()) >= least
+    kept = np.where(large[found], found, 0)
+    named = np.unique(np.append(kept, 0))  # background is 0 also where there is none
+    return np.searchsorted(named, kept).astype(np.int64)
