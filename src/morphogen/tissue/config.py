@@ -251,7 +251,9 @@ class TrainConfig(Config):
         data = DataConfig(
             tile_px=128 if size == "small" else 32, tile_mpp=1.0, stride=64 if size == "small" else None
         )
-        return cls(data=data, model=ModelConfig.of(size), training=training)
+        # With the usual bound of 5 a network of this size leaves out the fine structure.
+        objective = ObjectiveConfig(x0_weight=40.0 if size == "small" else 5.0)
+        return cls(data=data, model=ModelConfig.of(size), objective=objective, training=training)
 
 
 class CanvasConfig(Config):
@@ -304,7 +306,7 @@ class CanvasConfig(Config):
 
 _BLENDS: dict[str, dict[str, Any]] = {
     "reference-canvas": {"blend": "uniform", "overlapped_steps": 0},
-    "fast": {"overlapped_steps": 1},
+    "fast": {"overlapped_steps": 2},
 }
 
 

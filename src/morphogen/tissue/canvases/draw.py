@@ -268,7 +268,9 @@ def draw_canvas(
     grid.save(out / "grid.npz")
     latents = _latents(model, grid, plan, scratch, job.mark, precision)
     borders = plan.borders(model.first_stage.factor)
-    meter = SeamMeter(plan.width, plan.height, *borders) if any(borders) else None
+    # Blocks of pixels have steps of their own at every one of their borders, windows or not.
+    period = model.first_stage.factor
+    meter = SeamMeter(plan.width, plan.height, *borders, period=period) if any(borders) else None
     bands = _bands(model, latents, plan, grid, meter)
     write_pyramid(
         image,
