@@ -13,8 +13,8 @@ from morphogen.diffusion.sampler import SamplerConfig
 class TissueSampler(SamplerConfig):
     """How patches and canvases are made.
 
-    ``standard``: 16 steps of DPM-Solver++ on a log-SNR grid, guided at 2 while the picture forms. ``fast``: 6 even steps,
-    guided in a few. ``reference``: PLMS as published for patches (51 evaluations, all guided at 2).
+    ``standard``: 16 steps of DPM-Solver++ on a log-SNR grid, guided at 2 while the picture forms. ``fast``: 6 even
+    steps, guided in a few. ``reference``: PLMS as published for patches (51 evaluations, all guided at 2).
     ``reference-canvas``: 50 steps of the published canvas code, guided at 4.
     """
 
