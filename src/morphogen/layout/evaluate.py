@@ -52,9 +52,9 @@ def compare(
 ) -> Comparison:
     """Train one segmenter per arm, with the same steps, and score them on the test patients.
 
-    The arms are always the same, each with one thing beside the real images: real + synthetic; real only; with stain augmentation; with recolouring; with
-    pseudo-labels; synthetic only; and all labels, where ``everything`` holds the labelled sheets of the patients that
-    count as unannotated. A killed run goes on.
+    The arms are always the same, each with one thing beside the real images: real + synthetic; real only; with stain
+    augmentation; with recolouring; with pseudo-labels; synthetic only; and all labels, where ``everything`` holds the
+    labelled sheets of the patients that count as unannotated. A killed run goes on.
     """
     if not found.test:
         raise InputError("no patient is left to test on", where="split", fix="Name test patients with --test")
