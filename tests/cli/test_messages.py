@@ -17,6 +17,7 @@ from morphogen.core.config import describe
 SOURCE = Path(morphogen.__file__).parent
 ROOT = SOURCE.parents[1]
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z][\w.-]*[\w])")
+QUOTED = re.compile(r"(?<=['`])morphogen ([a-z]+)[^'`\n]*")
 COMMAND = re.compile(r"\bmorphogen ([a-z]+)(?: ([a-z][a-z-]*))?")
 THERE = [room for room in ROOMS if (SOURCE / "cli" / f"{room}.py").is_file()]
 EVERYWHERE = {"help", "version", "debug", "set", "show-settings", "section.key", "key", "a.b"}
@@ -82,7 +83,12 @@ def known(option: str, room: str | None) -> bool:
 
 def wrong(text: str, room: str | None) -> list[str]:
     """What ``text`` names that is not there."""
-    lost = [f"--{option}" for option in OPTION.findall(text) if not known(option, room)]
+    lost = []
+    rest = text
+    for quoted in QUOTED.finditer(text):  # a command of another room has that room's options
+        rest = rest.replace(quoted[0], " ")
+        lost += [f"--{option}" for option in OPTION.findall(quoted[0]) if not known(option, quoted[1])]
+    lost += [f"--{option}" for option in OPTION.findall(rest) if not known(option, room)]
     for first, second in COMMAND.findall(text):
         if first not in THERE:
             continue  # prose: "morphogen is"

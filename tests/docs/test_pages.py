@@ -199,7 +199,7 @@ def test_every_example_is_run():
     named = {script.__name__.removesuffix("_example") for script, _ in EXAMPLES.values()}
     assert named <= set(PAGES)
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert scripts == {"stain_slide.py", "gene_map.py", "segment_slide.py"}
+    assert scripts == {"stain_slide.py", "gene_map.py", "segment_slide.py", "tissue_twin.py"}
 
 
 def test_a_wrong_option_does_not_parse():

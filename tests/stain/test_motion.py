@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -199,7 +198,12 @@ def test_whole_slides_are_registered_at_their_own_resolution(tmp_path, monkeypat
     with pytest.raises(InputError, match="rigid or affine"):
         register_table(tmp_path / "slides.csv", tmp_path / "shifted.csv", "shift")
     # Killed at its last pair, it goes on there.
-    shutil.copy(tmp_path / "he.ome.tif", tmp_path / "second.ome.tif")
+    other = images["he"].copy()
+    other[0, 0] = 0  # a copy of a slide would be known by its contents
+    with PyramidWriter(
+        tmp_path / "second.ome.tif", *other.shape[1::-1], mpp=240 / len(other), tile=64, codec="deflate"
+    ) as writer:
+        writer.write(other, 0)
     with open(tmp_path / "slides.csv", "a") as file:
         file.write("second.ome.tif,ihc.ome.tif,ER\n")
     looked: list[str] = []

@@ -156,15 +156,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 def missing_weights(spec: EncoderSpec, reason: str) -> WeightsError:
     """The error for weights that are not on this machine, with both ways to get them."""
     page = f"https://huggingface.co/{spec.repository}"
-    download = f"download them (hf download {spec.repository} --local-dir FOLDER) and pass --weights FOLDER"
+    download = "pass --weights FOLDER with a download"
     if spec.gated:
         return WeightsError(
             f"its weights are gated and not on this machine ({reason})",
             where=f"encoder '{spec.name}'",
-            fix=f"Ask for access at {page}, then set HF_TOKEN, or {download}; 'texture' needs no weights",
+            fix=f"Ask for access at {page}, then set HF_TOKEN, or {download}",
         )
     return WeightsError(
         f"its weights are not on this machine and could not be downloaded ({reason})",
         where=f"encoder '{spec.name}'",
-        fix=f"Connect to the network, or {download}; 'texture' needs no weights",
+        fix=f"Connect to the network, or {download} of {page}; 'texture' needs none",
     )
