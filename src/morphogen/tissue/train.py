@@ -190,6 +190,7 @@ def train_model(
         "source": table.facts,
         "store": table.identity(),
         "objective": config.objective.to_dict(),
+        "size": config.model.size,
         "steps": config.training.steps,
         "seed": config.training.seed,
     }

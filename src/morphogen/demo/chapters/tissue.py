@@ -43,7 +43,7 @@ def run(work: Workspace, report: Report) -> None:
     from morphogen.tissue import CanvasConfig, draw_canvas, evaluate_twin, grid_of_region
 
     path = real_slide(work)
-    steps = work.size(300, 2)
+    steps = work.size(200, 2)
     model = train_tissue(path, work.place("tissue", "x").parent, steps, work.size(32, 128), work.device)
     with open_slide(path) as slide:
         side = PX / slide.require_mpp()

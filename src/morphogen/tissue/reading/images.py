@@ -23,7 +23,7 @@ from morphogen.slides.images import open_flat, sniff
 from morphogen.slides.store import read_table, table_names
 from morphogen.slides.tiles import read_tiles as store_tiles
 from morphogen.tissue.config import DataConfig
-from morphogen.tissue.data import TileTable
+from morphogen.tissue.reading.table import TileTable
 
 log = logging.getLogger("morphogen.tissue")
 

@@ -20,8 +20,8 @@ from morphogen.core.errors import InputError, SlideError
 from morphogen.slides.exchange.tileset import dataset, opened
 from morphogen.slides.images import image_size, read_image
 from morphogen.tissue.config import DataConfig
-from morphogen.tissue.data import TileTable
 from morphogen.tissue.reading.images import codecs, group_of
+from morphogen.tissue.reading.table import TileTable
 
 log = logging.getLogger("morphogen.tissue")
 

@@ -11,8 +11,8 @@ from morphogen.core.errors import InputError, nearest
 from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.slides.images import read_image
 from morphogen.tissue.config import DataConfig
-from morphogen.tissue.data import TileTable
 from morphogen.tissue.reading.images import codecs, group_of, joined
+from morphogen.tissue.reading.table import TileTable
 
 _COLUMNS = ("path", "image", "file")
 
