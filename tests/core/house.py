@@ -29,7 +29,7 @@ FLOORS = [
     ["cli"],
 ]
 TASK_ROOMS = ("expression", "stain", "tissue", "layout")
-BUILDING = ("layout",)  # task rooms that are not whole yet
+BUILDING: tuple[str, ...] = ()  # task rooms that are not whole yet
 FURNITURE = ("config", "data", "model", "train", "predict", "evaluate")
 
 

@@ -156,3 +156,22 @@ def test_nothing_to_take_layouts_or_styles_from(found, data):
 
 def test_a_folder_without_its_manifest_is_not_complete(tmp_path, made):
     assert Manifest.read(made.folder)["kind"] == "synthetic images"
+
+
+def test_a_model_trained_without_styles_gets_none(tmp_path, trained, found, data, monkeypatch):
+    """Black style images and no guidance, as in its training; the manifest names no source."""
+    model = trained.model
+    monkeypatch.setattr(model, "config", model.config.replace(sampling="none", style_images=1))
+    seen = []
+    original = type(model).__call__
+
+    def watched(self, labels, styles, sampler, **options):
+        seen.append((float(styles.float().abs().max()), styles.shape[1], sampler.guidance_scale))
+        return original(self, labels, styles, sampler, **options)
+
+    monkeypatch.setattr(type(model), "__call__", watched)
+    made = synthesize(
+        model, found.annotated, found.unannotated, CONFIG.replace(count=2), tmp_path / "set", data=data
+    )
+    assert seen == [(0.0, 1, 1.0)]
+    assert {row["style_sources"] for row in rows(made.folder)} == {""}

@@ -74,6 +74,9 @@ def synthesize(
     out = writable_folder(out)
     data = (data or DataConfig()).replace(crop=model.crop)
     chosen = LayoutSampler.of(sampler)
+    if model.config.sampling == "none":  # it was trained on black style images: there is nothing to guide by
+        data = data.replace(sampling="none", style_images=1)
+        chosen = chosen.replace(guidance_scale=1.0)
     count = model.config.network.classes
     if segmenter is not None and segmenter.planes != count:
         raise ConfigError(

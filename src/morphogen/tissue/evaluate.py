@@ -132,6 +132,7 @@ def evaluate_model(
         scores[name] = figures
     facts = {
         "model": model.identity,
+        "size": model.config.size,
         "config": config.to_dict(),
         "tiles": len(chosen),
         "groups": sorted(set(chosen.groups)),

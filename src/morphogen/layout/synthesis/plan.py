@@ -103,6 +103,8 @@ class Plan:
         return self.patients[order[at]]
 
     def _style(self, patient: str, random: np.random.Generator) -> tuple[tuple[str, ...], np.ndarray]:
+        if self.data.sampling == "none":
+            return (), np.zeros((1, self.data.crop, self.data.crop, 3), np.uint8)
         cells = self.styles.chosen(patient, random)
         group, side = self.styles.groups[patient], self.data.crop
         images = np.stack([group[number].image(int(row), int(column), side) for number, row, column in cells])
