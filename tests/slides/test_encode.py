@@ -161,6 +161,19 @@ def test_an_interrupted_slide_goes_on_to_the_same_bytes(synthetic, tmp_path, sma
     assert [p.name for p in (tmp_path / "cut").iterdir()] == ["synthetic.zarr"]
 
 
+def test_new_tiles_replace_old_ones_only_with_their_features(synthetic, tmp_path, small_chunks):
+    config, slide = EncodeConfig(batch_size=16), open_slide(synthetic, out=tmp_path)
+    encode_slide(slide, tiny(), config, TileConfig(tile_px=32, tile_mpp=2.0))
+    before, old = read_table(slide, KEY).X.copy(), len(read_tiles(slide))
+    wanted = TileConfig(tile_px=32, tile_mpp=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        encode_slide(slide, tiny(stop_after=80), config, wanted, overwrite=True)
+    again = open_slide(synthetic, out=tmp_path)
+    assert np.array_equal(read_table(again, KEY).X, before) and len(read_tiles(again)) == old
+    done = encode_slide(again, tiny(), config, wanted, overwrite=True)
+    assert done.tiles > old and len(read_tiles(again)) == len(read_table(again, KEY)) == done.tiles
+
+
 def test_damaged_parts_are_made_again(synthetic, tmp_path, small_chunks):
     config, tiles = EncodeConfig(batch_size=16), TileConfig(tile_px=32, tile_mpp=1.0, overlap=16)
     slide = open_slide(synthetic, out=tmp_path)

@@ -32,7 +32,7 @@ from morphogen.slides.store import (
     table_note,
     write_store,
 )
-from morphogen.slides.tiles import Tiles, read_tiles, tile_slide
+from morphogen.slides.tiles import Tiles, plan_tiles, read_tiles
 
 if TYPE_CHECKING:
     from morphogen.slides.encoders.registry import Encoder
@@ -105,12 +105,17 @@ def encode_slide(
     config = config or EncodeConfig()
     began, clock = time.perf_counter(), _Clock()
     with clock("tile"):
+        waiting: dict[str, Any] | None = None  # new tiles that replace old ones when their features are there
         known = TILES in read_attrs(slide.store).get("tile_spec", {})
         if tiles is None and known:
             laid = read_tiles(slide)  # overwriting features alone does not touch the tiles
         else:
             plan = tiles or TileConfig(tile_px=encoder.spec.input_px, tile_mpp=encoder.spec.mpp)
-            laid, _ = tile_slide(slide, plan, overwrite=overwrite)
+            planned = plan_tiles(slide, plan, overwrite=overwrite)
+            laid, waiting = planned.tiles, planned.write
+            if waiting and (not len(laid) or not table_names(slide.store)):  # no features would be lost
+                write_store(slide, **waiting)
+                waiting = None
     result = Outcome(str(slide.path), "done", tiles=len(laid), store=str(slide.store))
     if not len(laid):
         result.status, result.message = "blank", NO_TISSUE
@@ -138,7 +143,7 @@ def encode_slide(
             "made_of": json.dumps(job.facts),
         }
         table = feature_table(laid, features, job.mark, notes, encoder.names)
-        write_store(slide, tables={key: table})
+        write_store(slide, tables={key: table}, **(waiting or {}))
         shutil.rmtree(parts, ignore_errors=True)
     result.width, result.stages = int(features.shape[1]), clock.seconds
     result.seconds = time.perf_counter() - began

@@ -78,13 +78,32 @@ def tile_slide(
     OutputError
         When tiles with other settings are there, or the store cannot be written.
     """
+    planned = plan_tiles(slide, config, overwrite=overwrite)
+    if planned.write is None:
+        return planned.tiles, False
+    write_store(slide, **planned.write)
+    return planned.tiles, True
+
+
+@dataclass(frozen=True)
+class PlannedTiles:
+    """Tiles, and what :func:`~morphogen.slides.store.write_store` is to be told of them; ``None`` where they are
+    there."""
+
+    tiles: Tiles
+    write: dict[str, Any] | None
+
+
+def plan_tiles(slide: Slide, config: TileConfig | None = None, *, overwrite: bool = False) -> PlannedTiles:
+    """The tiles of :func:`tile_slide`, which see, before anything is written: old ones and their features stay until
+    there is something to put in their place."""
     config = config or TileConfig()
     slide.require_mpp()
     settings = _settings(slide, config)
     notes = dict(read_attrs(slide.store).get(NOTES, {}))
     before = notes.get(TILES)
     if before == settings and not overwrite:
-        return read_tiles(slide), False
+        return PlannedTiles(read_tiles(slide), None)
     if TILES in shape_names(slide.store) and not overwrite:
         changed = [key for key, value in settings.items() if before and before.get(key) != value]
         raise OutputError(
@@ -101,8 +120,8 @@ def tile_slide(
         shapes[TILES] = frame
     specs = {**read_attrs(slide.store).get("tile_spec", {}), TILES: spec}
     notes[TILES] = settings
-    write_store(slide, shapes=shapes, attrs={"tile_spec": specs, NOTES: notes}, drop=stale)
-    return _tiles(frame, spec), True
+    write = {"shapes": shapes, "attrs": {"tile_spec": specs, NOTES: notes}, "drop": stale}
+    return PlannedTiles(_tiles(frame, spec), write)
 
 
 def read_tiles(slide: Slide, key: str = TILES) -> Tiles:
