@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 
 from morphogen.core import files
 from morphogen.core.errors import InputError, OutputError
-from morphogen.core.files import Manifest, atomic_path, content_hash, read_json, write_json, write_text
+from morphogen.core.files import (
+    Manifest,
+    atomic_path,
+    content_hash,
+    read_json,
+    writable_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path):
@@ -114,3 +122,11 @@ def test_a_folder_is_complete_when_its_manifest_is_there(tmp_path):
     assert found["kind"] == "test" and found["items"] == 3 and found["versions"]["morphogen"]
     (tmp_path / Manifest.NAME).write_text('{"kind": "te')
     assert Manifest.read(tmp_path) is None
+
+
+def test_trying_a_folder_follows_no_link(tmp_path):
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / f".write-test.{os.getpid()}").symlink_to(elsewhere)
+    assert writable_folder(folder) == folder
+    assert not elsewhere.exists() and list(folder.iterdir()) == []

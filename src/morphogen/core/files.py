@@ -164,7 +164,8 @@ def writable_folder(path: Path | str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test.{os.getpid()}"
-        probe.touch()
+        probe.unlink(missing_ok=True)
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # never through a planted link
         probe.unlink()
     except FileExistsError:
         raise OutputError("a file of this name is in the way of the folder", where=folder) from None
