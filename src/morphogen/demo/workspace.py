@@ -54,9 +54,12 @@ class Chapter(Protocol):
         ...
 
 
-def real_slide(work: Workspace) -> Path:
-    """The CMU-1 region that comes with the package, copied beside the report so that its results lie there too."""
-    target = work.place("data", "cmu-1-small-region.svs")
+def real_slide(work: Workspace, *room: str) -> Path:
+    """The CMU-1 region that comes with the package, copied beside the report so that its results lie there too.
+
+    room: a folder of its own, for a chapter that needs other tiles than those another one keeps beside the slide.
+    """
+    target = work.place("data", *room, "cmu-1-small-region.svs")
     if not target.exists():
         from morphogen.core.files import write_bytes
 

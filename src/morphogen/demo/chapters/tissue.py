@@ -42,7 +42,7 @@ def run(work: Workspace, report: Report) -> None:
     from morphogen.slides.images import read_image
     from morphogen.tissue import CanvasConfig, draw_canvas, evaluate_twin, grid_of_region
 
-    path = real_slide(work)
+    path = real_slide(work, "tissue")
     steps = work.size(200, 2)
     model = train_tissue(path, work.place("tissue", "x").parent, steps, work.size(32, 128), work.device)
     with open_slide(path) as slide:
@@ -85,7 +85,7 @@ def invented(work: Workspace, model: Any) -> Path:
     from morphogen.tissue.train import tiles_for
 
     out = work.place("tissue", "prior", "x").parent
-    table = tiles_for(model, [real_slide(work)], out)
+    table = tiles_for(model, [real_slide(work, "tissue")], out)
     config = PriorConfig(side=4, width=64, depth=3)
     loop = config.training.replace(steps=work.size(400, 2), warmup_steps=0)
     prior = train_prior(table, config.replace(training=loop), out, device=work.device)
