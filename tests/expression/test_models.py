@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
@@ -88,7 +89,7 @@ def test_batches_and_shards_do_not_move_a_number(models, world, recipe):
 
 @pytest.mark.parametrize("recipe", ["spatial", "stem"])
 def test_a_killed_prediction_goes_on(models, world, tmp_path, monkeypatch, recipe):
-    given = {"samples": 20, "steps": 3, "shard_spots": 40, "device": "cpu"}
+    given = {"samples": 20, "steps": 3, "shard_spots": 40, "device": "cpu", "keep_samples": "zarr"}
     whole = models[recipe](world[3], out=tmp_path / "whole.h5ad", **given)
     computed = []
     original = Plan.shard
@@ -103,11 +104,14 @@ def test_a_killed_prediction_goes_on(models, world, tmp_path, monkeypatch, recip
     monkeypatch.setattr(Plan, "shard", counted)
     with pytest.raises(KeyboardInterrupt):
         models[recipe](world[3], out=tmp_path / "cut.h5ad", **given)
-    assert not (tmp_path / "cut.h5ad").exists()
+    assert not (tmp_path / "cut.h5ad").exists() and not (tmp_path / "cut.samples.zarr").exists()
     resumed = models[recipe](world[3], out=tmp_path / "cut.h5ad", **given)
     assert computed == [40, 40, "killed", 40, 24]  # the first two shards are not computed again
     for name in LAYERS:
         np.testing.assert_array_equal(resumed.layers[name], whole.layers[name])
+    drawn = [zarr.open_array(tmp_path / f"{name}.samples.zarr", mode="r")[:] for name in ("whole", "cut")]
+    np.testing.assert_array_equal(*drawn)
+    assert drawn[0].shape[:2] == (len(resumed), 20) and np.isfinite(drawn[0]).all() and drawn[0].any()
     assert not (tmp_path / "cut.h5ad.shards").exists()
 
 

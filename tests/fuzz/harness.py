@@ -41,7 +41,8 @@ def preload() -> None:
         "morphogen.cli.checkpoint", "morphogen.slides.batch", "morphogen.slides.encode", "morphogen.stain.predict",
         "morphogen.stain.train", "morphogen.stain.evaluate", "morphogen.expression.train",
         "morphogen.expression.predict", "morphogen.expression.evaluate", "morphogen.checkpoints.importing",
-        "morphogen.slides.encoders.texture.encoder",
+        "morphogen.slides.encoders.texture.encoder", "morphogen.cli.tissue", "morphogen.cli.layout",
+        "morphogen.tissue.train", "morphogen.tissue.evaluate", "morphogen.layout.evaluate", "morphogen.layout.predict",
     ):  # fmt: skip
         importlib.import_module(name)
 
@@ -60,18 +61,35 @@ def listing(folder: Path, leave: tuple[Path, ...] = ()) -> dict[str, tuple[int, 
 
 def run(arguments: list[str], folder: Path, out: Path) -> Outcome:
     """Run ``morphogen ARGUMENTS`` in ``folder``; everything it writes must lie below ``out``."""
+    return _run(arguments, folder, out, 1)[0]
+
+
+def run_both(arguments: list[str], folder: Path, out: Path) -> list[Outcome]:
+    """The same command twice at once."""
+    return _run(arguments, folder, out, 2)
+
+
+def _run(arguments: list[str], folder: Path, out: Path, times: int) -> list[Outcome]:
     before = listing(folder, (out,))
-    logs = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
     started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _child(arguments, folder, *logs)
-    status, stopped = _watch(child, started)
-    texts = [path.read_text(encoding="utf-8", errors="surrogateescape") for path in logs]
+    children = []
+    for number in range(times):
+        logs = [folder.parent / f"{folder.name}.{number}.{kind}" for kind in ("out", "err")]
+        child = os.fork()
+        if child == 0:
+            _child(arguments, folder, *logs)
+        children.append((child, logs))
+    outcomes = []
+    for child, logs in children:
+        status, stopped = _watch(child, started)
+        texts = [path.read_text(encoding="utf-8", errors="surrogateescape") for path in logs]
+        outcomes.append(Outcome(status, *texts, time.monotonic() - started, stopped))
     after = listing(folder, (out,))
     strays = sorted(path for path in after if before.get(path) != after[path])
     strays += [f"{path} is gone" for path in before if path not in after]
-    return Outcome(status, *texts, time.monotonic() - started, stopped, strays)
+    for outcome in outcomes:
+        outcome.strays = strays
+    return outcomes
 
 
 def apart(work: Callable[[], object]) -> None:

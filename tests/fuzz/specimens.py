@@ -155,3 +155,68 @@ def all_specimens(root: Path) -> Path:
     stain_model(root / "stain")
     gene_model(root / "sections" / "prepared", root / "genes")
     return root
+
+
+# -- what verbs start from that others have written --------------------------------------------------------------------
+
+TINY_LAYOUT = (
+    "--annotated P1 P2 --test P3 --crop 32 --steps 1 --training.batch_size 4 --training.save_every 1 "
+    "--device cpu"
+)
+TINY_STAIN = (
+    "--model.widths [8,16] --model.groups 4 --model.heads 2 --model.attention [1] --model.encoder none --crop 32 "
+    "--steps 2 --training.batch_size 2 --mpp 0.5 --device cpu"
+)
+
+
+def labelled(root: Path) -> None:
+    """``labelled/``: two images of each of three patients, with masks of three classes."""
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    rows = ["name,patient"]
+    for number in range(6):
+        image = picture(number)
+        labels = np.where(image[..., 0] < 150, 2, np.where(image[..., 1] > 170, 0, 1)).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / f"i{number}.png")
+        Image.fromarray(labels).save(root / "masks" / f"i{number}.png")
+        rows.append(f"i{number},P{number // 2 + 1}")
+    (root / "patients.csv").write_text("\n".join(rows) + "\n")
+    names = {str(k): name for k, name in enumerate(("background", "stroma", "nuclei"))}
+    (root / "labels.json").write_text(json.dumps(names))
+
+
+def samples(path: Path) -> None:
+    """A pickle of two samples, as the published code of ZoomLDM writes them."""
+    import pickle
+
+    rows = [{"feat_20x": np.ones(8, np.float32), "image": picture(k, 32)} for k in range(2)]
+    path.write_bytes(pickle.dumps(rows))
+
+
+def results(root: Path) -> None:
+    """``stores/``, ``clam/``, ``stained/``, ``labelled/`` and models of all rooms, by the commands that make them."""
+    import os
+
+    from morphogen.cli.main import main
+
+    labelled(root / "labelled")
+    samples(root / "samples.pkl")
+    tissue = (
+        "--size tiny --steps 1 --training.batch_size 4 --training.save_every 1 --mpp 1 --tile-mpp 1 --tile 32"
+    )
+    os.chdir(root)
+    for command in (
+        "slide encode slides/ome.ome.tif --out stores --tissue all --tile-px 64 --tile-mpp 0.5",
+        "slide export slides/ome.ome.tif --out stores --format clam --to clam",
+        "stain predict pairs/TrainValAB/trainA --model stain --out stained --steps 1",
+        f"tissue train images --out tissue {tissue} --device cpu",
+        f"layout train labelled --out layout --size tiny {TINY_LAYOUT}",
+        f"layout segmenter labelled --out segmenter --network.widths [8,16] {TINY_LAYOUT}",
+        "layout synthesize labelled --model layout/model --count 4 --out synthetic --device cpu",
+    ):
+        try:
+            main(command.split())
+        except SystemExit as end:
+            assert not end.code, command

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-
-
-def _module(name: str):
-    spec = importlib.util.spec_from_file_location(f"malformed_{name}", HERE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-harness, mutations, specimens = (_module(name) for name in ("harness", "mutations", "specimens"))
+from . import harness, mutations
 
 
 @dataclass(frozen=True)
@@ -165,14 +152,6 @@ KINDS = {
     "torch file": Kind(("checkpoints",), "checkpoints/weights.pt", "bytes", "checkpoint info {target}", 20),
 }
 FOUND: dict[str, Path] = {}
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> Path:
-    harness.preload()
-    root = tmp_path_factory.mktemp("specimens")
-    harness.apart(lambda: specimens.all_specimens(root))
-    return root
 
 
 def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:

@@ -246,6 +246,7 @@ def evaluate(
     store
         Folder of prepared sections, training and test.
     """
+    from morphogen.core.writing.locks import folder_lock
     from morphogen.expression.config import EvaluateConfig
     from morphogen.expression.evaluate import evaluate_models, load_models, read_predictions
     from morphogen.expression.sections.prepare import load_sections
@@ -259,17 +260,19 @@ def evaluate(
         predict__sampler__steps=steps,
         seed=seed,
     )
-    found = evaluate_models(
-        load_models(model, compile=compile),
-        load_sections(store),
-        names(test) or [],
-        chosen,
-        by=by,
-        predictions=read_predictions(prediction or ()),
-        device=device,
-        precision=precision,
-    )
-    found.save(out)
+    models, sections = load_models(model, compile=compile), load_sections(store)
+    with folder_lock(out):  # before hours of work, not after them
+        found = evaluate_models(
+            models,
+            sections,
+            names(test) or [],
+            chosen,
+            by=by,
+            predictions=read_predictions(prediction or ()),
+            device=device,
+            precision=precision,
+        )
+        found.save(out)
     if json:
         print_json({**found.summary(), "out": out})
         return

@@ -7,6 +7,8 @@ the model's transform.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.files import content_hash
+from morphogen.core.files import atomic_path, content_hash
 from morphogen.core.progress import progress
 from morphogen.core.provenance import versions
 from morphogen.core.writing.hdf5 import write_h5ad
@@ -77,12 +79,12 @@ def predict_section(
     shards = Shards(out, key) if out is not None else None
     genes, n = len(model.panel), len(table)
     layers = {name: np.empty((n, genes), dtype=np.float32) for name in plan.layers}
-    keep = None
+    kept: AbstractContextManager[Any] = nullcontext(None)
     if config.keep_samples == "obsm" and config.draws:
-        keep = np.empty((n, config.draws, genes), dtype=np.float16)
+        kept = nullcontext(np.empty((n, config.draws, genes), dtype=np.float16))
     elif config.keep_samples == "zarr" and config.draws:
-        keep = _zarr_samples(out, n, config.draws, genes, key)
-    with progress.bar(n, f"{table.section}: spots") as bar:
+        kept = _zarr_samples(out, n, config.draws, genes, key)
+    with kept as keep, progress.bar(n, f"{table.section}: spots") as bar:
         for number, rows in enumerate(plan.shards()):
             values = shards.read(number) if shards is not None else None
             if values is None:
@@ -150,7 +152,9 @@ def _check_pitch(model: Predictor, section: ad.AnnData) -> None:
 # --- samples that are kept ---------------------------------------------------------------------------------
 
 
-def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) -> Any:
+@contextmanager
+def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) -> Iterator[Any]:
+    """The array of all samples beside the result; it has its name only when all of them are in it."""
     import zarr
 
     if out is None:
@@ -158,15 +162,16 @@ def _zarr_samples(out: Path | str | None, n: int, k: int, genes: int, key: str) 
             "samples in zarr need a result file", where="--keep-samples", fix="Give --out, or use obsm"
         )
     path = Path(out)
-    store = zarr.open_array(
-        own_place(path.with_name(path.stem + ".samples.zarr")),
-        mode="w",
-        shape=(n, k, genes),
-        chunks=(min(n, 512) or 1, k, genes),
-        dtype="float16",
-    )
-    store.attrs.update({"axes": ["spot", "sample", "gene"], "plan": key})
-    return store
+    with atomic_path(own_place(path.with_name(path.stem + ".samples.zarr"))) as temporary:
+        store = zarr.open_array(
+            temporary,
+            mode="w",
+            shape=(n, k, genes),
+            chunks=(min(n, 512) or 1, k, genes),
+            dtype="float16",
+        )
+        store.attrs.update({"axes": ["spot", "sample", "gene"], "plan": key})
+        yield store
 
 
 def _put(keep: Any, rows: np.ndarray, samples: np.ndarray) -> None:

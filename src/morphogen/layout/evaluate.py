@@ -12,6 +12,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
+from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import SegmentConfig
 from morphogen.layout.data import Found
 from morphogen.layout.scoring import baselines
@@ -40,6 +41,7 @@ class Comparison:
         return found.intervals[key].value if key in found.intervals else found.figures[key]
 
 
+@locks_folder()
 def compare(
     found: Found,
     synthetic: Sequence[Sheet],
@@ -94,6 +96,7 @@ def compare(
     return evaluate_segmenters(ordered, found, out, facts=facts, instances=instances)
 
 
+@locks_folder()
 def evaluate_segmenters(
     segmenters: Mapping[str, Segmenter],
     found: Found,

@@ -17,6 +17,7 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.segmenter.model import Segmenter
@@ -42,6 +43,7 @@ class Synthesized:
     threshold: float | None
 
 
+@locks_folder()
 def synthesize(
     model: LayoutDiffusion,
     layouts: Sequence[Sheet],

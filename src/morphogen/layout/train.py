@@ -15,6 +15,7 @@ from morphogen.core.devices import resolve_device
 from morphogen.core.errors import CheckpointError, ConfigError
 from morphogen.core.files import writable_folder
 from morphogen.core.seeds import seed_for
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.layout.config import ModelConfig, TrainConfig
 from morphogen.layout.data import Found, check_classes
@@ -184,6 +185,7 @@ class Trained:
     run: TrainResult
 
 
+@locks_folder()
 def train_model(
     found: Found,
     config: TrainConfig,

@@ -16,6 +16,7 @@ import numpy as np
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, file_hash, read_json
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
@@ -45,6 +46,7 @@ from morphogen.tasks.evaluation import Evaluation
 log = logging.getLogger("morphogen.stain")
 
 
+@locks_folder()
 def evaluate_folder(
     predicted: Path | str,
     found: FoundPairs,

@@ -31,6 +31,7 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job, kept_facts
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import file_lock
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import PyramidWriter, Slide
 from morphogen.tasks.bands import Band, Translator, make_bands
@@ -290,8 +291,22 @@ def translate_slide(
     Glass stays white and the picture fades along the contour of the tissue. A run that was killed goes on with the
     band it was at, to the same bytes; a finished one is recognised and left as it is. Memory is bounded by a batch and
     a band of windows. What is translated is the slide within its bounds (``slide.within_bounds()``), as QuPath shows
-    it: ``plan``, ``job`` and ``glass`` are of that size.
+    it: ``plan``, ``job`` and ``glass`` are of that size. :class:`~morphogen.core.errors.OutputError` while another run
+    is at it.
     """
+    with file_lock(job.report):
+        return _translated(model, slide, plan, job, batch, glass, doing)
+
+
+def _translated(
+    model: Translator,
+    slide: Slide,
+    plan: WindowPlan,
+    job: PyramidJob,
+    batch: int,
+    glass: Glass | None,
+    doing: str,
+) -> SlideResult:
     if job.complete():
         log.info("%s is there already.", next(iter(job.images.values())))
         return job.result()

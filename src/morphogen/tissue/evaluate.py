@@ -13,6 +13,7 @@ from PIL import Image
 from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest, read_json, writable_folder, write_json
 from morphogen.core.seeds import numpy_generator
+from morphogen.core.writing.locks import locks_folder
 from morphogen.metrics.intervals import bootstrap
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides import get_encoder, open_slide
@@ -87,6 +88,7 @@ def judges(model: TissueDiffusion, names: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+@locks_folder()
 def evaluate_model(
     model: TissueDiffusion,
     held_out: TileTable,
@@ -195,6 +197,7 @@ def _panels(folder: Path, real: np.ndarray, drawn: np.ndarray, count: int) -> No
 # -- twins -----------------------------------------------------------------------------------------------------------
 
 
+@locks_folder()
 def evaluate_twin(
     model: TissueDiffusion,
     canvas: Path | str,

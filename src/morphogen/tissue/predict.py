@@ -16,6 +16,7 @@ from morphogen.core.files import atomic_path, content_hash, writable_folder, wri
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
 from morphogen.core.reading.tables import read_table
+from morphogen.core.writing.locks import locks_folder
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.sampling import TissueSampler
@@ -32,6 +33,7 @@ class Patches:
     table: Path
 
 
+@locks_folder()
 def draw_patches(
     model: TissueDiffusion,
     tiles: TileTable,

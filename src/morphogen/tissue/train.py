@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from morphogen.core.devices import resolve_device
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.slides import get_encoder
 from morphogen.tissue.config import DataConfig, ModelConfig, TrainConfig
@@ -157,6 +158,7 @@ class Trained:
     held_out: int
 
 
+@locks_folder()
 def train_model(
     sources: Sequence[Path | str] | Path | str | TileTable,
     config: TrainConfig,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from morphogen.core.files import Manifest, writable_folder, write_json, write_text
+from morphogen.core.writing.locks import locks_folder
 from morphogen.expression.scoring.pages import write_page
 from morphogen.expression.scoring.scores import COLUMNS, Scores
 from morphogen.expression.sections.splits import Split
@@ -57,6 +58,7 @@ class Evaluation:
             "differences": self.differences,
         }
 
+    @locks_folder("folder")
     def save(self, folder: Path | str) -> Path:
         """``evaluation.json``, ``scores.csv``, ``genes.csv``, figures and ``report.html``; manifest last."""
         folder = writable_folder(folder)

@@ -23,7 +23,7 @@ from morphogen.core.progress import progress
 from morphogen.core.reading.listing import list_files
 from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.core.writing.hdf5 import write_h5ad
-from morphogen.core.writing.locks import file_lock
+from morphogen.core.writing.locks import file_lock, locks_file
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import (
     check_embeddings,
@@ -290,6 +290,7 @@ def stored_key(path: Path) -> str | None:
         return None
 
 
+@locks_file("path")
 def save_section(section: ad.AnnData, path: Path | str) -> Path:
     """Write a section whole or not at all."""
     return write_h5ad(section, path)

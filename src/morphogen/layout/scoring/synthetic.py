@@ -12,6 +12,7 @@ import torch
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.seeds import numpy_generator
+from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import DataConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import Places
@@ -173,6 +174,7 @@ def crops_of(sheets: Sequence[Sheet], crop: int, most: int = 200, seed: int = 0)
     return np.stack([places[k][0].image(places[k][1], places[k][2], crop) for k in order])
 
 
+@locks_folder()
 def evaluate_synthetic(
     model: LayoutDiffusion,
     synthetic: Sequence[Sheet],

@@ -17,6 +17,7 @@ from morphogen.core.errors import MorphogenError
 from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json, write_text
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.slides.images import list_images, name_of, open_tiff, read_image
 from morphogen.tasks import Band, WindowConfig, glass_of, make_images, plan_windows, scale_between
@@ -48,6 +49,7 @@ class SegmentedImages:
     failed: dict[str, str]
 
 
+@locks_folder()
 def segment_images(
     segmenter: Segmenter,
     source: Path | str | Sequence[Path],

@@ -16,6 +16,7 @@ from morphogen.core.devices import resolve_device
 from morphogen.core.errors import ConfigError
 from morphogen.core.files import writable_folder
 from morphogen.core.seeds import seed_for
+from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import SegmentConfig
 from morphogen.layout.sampling.crops import SegmentationCrops
 from morphogen.layout.segmenter.model import Segmenter, segmentation_loss
@@ -85,6 +86,7 @@ class TrainedSegmenter:
     run: TrainResult
 
 
+@locks_folder()
 def train_segmenter(
     real: Sequence[Sheet],
     classes: Sequence[str],
@@ -143,6 +145,7 @@ def train_segmenter(
     return TrainedSegmenter(model, out / "model", run)
 
 
+@locks_folder()
 def sweep(
     real: Sequence[Sheet],
     synthetic: Sequence[Sheet],

@@ -12,6 +12,7 @@ import numpy as np
 from morphogen.core.errors import ConfigError, InputError, MorphogenError, OutputError, nearest
 from morphogen.core.files import content_hash, writable_folder
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import file_lock
 from morphogen.slides.batch import Job, collect
 from morphogen.slides.encode import Outcome, feature_table, features_key
 from morphogen.slides.exchange import clam, hest, trident
@@ -42,7 +43,11 @@ def import_features(
     Tiles that are there already must be the same ones, else they (and features on them) are replaced only when
     ``overwrite``. Raises :class:`InputError` when the files are missing, damaged, of another slide or do not agree.
     """
-    given: TileSet = _format(format).read(slide, source, encoder)
+    with file_lock(slide.store):
+        return _imported(slide, _format(format).read(slide, source, encoder), format, overwrite)
+
+
+def _imported(slide: Slide, given: TileSet, format: str, overwrite: bool) -> TileSet:
     tiles = _as_tiles(given)
     fresh = TILES not in shape_names(slide.store) or read_tiles(slide).identity() != tiles.identity()
     drop: list[str] = []

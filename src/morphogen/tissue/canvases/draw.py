@@ -24,6 +24,7 @@ from morphogen.core.files import writable_folder, write_json
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
 from morphogen.core.seeds import seed_for
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import (
     CanvasNoise,
     CanvasStore,
@@ -218,6 +219,7 @@ def draw_latents(
     )
 
 
+@locks_folder()
 def draw_canvas(
     model: TissueDiffusion,
     grid: EmbeddingGrid,

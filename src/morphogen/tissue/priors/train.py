@@ -15,6 +15,7 @@ from morphogen.core.devices import resolve_device
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder, write_json
 from morphogen.core.progress import progress
+from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.metrics.expression import morans_i, spatial_weights
 from morphogen.metrics.images import frechet_distance
@@ -136,6 +137,7 @@ class PriorTask:
         )
 
 
+@locks_folder()
 def train_prior(
     table: TileTable, config: PriorConfig, out: Path | str, *, device: str | torch.device = "auto"
 ) -> TissuePrior:

@@ -15,10 +15,12 @@ import numpy as np
 from morphogen.checkpoints.arrays import read_pickled_arrays
 from morphogen.core.errors import InputError
 from morphogen.core.files import Manifest, atomic_path, writable_folder
+from morphogen.core.writing.locks import locks_folder
 from morphogen.slides.exchange.tileset import write_h5
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 
 
+@locks_folder()
 def import_sample_file(path: Path | str, out: Path | str, *, trust: bool = False) -> int:
     """Write the samples of a pickle to ``out``; how many there were.
 
