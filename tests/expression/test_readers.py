@@ -118,6 +118,23 @@ def test_the_pitch_survives_holes_in_the_tissue():
     assert pitch_in_pixels(pixels, None, "Visium") == pytest.approx(100, rel=0.01)
 
 
+def test_spots_that_share_a_place(tmp_path, caplog):
+    """The pitch is that of the places; that they are shared is said, and where all are, the cause is named."""
+    places = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2) * 60.0
+    assert pitch_in_pixels(np.repeat(places, 2, axis=0), None, "Visium") == 60
+    section = ad.AnnData(np.ones((72, 3), np.float32))
+    section.obsm["spatial"] = np.repeat(places, 2, axis=0)
+    (tmp_path / "a").mkdir()
+    section.write_h5ad(tmp_path / "a" / "twice.h5ad")
+    (found,) = read_sections(tmp_path / "a", DataConfig(technology="Visium"))
+    assert facts(found).pitch_px == 60 and found.n_obs == 72
+    assert "72 of 72 spots have the coordinates of another spot (first: '0')" in caplog.text
+    section.obsm["spatial"][:] = 5
+    section.write_h5ad(tmp_path / "a" / "twice.h5ad")
+    with pytest.raises(InputError, match="all 72 spots have the same coordinates, x 5, y 5"):
+        read_sections(tmp_path / "a", DataConfig(technology="Visium"))
+
+
 def test_mpp_against_pitch(caplog):
     assert resolve_mpp(None, 100, 200, trust=False, where="s") == (2.0, "spot pitch")
     assert resolve_mpp(2.1, 100, 200, trust=False, where="s") == (2.1, "stated") and not caplog.records

@@ -361,6 +361,16 @@ def test_slides_are_collected_from_files_folders_and_lists(folder, tmp_path):
     lines = tmp_path / "list.txt"
     lines.write_text("# mine\nslides/a.tif\n\nslides/b.tif\n")
     assert len(collect([lines])) == 2
+    table.write_text("slide_id,mpp\na.tif,0.25\nb,0.5\n")  # CLAM's, beside the slides
+    beside = folder / "clam.csv"
+    beside.write_bytes(table.read_bytes())
+    assert collect([beside]) == [Job(str(folder / "a.tif"), 0.25), Job(str(folder / "b.tif"), 0.5)]
+    (folder / "b.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"/b: several slides have this name: b\.png, b\.tif"):
+        collect([beside])
+    table.write_text("path,mpp\n")
+    with pytest.raises(InputError, match=r"list\.csv: the list names no slides"):
+        collect([table])
     table.write_text("name,mpp\nx,1\n")
     with pytest.raises(InputError, match="no column is called path or slide"):
         collect([table])

@@ -143,6 +143,23 @@ def test_plain_folders_of_any_method(data, tmp_path):
     assert len(scores.items) == 6
 
 
+def test_names_as_pix2pix_writes_them(data, tmp_path):
+    """Its results hold the real images too: those it made are scored, as if they were named like the pairs."""
+    named = folder_of(data, tmp_path / "named", "A")
+    results = tmp_path / "results"
+    results.mkdir()
+    for path in named.glob("*.png"):
+        shutil.copy(path, results / f"{path.stem}_fake_B.png")
+        shutil.copy(data / "TrainValAB" / "valB" / path.name, results / f"{path.stem}_real_B.png")
+    found = find_pairs(data, "val")
+    (one,) = evaluate_folder(named, found, None, QUICK, baselines=False)
+    (other,) = evaluate_folder(results, found, None, QUICK, baselines=False)
+    assert len(other.scores.items) == 6
+    assert one.scores.intervals["psnr"].value == other.scores.intervals["psnr"].value
+    plain = as_pairs(data / "TrainValAB" / "valB", None, results)
+    assert [pair.he.stem for pair in plain.pairs] == [f"{pair.name}_fake_B" for pair in found.pairs]
+
+
 def test_missing_images_are_named(data, tmp_path):
     found = find_pairs(data, "val")
     predicted = folder_of(data, tmp_path, "A")

@@ -170,6 +170,24 @@ def check_inside(coords: np.ndarray, width: int, height: int, where: object) -> 
         )
 
 
+def check_places(section: ad.AnnData, where: object) -> None:
+    """Every spot has a place of its own: warn where some share one, :class:`InputError` where all do."""
+    coords = np.asarray(section.obsm["spatial"], dtype=np.float64)
+    _, group, counts = np.unique(coords, axis=0, return_inverse=True, return_counts=True)
+    if len(coords) > 1 and len(counts) == 1:
+        raise InputError(
+            f"all {len(coords)} spots have the same coordinates, x {coords[0, 0]:g}, y {coords[0, 1]:g}",
+            where=where,
+            fix="Give the centre of each spot in pixels of the image",
+        )
+    shared = np.flatnonzero(counts[group.ravel()] > 1)
+    if len(shared):
+        log.warning(
+            "%s: %d of %d spots have the coordinates of another spot (first: '%s'); a file must hold one section",
+            *(where, len(shared), len(coords), section.obs_names[shared[0]]),
+        )
+
+
 # --- pitch and µm/px --------------------------------------------------------------------------------------
 
 
@@ -188,9 +206,10 @@ def pitch_in_pixels(coords: np.ndarray, grid: np.ndarray | None, technology: str
             column, row = column * 2, row * 2 / np.sqrt(3)
         if 0.8 < column / row < 1.25:
             return float((column + row) / 2)
-    if len(coords) < 2:
+    places = np.unique(coords, axis=0)  # spots that share a place say nothing of the pitch
+    if len(places) < 2:
         return 0.0  # not known
-    nearest = cKDTree(coords).query(coords, 2)[0][:, 1]
+    nearest = cKDTree(places).query(places, 2)[0][:, 1]
     return float(np.median(nearest))
 
 

@@ -23,14 +23,14 @@ from morphogen.core.reading.text import read_lines
 from morphogen.core.writing.locks import file_lock
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
-from morphogen.slides.images import SLIDE_SUFFIXES
+from morphogen.slides.images import SLIDE_SUFFIXES, name_of
 from morphogen.slides.slide import open_slide, store_name
 from morphogen.slides.tiles import tile_slide
 
 if TYPE_CHECKING:
     from morphogen.slides.encoders.registry import Encoder
 
-_PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image")
+_PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image", "slide_id")
 _WORKER_BYTES = 3 << 30
 
 
@@ -50,8 +50,8 @@ def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float
     """Slides named by files, folders, and lists, in order, each once.
 
     A folder gives its slides and images sorted by name; ``.csv`` and ``.tsv`` files are read by a path column (one of
-    path, slide, wsi, file, filename, image) and an optional ``mpp`` column, ``.txt`` files one path a line. Paths in a
-    list are relative to the list. Raises :class:`InputError` when nothing is found.
+    path, slide, wsi, file, filename, image, and CLAM's slide_id, which may lack the suffix) and an optional ``mpp``
+    column, ``.txt`` files one path a line. Paths in a list are relative to the list. Raises :class:`InputError` when nothing is found.
     """
     jobs: list[Job] = []
     for item in map(Path, inputs):
@@ -76,13 +76,28 @@ def _listed(path: Path, mpp: float | None) -> Iterator[Job]:
         return
     table = read_table(path)
     column = table.column(*_PATH_COLUMNS)
+    if not table.rows:
+        raise InputError("the list names no slides", where=path)
     first: dict[Path, tuple[float | None, int]] = {}
     for row in table:
         slide, own = row.file(column), row.micrometres("mpp")
+        if column == "slide_id" and not slide.exists():
+            slide = _with_suffix(slide)
         known, line = first.setdefault(slide, (own, row.line))
         if known != own:
             raise InputError(f"the slide of line {line} comes again with another mpp", where=row.where)
         yield Job(str(slide), own or mpp)
+
+
+def _with_suffix(slide: Path) -> Path:
+    """The one slide or image beside it that has this name and a suffix; itself where there is none."""
+    if not slide.parent.is_dir():
+        return slide
+    there = [path for path in list_files(slide.parent, suffixes=SLIDE_SUFFIXES) if name_of(path) == slide.name]
+    if len(there) > 1:
+        names = ", ".join(path.name for path in there)
+        raise InputError(f"several slides have this name: {names}", where=slide, fix="Add the suffix in the list")
+    return there[0] if there else slide
 
 
 def run_jobs(

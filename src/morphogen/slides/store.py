@@ -19,6 +19,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path
 from morphogen.core.reading.codecs import check_codecs
 from morphogen.core.reading.listing import list_folders
+from morphogen.core.writing.h5ad import check_stored_matrices
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -50,6 +51,8 @@ def read_store(slide: StoredSlide, only: tuple[str, ...] | None = None) -> Spati
     if not slide.store.exists():
         return SpatialData()
     check_codecs(slide.store)
+    if only is None or "tables" in only:
+        check_stored_matrices(slide.store / "tables")
     try:
         with _quiet():
             data = read_zarr(slide.store, selection=only)
@@ -85,6 +88,7 @@ def read_table(slide: StoredSlide, key: str) -> Any:
     import anndata
 
     check_codecs(slide.store / "tables" / key)
+    check_stored_matrices(slide.store / "tables" / key)
     with _quiet():
         return anndata.read_zarr(slide.store / "tables" / key)
 

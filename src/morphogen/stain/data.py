@@ -1,6 +1,6 @@
 """H&E / IHC pairs: where they are.
 
-Three layouts are read:
+These layouts are read:
 
 * MIST and BCI folders: ``<root>/[TrainValAB/]{train,val,test}{A,B}`` with A = H&E, B = IHC, one file name
 per pair;
@@ -26,7 +26,7 @@ import numpy as np
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.names import path_name
 from morphogen.core.reading.cells import without_suffix
-from morphogen.core.reading.listing import list_folders
+from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import Table, read_table
 from morphogen.core.reading.text import clean
 from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, decode, list_images
@@ -107,6 +107,7 @@ def find_pairs(root: Path | str, split: str = "train") -> FoundPairs:
             pairs = [replace(pair, name=f"{folder.name}_{pair.name}") for pair in part.pairs]
             found = FoundPairs(found.pairs + pairs, found.alone + part.alone)
     if not found.pairs and not found.alone:
+        refuse_aligned(root, split)
         raise InputError(
             f"there is no {split}A with {split}B in this folder",
             where=root,
@@ -114,6 +115,18 @@ def find_pairs(root: Path | str, split: str = "train") -> FoundPairs:
             f"IHC/{split}, or a CSV file with the columns he,ihc",
         )
     return found
+
+
+def refuse_aligned(root: Path, split: str) -> None:
+    """Say what to do where images lie in ``<root>/<split>`` itself, as in pix2pix's aligned layout."""
+    folder = root / split
+    if folder.is_dir() and list_files(folder, suffixes=IMAGE_SUFFIXES):
+        raise InputError(
+            "the images lie in one folder, not in two",
+            where=folder,
+            fix=f"Where each shows H&E and IHC side by side, cut it in two: the H&E into {split}A, the IHC into "
+            f"{split}B, under one name",
+        )
 
 
 def splits_of(root: Path | str) -> tuple[str, ...]:

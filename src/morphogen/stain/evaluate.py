@@ -23,7 +23,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image, splits_of
+from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image, refuse_aligned, splits_of
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
@@ -44,6 +44,8 @@ from morphogen.tasks import evaluation
 from morphogen.tasks.evaluation import Evaluation
 
 log = logging.getLogger("morphogen.stain")
+
+_FAKE = "_fake_B"  # what pix2pix and CycleGAN add to the name of an image they made
 
 
 @locks_folder()
@@ -83,13 +85,13 @@ def evaluate_folder(
     pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=where)
     methods: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
     for name, folder in {method: predicted, **(others or {})}.items():
-        files = list_images(folder)
+        files = _predictions(list_images(folder))
         missing = [pair.name for pair in pairs if pair.name not in files]
         if missing and (not skip_bad or len(missing) == len(pairs)):
             raise InputError(
                 f"{len(missing)} of {len(pairs)} pairs have no image here ({', '.join(missing[:5])})",
                 where=folder,
-                fix="Images must be named like the pairs; leave pairs out with --skip-bad",
+                fix="Images must be named like the pairs (or NAME_fake_B); leave pairs out with --skip-bad",
             )
         pairs = [pair for pair in pairs if pair.name in files]
         methods[name] = _from_files(files)
@@ -108,6 +110,12 @@ def evaluate_folder(
         if config.panels:
             save_panels(Path(out) / "panels", pairs[: config.panels], methods[method], doubts[method])
     return evaluations
+
+
+def _predictions(files: dict[str, Path]) -> dict[str, Path]:
+    """Images by the names of their pairs; of what pix2pix and CycleGAN write, ``NAME_fake_B`` alone."""
+    made = {name.removesuffix(_FAKE): path for name, path in files.items() if name.endswith(_FAKE)}
+    return made or files
 
 
 def _from_files(files: dict[str, Path]) -> Callable[[Pair, np.ndarray], np.ndarray]:
@@ -260,6 +268,8 @@ def real_stains(
     """
     data = Path(data)
     plain = data.is_dir() and split not in splits_of(data)
+    if plain:
+        refuse_aligned(data, split)
     if plain or he is not None:
         return as_pairs(data, he, predicted), he is not None
     return find_pairs(data, split), True
@@ -270,7 +280,7 @@ def as_pairs(real: Path | str, he: Path | str | None, predicted: Path | str) -> 
     no sense.
     """
     reals = list_images(real)
-    hes = list_images(he) if he is not None else list_images(predicted)
+    hes = list_images(he) if he is not None else _predictions(list_images(predicted))
     pairs = [Pair(name, hes[name], path) for name, path in reals.items() if name in hes]
     alone = [str(path) for name, path in reals.items() if name not in hes]
     return FoundPairs([replace(pair, stain="IHC") for pair in pairs], alone)

@@ -6,6 +6,7 @@ ends the process. So the structure is checked in the file first.
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from morphogen.core.errors import InputError
 
 if TYPE_CHECKING:
     import h5py
+    import zarr
     from anndata import AnnData
 
 _BLOCK = 1 << 22
@@ -69,7 +71,23 @@ def check_matrices(path: Path | str) -> None:
         raise InputError(broken[0], where=path, fix="Write the file again")
 
 
-def _problem(group: h5py.Group) -> str:
+def check_stored_matrices(store: Path | str) -> None:
+    """:func:`check_matrices` for every sparse matrix of a Zarr store on disk, of format 2 or 3."""
+    import zarr
+
+    for folder, inside, _ in os.walk(store):
+        if {"indptr", "indices"} <= set(inside):
+            try:
+                problem = _problem(zarr.open_group(folder, mode="r"))
+            except Exception as error:  # zarr and its codecs raise many kinds
+                problem = f"it cannot be read ({' '.join(str(error).split())[:120]})"
+            if problem:
+                raise InputError(
+                    f"the sparse matrix is broken: {problem}", where=folder, fix="Write the store again"
+                )
+
+
+def _problem(group: h5py.Group | zarr.Group) -> str:
     """What is wrong with the structure of a compressed sparse matrix, ``""`` when nothing is."""
     parts = [group.get(name) for name in ("data", "indices", "indptr")]
     if not all(hasattr(part, "dtype") and part.ndim == 1 for part in parts):
@@ -109,5 +127,5 @@ def _problem(group: h5py.Group) -> str:
     return ""
 
 
-def _blocks(values: h5py.Dataset) -> Any:
+def _blocks(values: h5py.Dataset | zarr.Array) -> Any:
     return (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))

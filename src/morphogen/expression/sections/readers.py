@@ -28,6 +28,7 @@ from morphogen.expression.data import (
     PITCH_UM,
     SectionFacts,
     check_barcodes,
+    check_places,
     check_counts,
     log,
     merge_duplicate_genes,
@@ -144,6 +145,7 @@ def read_section(source: Source, config: DataConfig) -> ad.AnnData:
     check_barcodes(list(section.obs_names), source.path)
     section.X = check_counts(section.X, config.values, source.path)
     section = merge_duplicate_genes(_placed(section, source.path), source.path)
+    check_places(section, source.path)
     section.obsm["spatial"] = section.obsm["spatial"] * config.coordinate_scale
     section.obs["total_counts"] = np.asarray(section.X.sum(axis=1)).ravel()
 
