@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import anndata as ad
 import h5py
@@ -13,12 +14,13 @@ import pytest
 from scipy import sparse
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.writing.h5ad import check_matrices, open_h5ad
+from morphogen.core.writing.h5ad import check_matrices, check_stored_matrices, open_h5ad
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import facts, merge_duplicate_genes, resolve_mpp
 from morphogen.expression.sections.checked import check_prepared, predicted
 from morphogen.expression.sections.prepare import load_section, load_sections, save_section
 from morphogen.expression.sections.readers import find_sections, read_sections
+from morphogen.slides.store import read_store, read_table
 
 N, GENES = 20, 6
 COUNTS = np.random.default_rng(3).poisson(2.0, (N, GENES)).astype(np.float32)
@@ -362,6 +364,26 @@ def test_sparse_matrices_are_checked_before_compiled_code_reads_them(tmp_path, k
     for read in (check_matrices, open_h5ad, load_section, read_sections):
         with pytest.raises(InputError, match=f"'{place}' is broken: .*{sentence}"):
             read(path)
+
+
+@pytest.mark.parametrize("form", [2, 3])
+def test_matrices_of_zarr_stores_are_checked_too(tmp_path, form):
+    """The same checks, before a slide's store or one of its tables is read."""
+    import zarr
+
+    slide = SimpleNamespace(path=tmp_path / "s.tif", store=tmp_path / "s.zarr", width=1, height=1)
+    folder = slide.store / "tables" / "features"
+    with ad.settings.override(zarr_write_format=form):
+        ad.read_h5ad(section_file(tmp_path / "S1.h5ad")).write_zarr(folder)
+    check_stored_matrices(slide.store)
+    group = zarr.open_group(folder / "X", mode="a")
+    group["indices"][3] = 10**6
+    sentence = "sparse matrix is broken: an index is 0 or 1000000, outside 0 … 5"
+    with pytest.raises(InputError, match=sentence):
+        read_store(slide)
+    if form == 3:  # the stores that SpatialData writes
+        with pytest.raises(InputError, match=sentence):
+            read_table(slide, "features")
 
 
 def test_a_10x_matrix_is_checked_too(tmp_path):

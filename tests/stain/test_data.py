@@ -240,7 +240,9 @@ def test_images_side_by_side_are_told_apart_from_none(tmp_path):
     """pix2pix's aligned layout holds H&E and IHC in one image; what to do is said."""
     images(tmp_path / "val", ["p1.png", "p2.png"])
     for read in (lambda: find_pairs(tmp_path, "val"), lambda: real_stains(tmp_path, "val", None, tmp_path)):
-        with pytest.raises(InputError, match=r"/val: the images lie in one folder.*H&E into valA, the IHC into valB"):
+        with pytest.raises(
+            InputError, match=r"/val: the images lie in one folder.*H&E into valA, the IHC into valB"
+        ):
             read()
     with pytest.raises(InputError, match="there is no trainA"):
         find_pairs(tmp_path, "train")

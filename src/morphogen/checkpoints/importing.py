@@ -12,10 +12,9 @@ from pathlib import Path
 from morphogen.checkpoints.info import CheckpointInfo
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.core.files import atomic_path, file_hash
-from morphogen.core.reading.text import clean, read_lines
+from morphogen.core.reading.names import read_names
 from morphogen.slides.encoders import encoder_spec
 
-_HEADERS = {"gene", "genes", "gene_name", "gene_names", "name", "symbol", "gene_symbol"}
 _EXAMPLE = {"stem": "uni+conch", "hisdiff": "uni", "ldm": "phikon"}
 
 
@@ -63,10 +62,8 @@ def check_import(
 
 
 def read_genes(path: Path | str, expected: int) -> list[str]:
-    """A gene list: one name per line; as many as the network has, each once."""
-    genes = [clean(line.strip("\"'")) for line in read_lines(path)]
-    if len(genes) == expected + 1 and genes[0].lower() in _HEADERS:
-        del genes[0]
+    """A gene list (:func:`~morphogen.core.reading.names.read_names`): as many as the network has, each once."""
+    genes = read_names(path)
     if len(genes) != expected:
         raise InputError(
             f"it has {len(genes)} genes, but the network was trained with {expected}",

@@ -51,7 +51,8 @@ def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float
 
     A folder gives its slides and images sorted by name; ``.csv`` and ``.tsv`` files are read by a path column (one of
     path, slide, wsi, file, filename, image, and CLAM's slide_id, which may lack the suffix) and an optional ``mpp``
-    column, ``.txt`` files one path a line. Paths in a list are relative to the list. Raises :class:`InputError` when nothing is found.
+    column, ``.txt`` files one path a line. Paths in a list are relative to the list. Raises :class:`InputError` when
+    nothing is found.
     """
     jobs: list[Job] = []
     for item in map(Path, inputs):
@@ -93,10 +94,14 @@ def _with_suffix(slide: Path) -> Path:
     """The one slide or image beside it that has this name and a suffix; itself where there is none."""
     if not slide.parent.is_dir():
         return slide
-    there = [path for path in list_files(slide.parent, suffixes=SLIDE_SUFFIXES) if name_of(path) == slide.name]
+    there = [
+        path for path in list_files(slide.parent, suffixes=SLIDE_SUFFIXES) if name_of(path) == slide.name
+    ]
     if len(there) > 1:
         names = ", ".join(path.name for path in there)
-        raise InputError(f"several slides have this name: {names}", where=slide, fix="Add the suffix in the list")
+        raise InputError(
+            f"several slides have this name: {names}", where=slide, fix="Add the suffix in the list"
+        )
     return there[0] if there else slide
 
 

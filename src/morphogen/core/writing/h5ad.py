@@ -108,19 +108,17 @@ def _problem(group: h5py.Group | zarr.Group) -> str:
     )  # 10x: genes × barcodes, CSC
     kind = kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind)
     major, minor = (int(n) for n in (shape if kind.startswith("csr") else shape[::-1]))
-    if len(data) != len(indices):
-        return f"{len(data)} values have {len(indices)} indices"
-    if len(indptr) != major + 1:
-        return (
-            f"indptr has {len(indptr)} entries for {major} {'rows' if kind.startswith('csr') else 'columns'}"
-        )
+    if data.shape[0] != indices.shape[0]:
+        return f"{data.shape[0]} values have {indices.shape[0]} indices"
+    if indptr.shape[0] != major + 1:
+        return f"indptr has {indptr.shape[0]} entries for {major} {'rows' if kind.startswith('csr') else 'columns'}"
     last = 0
     for block in _blocks(indptr):
         if int(block[0]) < last or (np.diff(block.astype(np.int64)) < 0).any():
             return "indptr falls"
         last = int(block[-1])
-    if int(indptr[0]) != 0 or last != len(data):
-        return f"indptr goes from {int(indptr[0])} to {last} for {len(data)} values"
+    if int(indptr[0]) != 0 or last != data.shape[0]:
+        return f"indptr goes from {int(indptr[0])} to {last} for {data.shape[0]} values"
     for block in _blocks(indices):
         if int(block.min()) < 0 or int(block.max()) >= minor:
             return f"an index is {int(block.min())} or {int(block.max())}, outside 0 … {minor - 1}"
@@ -128,4 +126,4 @@ def _problem(group: h5py.Group | zarr.Group) -> str:
 
 
 def _blocks(values: h5py.Dataset | zarr.Array) -> Any:
-    return (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+    return (values[start : start + _BLOCK] for start in range(0, values.shape[0], _BLOCK))

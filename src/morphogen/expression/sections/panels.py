@@ -13,7 +13,7 @@ from scipy import sparse
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
-from morphogen.core.reading.text import clean, read_lines
+from morphogen.core.reading.names import read_names
 from morphogen.expression.config import PanelConfig
 from morphogen.expression.data import facts
 
@@ -127,10 +127,9 @@ def training_panel(sections: Sequence[ad.AnnData], size: int, top: int = 2000) -
 
 
 def listed_panel(path: Path | str, sections: Sequence[ad.AnnData]) -> Panel:
-    """A panel from a text file, one gene per line, in its order; all sections must measure all of it."""
-    genes = [clean(line) for line in read_lines(path)]
-    if not genes:
-        raise InputError("the list of genes is empty", where=path)
+    """A panel from a list of genes (:func:`~morphogen.core.reading.names.read_names`), in its order; all sections must
+    measure all of it."""
+    genes = read_names(path)
     if len(set(genes)) < len(genes):
         twice = next(gene for gene in genes if genes.count(gene) > 1)
         raise InputError(f"gene '{twice}' is listed more than once", where=path)
