@@ -154,8 +154,8 @@ def test_names_as_pix2pix_writes_them(data, tmp_path):
     found = find_pairs(data, "val")
     (one,) = evaluate_folder(named, found, None, QUICK, baselines=False)
     (other,) = evaluate_folder(results, found, None, QUICK, baselines=False)
-    assert len(other.scores.items) == 6
-    assert one.scores.intervals["psnr"].value == other.scores.intervals["psnr"].value
+    assert len(other.items) == 6
+    assert one.scores.intervals["ssim"].value == other.scores.intervals["ssim"].value
     plain = as_pairs(data / "TrainValAB" / "valB", None, results)
     assert [pair.he.stem for pair in plain.pairs] == [f"{pair.name}_fake_B" for pair in found.pairs]
 

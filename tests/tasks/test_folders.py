@@ -79,6 +79,15 @@ def test_a_bad_image_is_left_out_and_named(copier, folder, tmp_path, caplog):
         )
 
 
+def test_a_name_that_cannot_be_written_is_one_of_many(copier, folder, tmp_path):
+    (folder / "i1.png").rename(folder / "-i1.png")
+    result = translate_images(
+        copier, list_images(folder), tmp_path / "out", LAYERS, {"model": "a"}, windows=WINDOWS
+    )
+    assert result.made == ["i0", "i2", "i3", "i4"]
+    assert "'-i1' cannot name a file: it begins with a dot or a dash" in result.failed["-i1"]
+
+
 def test_other_jobs_and_the_input_folder_are_refused(copier, folder, tmp_path):
     files = list_images(folder)
     translate_images(copier, files, tmp_path / "out", LAYERS, {"model": "a"}, windows=WINDOWS)

@@ -93,6 +93,7 @@ def translate_images(
     sizes: dict[str, tuple[int, int]] = {}
     for name, path in files.items():
         with _one_of_many(name, result.failed):
+            path_name(name, "image", suffix=".png", where=path)
             height, width = image_size(path)
             sizes[name] = width, height
     with progress.bar(len(files), doing, done=len(result.failed)) as bar:
