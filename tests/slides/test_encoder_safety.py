@@ -84,6 +84,8 @@ def test_loading_code_that_sees_the_file_itself_does_not_run_it(tmp_path, monkey
     mark = tmp_path / "it-ran"
     monkeypatch.setattr(hub, "plain_file", lambda path, copy: path)
     monkeypatch.setattr("morphogen.slides.encoders.sources.plain_file", lambda path, copy: path)
+    # Initial values, slow on the meta device, decide nothing here.
+    monkeypatch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor)
     folder = tmp_path / "w"
     for name in ("pytorch_model.bin", *FILENAME.values()):
         poisoned(folder / name, mark, form)
