@@ -136,10 +136,10 @@ def test_a_full_disk(run, synthetic, tmp_path, monkeypatch):
 
 
 def test_an_unwritable_folder(run, synthetic, tmp_path, monkeypatch):
-    def refuse(path: Path, *_, **__):
+    def refuse(probe):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)  # as root every folder can be written
+    monkeypatch.setattr("morphogen.core.files._anew", refuse)  # as root every folder can be written
     assert "no permission to write here" in _bad(run, "slide", "tile", synthetic, "--out", tmp_path)
 
 

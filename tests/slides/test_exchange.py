@@ -227,6 +227,21 @@ def test_bad_files_in_one_line(encoded, synthetic, tmp_path, real):
         export_features(slide, "clam", tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("corner", "count"), [((1600, 0), 1), ((0, 1200), 1), ((-256, 0), 1), ((9000, 9000), 3)]
+)
+def test_tiles_beyond_the_slide_are_refused(synthetic, tmp_path, corner, count):
+    coords = np.array([[0, 0], [256, 0], [1500, 1100]])  # the last overhangs
+    coords = coords + corner if count == 3 else np.vstack([coords, corner])
+    _trident(tmp_path, coords)
+    slide = open_slide(synthetic, out=tmp_path / "out")
+    with pytest.raises(
+        InputError, match=rf"{count} of \d tiles lie outside of synthetic.tif \(1600×1200 px\)"
+    ):
+        import_features(slide, "trident", tmp_path)
+    assert not slide.store.exists()
+
+
 def test_tiles_that_differ_are_not_mixed(encoded, synthetic, tmp_path):
     export_features(encoded, "trident", tmp_path / "t")
     slide = open_slide(synthetic, out=tmp_path / "out")

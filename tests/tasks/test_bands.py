@@ -1,5 +1,7 @@
 """Windows: every pixel is covered, nothing is lost at borders, seeds and places decide the noise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,24 @@ def test_images_that_fit_a_window_go_together(copier):
     copier.mpp = 1.0
     groups = list(together(copier, {"e": (120, 120), "f": (120, 120)}, WindowConfig(), mpp=0.5))
     assert groups == [["e", "f"]]
+
+
+def test_a_large_image_has_a_bar_of_its_own(copier, monkeypatch):
+    from contextlib import contextmanager
+
+    from morphogen.tasks import bands
+
+    seen = []
+
+    @contextmanager
+    def bar(total, what, done=0):
+        seen.append([what, total, 0])
+        yield SimpleNamespace(advance=lambda n: seen[-1].__setitem__(2, seen[-1][2] + n))
+
+    monkeypatch.setattr(bands.progress, "bar", bar)
+    for height in (128, 640):  # 9 windows, and 117
+        list(make_images(copier, [random_image(height, 512 if height > 200 else 128)], ["x"], WindowConfig()))
+    assert len(seen) == 1 and seen[0][0] == "x: windows" and seen[0][1] == seen[0][2] > 64
 
 
 def test_scale_is_taken_as_it_is_within_ten_percent():

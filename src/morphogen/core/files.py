@@ -85,6 +85,12 @@ def _explained(error: Exception, temporary: Path, final: Path) -> OutputError | 
     return output_error(error, final) if isinstance(error, OSError) else None
 
 
+def _anew(probe: Path) -> int:
+    """A handle of a new file at ``probe``; a link that was planted there is replaced, never followed."""
+    probe.unlink(missing_ok=True)
+    return os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+
+
 def _full(folder: Path, temporary: Path) -> OSError | None:
     """Why no more can be written in ``folder``, or ``None`` when a MiB can."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -93,7 +99,7 @@ def _full(folder: Path, temporary: Path) -> OSError | None:
             return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     probe = folder / f".space-test.{os.getpid()}"
     try:
-        with open(probe, "wb", buffering=0) as file:
+        with open(_anew(probe), "wb", buffering=0) as file:
             file.write(bytes(min(_PROBE, limit) if limit != resource.RLIM_INFINITY else _PROBE))
             os.fsync(file.fileno())
     except OSError as error:
@@ -164,8 +170,7 @@ def writable_folder(path: Path | str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test.{os.getpid()}"
-        probe.unlink(missing_ok=True)
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # never through a planted link
+        os.close(_anew(probe))
         probe.unlink()
     except FileExistsError:
         raise OutputError("a file of this name is in the way of the folder", where=folder) from None

@@ -13,6 +13,7 @@ A room writes one small class that is a :class:`Translator`: what its model says
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.progress import progress
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion import CanvasNoise, feather
 from morphogen.tasks.config import WindowConfig
@@ -28,6 +30,8 @@ from morphogen.tasks.windows import WindowModel, WindowPlan, plan_windows, scale
 NOISE_BLOCK = (
     16  # latent cells; windows start at multiples of it where the stride is one, so no noise is drawn in vain
 )
+
+_MANY = 64  # windows of one image from which their progress is shown
 
 Reader = Callable[[int, int, int, int], np.ndarray]
 """``read(x, y, size, model_size)``: the square of ``size`` source pixels at (x, y), which may overhang the
@@ -286,8 +290,14 @@ def make_images(
     plan = plan_windows(model, windows, width, height, scale_between(mpp, model.mpp))
     if not plan.whole:
         for image, name in zip(images, names, strict=True):
-            read = array_reader(image)
-            yield joined(list(make_bands(model, plan, read, name=name, batch=windows.batch)))
+            # A large image takes long: it has a bar of its own.
+            shown = progress.bar(len(plan), f"{name}: windows") if len(plan) > _MANY else nullcontext(None)
+            with shown as bar:
+                advance = bar.advance if bar is not None else lambda n: None
+                made = make_bands(
+                    model, plan, array_reader(image), name=name, batch=windows.batch, advance=advance
+                )
+                yield joined(list(made))
         return
     region = [plan.region(0, 0)]
     noises = [noise for noise in (model.noise(plan, name) for name in names) if noise is not None]

@@ -44,7 +44,9 @@ def import_features(
     ``overwrite``. Raises :class:`InputError` when the files are missing, damaged, of another slide or do not agree.
     """
     with file_lock(slide.store):
-        return _imported(slide, _format(format).read(slide, source, encoder), format, overwrite)
+        given: TileSet = _format(format).read(slide, source, encoder)
+        _check_on_slide(given, slide, source)
+        return _imported(slide, given, format, overwrite)
 
 
 def _imported(slide: Slide, given: TileSet, format: str, overwrite: bool) -> TileSet:
@@ -173,6 +175,20 @@ def _format(name: str) -> Any:
     if name not in FORMATS:
         raise ConfigError(f"unknown format '{name}'.{nearest(name, FORMATS)}", where="--format")
     return FORMATS[name]
+
+
+def _check_on_slide(given: TileSet, slide: Slide, source: Path) -> None:
+    """Tiles may overhang the slide; :class:`InputError` when some show nothing of it."""
+    corners, ends = given.coords, given.coords + given.side
+    outside = (ends <= 0).any(axis=1) | (corners >= (slide.width, slide.height)).any(axis=1)
+    if outside.any():
+        x, y = corners[np.flatnonzero(outside)[0]]
+        raise InputError(
+            f"{int(outside.sum())} of {len(given)} tiles lie outside of {slide.path.name} "
+            f"({slide.width}×{slide.height} px), the first at x {x}, y {y}",
+            where=source,
+            fix="They are of another slide, or not in level-0 pixels",
+        )
 
 
 def _as_tiles(given: TileSet) -> Tiles:
