@@ -136,6 +136,8 @@ def test_spots_that_share_a_place(tmp_path, caplog):
 
 
 def test_mpp_against_pitch(caplog):
+    with pytest.raises(InputError, match="one spot has no pitch to tell it. Give --data.mpp.$"):
+        resolve_mpp(None, 0, 100, trust=False, where="s")
     assert resolve_mpp(None, 100, 200, trust=False, where="s") == (2.0, "spot pitch")
     assert resolve_mpp(2.1, 100, 200, trust=False, where="s") == (2.1, "stated") and not caplog.records
     resolve_mpp(2.4, 100, 200, trust=False, where="s")

@@ -224,6 +224,10 @@ def resolve_mpp(
     from_pitch = pitch_um / pitch_px if pitch_um and pitch_px > 0 else None
     if stated is None:
         if from_pitch is None:
+            if pitch_px <= 0:
+                raise InputError(
+                    "µm/px is not known, and one spot has no pitch to tell it", where=where, fix="Give --data.mpp"
+                )
             raise InputError("µm/px is not known", where=where, fix="Give --data.mpp, or --data.pitch_um")
         return from_pitch, "spot pitch"
     if from_pitch is not None:
