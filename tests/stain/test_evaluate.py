@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +159,21 @@ def test_names_as_pix2pix_writes_them(data, tmp_path):
     assert one.scores.intervals["ssim"].value == other.scores.intervals["ssim"].value
     plain = as_pairs(data / "TrainValAB" / "valB", None, results)
     assert [pair.he.stem for pair in plain.pairs] == [f"{pair.name}_fake_B" for pair in found.pairs]
+
+
+def test_what_cannot_be_scored_in_memory_is_refused_first(data, tmp_path, monkeypatch):
+    """The system would end the process without a word."""
+    import psutil
+
+    from morphogen.stain import evaluate
+
+    predicted, found = folder_of(data, tmp_path, "A"), find_pairs(data, "val")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
+    monkeypatch.setattr(evaluate, "image_size", lambda path: (13_000, 14_000))
+    with pytest.raises(
+        InputError, match=r"p0.png: needs 29.1 GB of memory to be scored, and 20.0 GB are free. Cut"
+    ):
+        evaluate_folder(predicted, found, None, QUICK)
 
 
 def test_missing_images_are_named(data, tmp_path):

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Literal
 
-from morphogen.core.errors import ConfigError, nearest
+from morphogen.core.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,24 @@ Precision = Literal["fp32", "bf16", "fp16"]
 def cpu_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_memory(wanted: int, doing: str, where: object, fix: str) -> None:
+    """:class:`InputError` where ``doing`` takes more bytes than are free; small amounts are not looked at.
+
+    The system would end the process without a word, and others with it.
+    """
+    if wanted < 1 << 28:
+        return
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if wanted > free:
+        raise InputError(
+            f"needs {wanted / 1e9:.1f} GB of memory {doing}, and {free / 1e9:.1f} GB are free",
+            where=where,
+            fix=fix,
+        )
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:

@@ -226,7 +226,9 @@ def resolve_mpp(
         if from_pitch is None:
             if pitch_px <= 0:
                 raise InputError(
-                    "µm/px is not known, and one spot has no pitch to tell it", where=where, fix="Give --data.mpp"
+                    "µm/px is not known, and one spot has no pitch to tell it",
+                    where=where,
+                    fix="Give --data.mpp",
                 )
             raise InputError("µm/px is not known", where=where, fix="Give --data.mpp, or --data.pitch_um")
         return from_pitch, "spot pitch"

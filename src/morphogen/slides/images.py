@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from morphogen.core.devices import check_memory
 from morphogen.core.errors import InputError, MorphogenError, SlideError
 from morphogen.core.reading.listing import list_files
 from morphogen.slides.formats.pixels import Samples, on_white, tiff_samples, turned
@@ -262,17 +263,7 @@ def _undecodable(error: Exception, path: Path | str) -> SlideError:
 
 
 def _check_memory(wanted: int, path: Path | str) -> None:
-    if wanted < 1 << 28:
-        return
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if wanted > free:
-        raise SlideError(
-            f"needs {wanted / 1e9:.1f} GB of memory to be decoded, and {free / 1e9:.1f} GB are free",
-            where=path,
-            fix="Convert it to a tiled TIFF, which is read piece by piece",
-        )
+    check_memory(wanted, "to be decoded", path, "Convert it to a tiled TIFF, which is read piece by piece")
 
 
 def _decode_tiff(path: Path | str) -> Picture:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from morphogen.core.devices import check_memory
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, file_hash, read_json
 from morphogen.core.progress import progress
@@ -21,7 +22,7 @@ from morphogen.metrics.intervals import Interval
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
-from morphogen.slides.images import list_images
+from morphogen.slides.images import image_size, list_images
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image, refuse_aligned, splits_of
 from morphogen.stain.outputs import read_uncertainty
@@ -45,6 +46,7 @@ from morphogen.tasks.evaluation import Evaluation
 
 log = logging.getLogger("morphogen.stain")
 
+_SCORING = 160  # bytes for every pixel of an image that is scored, measured
 _FAKE = "_fake_B"  # what pix2pix and CycleGAN add to the name of an image they made
 
 
@@ -140,6 +142,11 @@ def evaluate_methods(
 ) -> list[Evaluation]:
     """Score methods ``name → image(pair, H&E)`` on the same pairs."""
     config = config or EvaluateConfig()
+    for pair in pairs:
+        height, width = image_size(pair.he)
+        check_memory(
+            _SCORING * height * width, "to be scored", pair.he, "Cut the images of the pair into tiles"
+        )
     stains = stain_vectors(pairs, config)
     encoder = get_encoder(config.encoder, config.encoder_weights)
     resnet = resnet50_layers(config.resnet_weights) if config.resnet_weights else None
