@@ -127,6 +127,9 @@ def test_a_folder_is_complete_when_its_manifest_is_there(tmp_path):
 def test_trying_a_folder_follows_no_link(tmp_path):
     folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     folder.mkdir()
-    (folder / f".write-test.{os.getpid()}").symlink_to(elsewhere)
+    for probe in ("write-test", "space-test"):
+        (folder / f".{probe}.{os.getpid()}").symlink_to(elsewhere)
     assert writable_folder(folder) == folder
+    with pytest.raises(ValueError, match="odd"), atomic_path(folder / "file"):
+        raise ValueError("odd")
     assert not elsewhere.exists() and list(folder.iterdir()) == []
