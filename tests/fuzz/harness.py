@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -92,6 +94,30 @@ def _run(arguments: list[str], folder: Path, out: Path, times: int) -> list[Outc
     return outcomes
 
 
+def run_apart(arguments: list[str], folder: Path, out: Path) -> Outcome:
+    """The same in a new process, which libraries also leave as they do in use: slower by their imports."""
+    before, started, stopped = listing(folder, (out,)), time.monotonic(), ""
+    code = "from morphogen.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+        status, texts = done.returncode, [done.stdout, done.stderr]
+    except subprocess.TimeoutExpired as error:
+        status, texts, stopped = (
+            None,
+            [error.stdout or b"", error.stderr or b""],
+            f"no end after {SECONDS:.0f} s",
+        )
+    after = listing(folder, (out,))
+    words = [text.decode(errors="surrogateescape") for text in texts]
+    outcome = Outcome(status, *words, time.monotonic() - started, stopped)
+    outcome.strays = sorted(path for path in after if before.get(path) != after[path])
+    outcome.strays += [f"{path} is gone" for path in before if path not in after]
+    return outcome
+
+
 def apart(work: Callable[[], object]) -> None:
     """Call ``work`` in a child, so that no thread of a library is alive here when further children are made."""
     child = os.fork()
@@ -114,8 +140,6 @@ def _child(arguments: list[str], folder: Path, out: Path, err: Path) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    import sys
-
     # pytest has put its own objects at the places of the standard streams.
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "w" if n else "r", closefd=False) for n in range(3))
     status = 70
