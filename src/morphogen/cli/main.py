@@ -16,6 +16,7 @@ from morphogen.cli.common import fold_option, fold_settings
 from morphogen.cli.process import Ended, ended_by_signals, quiet_libraries, say_ended
 from morphogen.core.errors import LONGEST, ConfigError, MorphogenError, shortened
 from morphogen.core.printing import printable, use_terminal
+from morphogen.core.threads import wait_passively
 
 # One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
 ROOMS = {
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in tokens or os.environ.get("MORPHOGEN_DEBUG") == "1"
     tokens = fold_settings([token for token in tokens if token != "--debug"])
     use_terminal()
+    wait_passively()
     with quiet_libraries(debug), ended_by_signals():
         try:
             status = _run(tokens)

@@ -18,8 +18,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from morphogen.core.devices import cpu_cores
 from morphogen.core.errors import ConfigError, MorphogenError
+from morphogen.core.threads import thread_settings
 
 _NUMBER = "MORPHOGEN_WORKER"
 _START = "import sys; from morphogen.core.processes import _serve; _serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -101,15 +101,12 @@ class _Worker:
         self.number = number
         self.item: int | None = None
         ours, theirs = socket.socketpair()
-        threads = str(max(1, cpu_cores() // workers))
-        own = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 env={
-                    **own,
-                    **os.environ,
+                    **thread_settings(workers),
                     _NUMBER: str(number),
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 },

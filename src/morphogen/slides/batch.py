@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morphogen.core.devices import cpu_cores
 from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError, shortened
 from morphogen.core.files import writable_folder
 from morphogen.core.processes import Crash, Finished, check_workers, run_apart, worker_number
@@ -20,6 +19,7 @@ from morphogen.core.reading.cells import path_in
 from morphogen.core.reading.listing import list_files
 from morphogen.core.reading.tables import read_table
 from morphogen.core.reading.text import read_lines
+from morphogen.core.threads import cpu_cores
 from morphogen.core.writing.locks import file_lock
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.threads import over_threads
 from morphogen.slides.encoders.sources import Loaded
 from morphogen.slides.encoders.spec import EncoderSpec
 from morphogen.slides.encoders.texture.nuclei import nuclei
@@ -101,10 +102,17 @@ class TextureEncoder:
                 else (0, 1 + self.grid[0] * self.grid[1], len(self.names))
             )
             return torch.zeros(shape, device=x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.cat([self._encode(chunk) for chunk in _chunks(x)])
+        chunks = list(_chunks(x))
+        if x.device.type == "cpu":
+            return torch.cat(over_threads(self._encode, chunks))
+        return torch.cat([self._encode(chunk) for chunk in chunks])
 
+    @torch.inference_mode()
     def _encode(self, tiles: Tensor) -> Tensor:
+        with torch.autocast(tiles.device.type, enabled=False):
+            return self._encoded(tiles)
+
+    def _encoded(self, tiles: Tensor) -> Tensor:
         # A lone tile goes in twice: sums over a single row are split otherwise, and would round otherwise.
         alone = len(tiles) == 1
         p = planes(torch.cat([tiles, tiles]) if alone else tiles)
