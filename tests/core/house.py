@@ -25,6 +25,7 @@ FLOORS = [
     ["report"],
     ["tasks"],
     ["expression", "stain", "tissue", "layout"],
+    ["bridges"],
     ["demo"],
     ["cli"],
 ]

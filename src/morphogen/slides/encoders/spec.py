@@ -122,7 +122,8 @@ def lazyslide_specs() -> dict[str, EncoderSpec]:
     specs = {}
     for name, cls in MODEL_REGISTRY.items():
         tasks = cls.task if isinstance(cls.task, list) else [cls.task]
-        if wanted & {task.value for task in tasks} and hasattr(cls, "encode_image"):
+        ours = getattr(cls, "from_morphogen", False)  # registered there by the bridge to LazySlide
+        if not ours and wanted & {task.value for task in tasks} and hasattr(cls, "encode_image"):
             specs[name] = _from_registry(name, cls)
     return dict(sorted(specs.items()))
 
