@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 import anndata as ad
-import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
-from morphogen.checkpoints import load_model, save_model
-from morphogen.core.devices import resolve_device
+from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import content_hash
 from morphogen.expression.config import ExpressionConfig, PredictConfig
@@ -21,8 +20,7 @@ from morphogen.expression.recipes.heads import HEADS
 from morphogen.expression.sections.panels import Panel
 from morphogen.expression.sections.transforms import Transform
 from morphogen.nets import fast_precision
-
-KIND = "expression"
+from morphogen.tasks.pretrained import Pretrained
 
 
 class PanelFile(BaseModel):
@@ -43,7 +41,7 @@ class TransformFile(BaseModel):
     target: Annotated[float, Field(ge=0)]
 
 
-class ExpressionModel:
+class ExpressionModel(Pretrained):
     """Gene expression of the spots of a section, with samples and their spread.
 
     ``model = ExpressionModel.from_pretrained(folder)``; ``adata = model(section)`` with a prepared section, measured
@@ -56,6 +54,9 @@ class ExpressionModel:
     encoder: name, identity, width and field of the embeddings it was trained on.
     training: sections, patients and split it was trained on, seed, steps.
     """
+
+    kind: ClassVar[str] = "expression"
+    config: ExpressionConfig
 
     def __init__(
         self,
@@ -78,16 +79,20 @@ class ExpressionModel:
         )
 
     @property
+    def network(self) -> Any:
+        return self.head
+
+    def components(self) -> dict[str, Any]:
+        return {"model": self.head}
+
+    def hashed(self) -> tuple[Any, ...]:
+        state = self.head.state_dict()
+        return self.panel.hash, [(k, v.detach().cpu().numpy()) for k, v in sorted(state.items())]
+
+    @cached_property
     def identity(self) -> str:
         """Hash of weights and panel, 16 hex digits: the checkpoint id in result files."""
-        state = self.head.state_dict()
-        return content_hash(
-            self.panel.hash, [(k, v.detach().cpu().numpy()) for k, v in sorted(state.items())]
-        )[:16]
-
-    def to(self, device: str | torch.device) -> ExpressionModel:
-        self.head.to(resolve_device(device))
-        return self
+        return content_hash(*self.hashed())[:16]
 
     def sampler(self, precision: str) -> tuple[Any, str]:
         """``(head, autocast)`` to sample with: the head itself in fp32, what it makes of itself in reduced precision
@@ -99,14 +104,10 @@ class ExpressionModel:
         head, autocast = self._reduced[precision]
         return head.to(self.device), autocast
 
-    def compile(self) -> ExpressionModel:
+    def compile(self) -> Self:
         """Compile the network that sampling calls, in place."""
         self.head.sampled.compile()
         return self
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.head.buffers()).device
 
     def __call__(
         self,
@@ -132,26 +133,19 @@ class ExpressionModel:
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Write ``morphogen.json`` and ``model.safetensors``, whole or not at all."""
-        return save_model(
-            folder,
-            self.head,
-            self.config,
-            kind=KIND,
-            panel=self.panel.to_dict(),
-            transform=self.transform.to_dict(),
-            encoder=self.encoder,
-            preprocessing={k: v for k, v in self.prepared.items() if k != "key"},
-            training=self.training,
-            head=self.head.facts(),
-            identity=self.identity,
-        )
+    def saved(self) -> dict[str, Any]:
+        return {
+            "panel": self.panel.to_dict(),
+            "transform": self.transform.to_dict(),
+            "encoder": self.encoder,
+            "preprocessing": {k: v for k, v in self.prepared.items() if k != "key"},
+            "training": self.training,
+            "head": self.head.facts(),
+            "identity": self.identity,
+        }
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> ExpressionModel:
-        """Load a folder (or a hub id) written by :meth:`save_pretrained`, onto a device."""
-        read = load_model(folder, KIND)
+    def restored(cls, read: ModelFolder, **options: Any) -> Self:
         config = read.settings(ExpressionConfig)
         panel = Panel.from_dict(read.fact("panel", PanelFile).model_dump())
         transform = Transform.from_dict(read.fact("transform", TransformFile).model_dump())
@@ -174,12 +168,12 @@ class ExpressionModel:
             read.fact("encoder", dict[str, Any]),
             read.fact("training", dict[str, Any]),
             read.fact("preprocessing", dict[str, Any]) if "preprocessing" in read.facts else None,
-        ).to(device)
+        )
 
     @classmethod
     def from_published(
         cls, checkpoint: Path | str, kind: str, genes: list[str], *, heads: int | None = None
-    ) -> ExpressionModel:
+    ) -> Self:
         """A published Stem or HisDiff checkpoint with the list of its genes (``selected_gene_list.txt``).
 
         kind: ``"stem"`` (UNI ⊕ CONCH embeddings) or ``"hisdiff"`` (UNI). heads: see
