@@ -13,6 +13,7 @@ from morphogen.diffusion import SamplerConfig
 from morphogen.expression.config import EvaluateConfig as ExpressionEvaluation
 from morphogen.expression.config import ExpressionConfig, PredictConfig
 from morphogen.stain.config import ApplyConfig, EvaluateConfig, TrainConfig
+from morphogen.stain.registration.table import RegisterConfig
 
 CLI = Path(morphogen.cli.__file__).parent
 
@@ -102,6 +103,20 @@ def test_the_seed_of_a_file_counts_in_every_verb(resolve, tokens, cls):
     assert resolve(*tokens) == cls()
     assert resolve(*tokens, yaml="seed: 11\n").seed == 11
     assert resolve(*tokens, "--seed", "3", yaml="seed: 11\n").seed == 3
+
+
+def test_registration_reads_a_file_too(resolve):
+    found = resolve(
+        "stain",
+        "register",
+        "p",
+        "--out",
+        "o.csv",
+        "--max-shift",
+        "9",
+        yaml="motion: affine\nskip_bad: true\n",
+    )
+    assert found == RegisterConfig(motion="affine", skip_bad=True, max_shift=9)
 
 
 def verbs_with_settings():

@@ -51,14 +51,16 @@ def register(
     *,
     out: Annotated[Path, Parameter(name="--out", help="CSV file to write: the pairs with their maps.")],
     motion: Annotated[
-        Literal["shift", "rigid", "affine"],
+        Literal["shift", "rigid", "affine"] | None,
         Parameter(
             name="--motion",
-            help="shift: whole pixels (re-stained sections). rigid: turn and shift (serial sections). affine: with "
-            "stretch and shear up to 15 %.",
+            help="shift: whole pixels (re-stained sections). rigid (default): turn and shift (serial sections). "
+            "affine: with stretch and shear up to 15 %.",
         ),
-    ] = "rigid",
-    max_shift: Annotated[int, Parameter(name="--max-shift", help="Largest --motion shift in pixels.")] = 32,
+    ] = None,
+    max_shift: Annotated[
+        int | None, Parameter(name="--max-shift", help="Largest --motion shift in pixels.")
+    ] = None,
     drop_unmatched: Annotated[
         bool,
         Parameter(name="--drop-unmatched", negative=(), help="Leave pairs out whose images do not match."),
@@ -68,34 +70,43 @@ def register(
         int | None,
         Parameter(name="--workers", help="Pairs looked at at a time. Default: as many as cores."),
     ] = None,
+    config: ConfigFile = None,
+    settings: Settings = (),
     json: AsJson = False,
 ) -> int:
     """Register the images, or the whole slides, of every pair; train and evaluate read the table that is written.
 
     A run that was killed goes on with the pairs it had not come to.
     """
-    from morphogen.stain.registration.table import register_table
+    from morphogen.stain.registration.table import RegisterConfig, register_table
 
-    table = register_table(
-        data,
-        out,
-        motion,
+    chosen = load_config(
+        RegisterConfig,
+        config,
+        settings,
+        motion=motion,
         max_shift=max_shift,
-        drop_unmatched=drop_unmatched,
-        skip_bad=skip_bad,
+        drop_unmatched=drop_unmatched or None,
+        skip_bad=skip_bad or None,
         workers=workers,
     )
+    table = register_table(data, out, **chosen.to_dict())
     if json:
         print_json(
-            {"table": table.path, "pairs": table.pairs, "unsure": table.unsure, "dropped": drop_unmatched}
+            {
+                "table": table.path,
+                "pairs": table.pairs,
+                "unsure": table.unsure,
+                "dropped": chosen.drop_unmatched,
+            }
         )
         return 0
-    sure = table.pairs - (0 if drop_unmatched else len(table.unsure))
+    sure = table.pairs - (0 if chosen.drop_unmatched else len(table.unsure))
     say(f"{sure} of {sure + len(table.unsure)} pairs registered: {table.path}")
     if table.unsure:
         more = f" and {len(table.unsure) - 5} more" if len(table.unsure) > 5 else ""
         say(
-            f"Without a clear match, left {'out' if drop_unmatched else 'as they were'}: "
+            f"Without a clear match, left {'out' if chosen.drop_unmatched else 'as they were'}: "
             f"{', '.join(table.unsure[:5])}{more}. "
             "Do they show the same tissue?"
         )

@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from morphogen._version import __version__
+from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, plain, write_text
 from morphogen.core.fingerprints import fingerprint
@@ -37,6 +39,20 @@ class Table:
     path: Path
     pairs: int
     unsure: list[str]
+
+
+class RegisterConfig(Config):
+    """A run of `morphogen stain register`."""
+
+    motion: Literal["shift", "rigid", "affine"] = Field(
+        "rigid",
+        description="shift: whole pixels (re-stained sections). rigid: turn and shift (serial sections). affine: "
+        "with stretch and shear up to 15 %.",
+    )
+    max_shift: int = Field(32, ge=0, description="Largest shift in pixels of the motion shift.")
+    drop_unmatched: bool = Field(False, description="Leave pairs out whose images do not match.")
+    skip_bad: bool = Field(False, description="Leave unusable pairs out (listed) instead of stopping.")
+    workers: int | None = Field(None, ge=1, description="Pairs looked at at a time. null = as many as cores.")
 
 
 @locks_file()
