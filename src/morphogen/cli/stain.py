@@ -90,7 +90,15 @@ def register(
         skip_bad=skip_bad or None,
         workers=workers,
     )
-    table = register_table(data, out, **chosen.to_dict())
+    table = register_table(
+        data,
+        out,
+        chosen.motion,
+        max_shift=chosen.max_shift,
+        drop_unmatched=chosen.drop_unmatched,
+        skip_bad=chosen.skip_bad,
+        workers=chosen.workers,
+    )
     if json:
         print_json(
             {
