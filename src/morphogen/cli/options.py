@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -51,6 +51,14 @@ SkipBad = Annotated[
 ]
 Split = Annotated[str, Parameter(name="--split", help="train, val or test.")]
 Stain = Annotated[str | None, Parameter(name="--stain", help="Target stain of a model that makes several.")]
+Motion = Annotated[
+    Literal["shift", "rigid", "affine"] | None,
+    Parameter(
+        name="--motion",
+        help="shift: whole pixels (re-stained sections). rigid (default): turn and shift (serial sections). "
+        "affine: with stretch and shear up to 15 %.",
+    ),
+]
 Mpp = Annotated[float | None, Parameter(name="--mpp", help="µm per pixel, where the file does not say.")]
 TissueModel = Annotated[
     str, Parameter(name="--model", help="Tissue model folder or hub id, or a published checkpoint (.ckpt).")

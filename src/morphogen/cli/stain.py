@@ -26,6 +26,7 @@ from morphogen.cli.options import (
     Encoder,
     Inputs,
     Model,
+    Motion,
     Mpp,
     Out,
     SkipBad,
@@ -50,14 +51,7 @@ def register(
     /,
     *,
     out: Annotated[Path, Parameter(name="--out", help="CSV file to write: the pairs with their maps.")],
-    motion: Annotated[
-        Literal["shift", "rigid", "affine"] | None,
-        Parameter(
-            name="--motion",
-            help="shift: whole pixels (re-stained sections). rigid (default): turn and shift (serial sections). "
-            "affine: with stretch and shear up to 15 %.",
-        ),
-    ] = None,
+    motion: Motion = None,
     max_shift: Annotated[
         int | None, Parameter(name="--max-shift", help="Largest --motion shift in pixels.")
     ] = None,
@@ -113,11 +107,10 @@ def register(
     say(f"{sure} of {sure + len(table.unsure)} pairs registered: {table.path}")
     if table.unsure:
         more = f" and {len(table.unsure) - 5} more" if len(table.unsure) > 5 else ""
-        say(
-            f"Without a clear match, left {'out' if chosen.drop_unmatched else 'as they were'}: "
-            f"{', '.join(table.unsure[:5])}{more}. "
-            "Do they show the same tissue?"
+        left = (
+            f"left {'out' if chosen.drop_unmatched else 'as they were'}: {', '.join(table.unsure[:5])}{more}"
         )
+        say(f"Without a clear match, {left}. Do they show the same tissue?")
     return 0
 
 
