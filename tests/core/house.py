@@ -23,6 +23,7 @@ FLOORS = [
     ["training"],
     ["checkpoints"],
     ["report"],
+    ["view"],
     ["tasks"],
     ["expression", "stain", "tissue", "layout"],
     ["bridges"],

@@ -26,6 +26,7 @@ ROOMS = {
     "tissue": "Tissue images of any size from embeddings: train, patches, canvas, prior, evaluate.",
     "layout": "Labelled images in the style of other slides, and the segmentation network they feed.",
     "checkpoint": "Look into published checkpoints and import them.",
+    "view": "Slides, stains, genes and outlines in the browser, over one another or side by side.",
     "demo": "Every task on small data, in one HTML report.",
     "doctor": "Versions, devices, optional parts, encoders: what works here and what to do about the rest.",
 }

@@ -1,0 +1,1 @@
+"""What can be looked at: images in tiles, tables of spots, outlines."""
