@@ -15,9 +15,9 @@ from morphogen.demo.workspace import Chapter, Workspace
 from morphogen.report import Report
 
 LEAD = (
-    "Everything below was made on this machine by the commands and the Python shown with it: a **real slide** tiled "
-    "and embedded, then **virtual staining** and **gene maps** on simulated tissue, where the right answer is known. "
-    "No weights were downloaded."
+    "Everything below was made on this machine by the commands and the Python shown with it: a **real slide** tiled, "
+    "embedded and drawn anew from its **embeddings**, then **virtual staining**, **labelled images** in other styles "
+    "and **gene maps** on simulated tissue, where the right answer is known. No weights were downloaded."
 )
 
 

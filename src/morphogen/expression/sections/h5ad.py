@@ -84,7 +84,11 @@ def centres_of(table: ad.AnnData, where: Path) -> np.ndarray:
     """
     key = next((key for key in ("spatial", "X_spatial") if key in table.obsm), None)
     if key is None:
-        raise InputError("there is no obsm['spatial'] with the spot centres", where=where)
+        raise InputError(
+            "there is no obsm['spatial'] with the spot centres",
+            where=where,
+            fix="Put x and y of each spot, in pixels of the image, there",
+        )
     value = table.obsm[key]
     if isinstance(value, pd.DataFrame):
         columns = {fold(name): name for name in value.columns}
