@@ -16,13 +16,14 @@ from morphogen.core.files import writable_folder
 from morphogen.core.processes import Crash, Finished, check_workers, run_apart, worker_number
 from morphogen.core.progress import progress
 from morphogen.core.reading.cells import path_in
-from morphogen.core.reading.listing import list_files
+from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import read_table
 from morphogen.core.reading.text import read_lines
 from morphogen.core.threads import cpu_cores
 from morphogen.core.writing.locks import file_lock
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.images import SLIDE_SUFFIXES, name_of
 from morphogen.slides.slide import open_slide, store_name
 from morphogen.slides.tiles import tile_slide
@@ -58,6 +59,7 @@ def collect(inputs: Iterable[str | Path], *, recursive: bool = False, mpp: float
     for item in map(Path, inputs):
         if item.is_dir() and item.suffix != ".zarr":
             paths = list_files(item, suffixes=SLIDE_SUFFIXES, recursive=recursive)
+            paths = sorted([*paths, *(each for each in list_folders(item, "*.zarr") if is_ome_zarr(each))])
             if not paths:
                 raise InputError("there are no slides in this folder", where=item, fix="Try --recursive")
             jobs += [Job(str(path), mpp) for path in paths]

@@ -238,9 +238,10 @@ def list_images(folder: Path | str, *, leave_out: Collection[Path] = ()) -> dict
 
 
 def name_of(path: Path | str) -> str:
-    """File name without suffix; ``.ome.tif`` and the like count as one: ``S1.ome.TIF`` is ``S1``."""
+    """File name without suffix; ``.ome.tif`` and the like count as one: ``S1.ome.TIF`` and ``S1.ome.zarr``
+    are ``S1``."""
     path = Path(path)
-    if path.suffix.lower() in TIFF_SUFFIXES and path.stem.lower().endswith(".ome"):
+    if path.suffix.lower() in (*TIFF_SUFFIXES, ".zarr") and path.stem.lower().endswith(".ome"):
         return path.stem[:-4] or path.stem
     return path.stem
 

@@ -41,6 +41,8 @@ def slide_info(slide: Slide) -> dict[str, Any]:
 
 def size_on_disk(path: Path) -> int:
     """Bytes of the file, with the folder of the same name that MRXS and VMS slides keep beside it."""
+    if path.is_dir():  # OME-Zarr
+        return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     total = path.stat().st_size
     folder = path.with_suffix("")
     if path.suffix.lower() in {".mrxs", ".vms"} and folder.is_dir():

@@ -20,7 +20,9 @@ from wsidata.reader import OpenSlideReader
 from wsidata.reader.base import AssociatedImages, ReaderBase, SlideProperties
 
 from morphogen.core.errors import SlideError
-from morphogen.slides.formats.pixels import WHITE, on_white, stored_window, tiff_samples, turned
+from morphogen.core.reading.codecs import check_codecs
+from morphogen.slides.formats.ngff import axes_of, ome_zarr_attributes, scale_of
+from morphogen.slides.formats.pixels import WHITE, Samples, on_white, stored_window, tiff_samples, turned
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import open_tiff, read_image, short
 
@@ -241,6 +243,90 @@ class TiffReader(_LevelReader):
                     fix="The file is damaged or its copy is incomplete: copy it again",
                 ) from error
         return turned(self._samples.to_rgb(window, self.file), self._samples.orientation)
+
+
+class OmeZarrReader(_LevelReader):
+    """The levels of an OME-Zarr image. Raises :class:`SlideError` for what is no colour or grey image."""
+
+    name = "ome-zarr"
+    pkg_namespaces = "zarr"
+
+    def __init__(self, file: Path | str, **kwargs: Any) -> None:
+        self.file = str(file)
+        self._lock = threading.Lock()
+        self.create_reader()
+        self._set(self.scale.mpp, None, {"mpp": self.scale.mpp})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def create_reader(self) -> None:
+        import zarr
+
+        attributes = ome_zarr_attributes(self.file)
+        if attributes is None:
+            raise SlideError("is not an OME-Zarr image", where=self.file)
+        check_codecs(self.file)
+        try:
+            multiscale = attributes["multiscales"][0]
+            paths = [str(each["path"]) for each in multiscale["datasets"]]
+            group = zarr.open_group(self.file, mode="r")
+            arrays = [group[path] for path in paths]
+            axes = axes_of(multiscale, arrays[0].ndim)
+            self.scale = scale_of(multiscale, axes)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OSError) as error:
+            raise SlideError(
+                f"is not a whole OME-Zarr image ({short(error)})", where=self.file, fix="Copy it again"
+            ) from None
+        self._axes = axes
+        self._samples = self._colours(arrays[0], axes)
+        arrays.sort(key=lambda array: -array.shape[axes.index("X")])
+        self.set_reader(arrays)
+        if self._samples.maximum is None:
+            last = arrays[-1]
+            self._samples = self._samples.settled(self._plane(last, 0, 4096, 0, 4096), self.file)
+
+    def detach_reader(self) -> None:
+        self.set_reader(None)
+
+    def _colours(self, array: Any, axes: str) -> Samples:
+        shape = dict(zip(axes, array.shape, strict=True))
+        if any(n != 1 for axis, n in shape.items() if axis not in "YXC"):
+            raise SlideError(f"is a stack with axes {axes.lower()}, not one colour image", where=self.file)
+        channels = shape.get("C", 1)
+        if channels not in (1, 3):
+            raise SlideError(
+                f"has {channels} channels of their own, not a colour image's 3",
+                where=self.file,
+                fix="Export it as RGB",
+            )
+        maximum = 255 if array.dtype == np.uint8 else None
+        if channels == 1:
+            return Samples(axes="YX", photometric="MINISBLACK", maximum=maximum)
+        return Samples(axes="CYX", maximum=maximum)
+
+    def _plane(self, array: Any, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        index = {"Y": slice(y0, y1), "X": slice(x0, x1), "C": slice(None)}
+        window = np.asarray(array[tuple(index.get(axis, 0) for axis in self._axes)])
+        return window[0] if "C" in self._axes and self._samples.axes == "YX" else window
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        y, x = self._axes.index("Y"), self._axes.index("X")
+        return [(int(array.shape[y]), int(array.shape[x])) for array in self.reader]
+
+    def _window(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        try:
+            window = self._plane(self.reader[level], y0, y1, x0, x1)
+        except Exception as error:  # zarr and its codecs raise many kinds
+            raise SlideError(
+                f"cannot be read at x {x0}, y {y0} of level {level} ({short(error)})",
+                where=self.file,
+                fix="The store is damaged or its copy is incomplete: copy it again",
+            ) from error
+        return self._samples.to_rgb(window, self.file)
 
 
 def _index(axes: str, y0: int, y1: int, x0: int, x1: int) -> tuple[slice, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from morphogen.core.errors import InputError, SlideError
 from morphogen.core.reading.listing import list_files
 from morphogen.core.writing.replacing import recover
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.formats.opening import Opened, open_reader
 from morphogen.slides.formats.pixels import WHITE
 from morphogen.slides.formats.scale import Scale, printing_resolution
@@ -229,8 +230,13 @@ class _Cropped(Slide):
 def store_name(path: Path) -> str:
     """Name of a slide's store: ``<stem>.zarr``, or with the suffix too where another slide of its stem comes first.
 
+    That of an OME-Zarr image has its whole name: ``s1.ome.zarr.zarr``.
+
     Beside ``s1.svs`` or ``s1.tif``, ``s1.jpg`` (its thumbnail, most likely) keeps its results in ``s1.jpg.zarr``.
     """
+
+    if path.suffix.lower() == ".zarr":
+        return f"{path.name}.zarr"
 
     def rank(other: Path) -> tuple[int, str]:
         suffix = other.suffix.lower()
@@ -247,7 +253,7 @@ def store_name(path: Path) -> str:
 
 
 def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | None = None) -> Slide:
-    """Open a slide or image: SVS, NDPI, MRXS, SCN, BIF, DICOM, (pyramidal, OME-) TIFF, PNG, JPEG.
+    """Open a slide or image: SVS, NDPI, MRXS, SCN, BIF, DICOM, (pyramidal, OME-) TIFF, OME-Zarr, PNG, JPEG.
 
     Parameters
     ----------
@@ -270,7 +276,8 @@ def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | Non
         raise InputError(
             f"{mpp:g} µm/px is not plausible for level 0; expected {low:g} to {high:g}", where="mpp"
         )
-    first_bytes(path, 1)  # missing, a folder, a pipe, empty
+    if not is_ome_zarr(path):
+        first_bytes(path, 1)  # missing, another folder, a pipe, empty
     folder = Path(out) if out is not None else path.parent
     store = folder / store_name(path)
     recover(store)

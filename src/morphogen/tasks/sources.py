@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from morphogen.core.errors import ConfigError, InputError, MorphogenError, OutputError
-from morphogen.core.reading.listing import list_files
+from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.slides.batch import collect
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import (
     IMAGE_SUFFIXES,
@@ -47,10 +48,12 @@ class SlideSource:
 
 
 def is_slide(path: Path | str) -> bool:
-    """Whether a file is to be opened as a whole slide: a vendor's format, or a TIFF with a pyramid or of
-    great size.
+    """Whether a file is to be opened as a whole slide: a vendor's format, OME-Zarr, or a TIFF with a
+    pyramid or of great size.
     """
     path = Path(path)
+    if is_ome_zarr(path):
+        return True
     suffix = path.suffix.lower()
     if suffix in VENDOR_SUFFIXES:
         return True
@@ -79,9 +82,13 @@ def sort_sources(
     for source in map(Path, sources):
         if not source.exists():
             raise InputError("there is no such file or folder", where=source)
+        if is_ome_zarr(source):
+            slides.append(SlideSource(source, mpp))
+            continue
         if source.is_dir():
             there = list_files(source, suffixes=SLIDE_SUFFIXES)
             inside = [path for path in there if is_slide(path)]
+            inside += [path for path in list_folders(source, "*.zarr") if is_ome_zarr(path)]
             slides += [SlideSource(path, mpp) for path in inside]
             if any(path.suffix.lower() in IMAGE_SUFFIXES and path not in inside for path in there):
                 images.append(Images(source, list_images(source, leave_out=inside)))

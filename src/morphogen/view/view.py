@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from morphogen.core.errors import InputError, MorphogenError
-from morphogen.core.reading.listing import list_files
+from morphogen.core.reading.listing import list_files, list_folders
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.images import SLIDE_SUFFIXES, name_of
 from morphogen.view.config import ViewConfig
 from morphogen.view.layers.images import ImageLayer, open_image, picture
@@ -123,10 +124,11 @@ def _named(results: Iterable[Path | str]) -> list[Path]:
     for each in map(Path, results):
         if not each.exists():
             raise InputError("there is no such file or folder", where=each)
-        if not each.is_dir():
+        if not each.is_dir() or is_ome_zarr(each):
             paths.append(each)
             continue
         inside = list_files(each, suffixes=SHOWN)
+        inside = sorted([*inside, *(path for path in list_folders(each, "*.zarr") if is_ome_zarr(path))])
         if not inside:
             raise InputError("there are no images, .h5ad or GeoJSON files in this folder", where=each)
         paths += inside

@@ -52,6 +52,9 @@ def open_reader(path: Path) -> Opened:
     Raises :class:`SlideError` when the file is missing, no file, no image, cut short, damaged, or of a kind that no
     reader knows.
     """
+    if path.is_dir():
+        zarr = readers.OmeZarrReader(path)
+        return Opened(zarr, "OME-Zarr", zarr.scale, ())
     kind = sniff(path)
     if kind not in ("", "TIFF") and path.suffix.lower() != ".mrxs":  # whose index is a JPEG
         return Opened(readers.FlatReader(path), "flat image", Scale(), ())

@@ -1,4 +1,4 @@
-"""Write a whole-slide image of any size, from blocks in any order, in little memory: a pyramidal OME-TIFF.
+"""Write a whole-slide image of any size, from blocks in any order, in little memory: pyramidal OME-TIFF or OME-Zarr.
 
 Blocks of the full resolution come in any order and size. Whole tiles are compressed at once into a scratch
 file beside the output (:mod:`~morphogen.slides.pyramid.spool`); unfinished ones wait in memory up to a
@@ -22,6 +22,7 @@ from morphogen.core.errors import OutputError
 from morphogen.core.files import atomic_path, output_error, writable_folder
 from morphogen.slides.pyramid.codec import CODECS, SUBSAMPLING, TileCodec
 from morphogen.slides.pyramid.halving import halved
+from morphogen.slides.pyramid.ngff import NgffWriter, is_zarr_name
 from morphogen.slides.pyramid.parts import Parts
 from morphogen.slides.pyramid.spool import Spool
 from morphogen.slides.pyramid.tiff import Layout, Level, ome_xml, write_tiff
@@ -35,7 +36,8 @@ class PyramidWriter:
     Parameters
     ----------
     path:
-        The file, usually ``*.ome.tif``. Nothing is there until the image is whole.
+        The file, usually ``*.ome.tif``; a name that ends with ``.zarr`` becomes an OME-Zarr folder, lossless whatever
+        ``codec`` says. Nothing is there until the image is whole.
     width, height:
         Full size in pixels.
     mpp:
@@ -90,6 +92,8 @@ class PyramidWriter:
             (float(mpp), float(mpp)) if isinstance(mpp, int | float) else (float(mpp[0]), float(mpp[1]))
         )
         self._check(channels, tile, codec, quality, subsampling, background)
+        self._zarr = is_zarr_name(self.path)
+        codec = "deflate" if self._zarr else codec
         self.tile, self.channels = tile, channels
         self._background, self._magnification, self._facts = background, magnification, dict(facts or {})
         self._fill = 255 if background is None else background
@@ -99,7 +103,7 @@ class PyramidWriter:
         limit = pending_bytes if pending_bytes is not None else max(64 << 20, 3 * across * tile**2 * 4)
         self._closed, self._labels = False, labels
         writable_folder(self.path.parent)
-        if self.path.is_dir():
+        if self.path.is_dir() and not (self._zarr and (self.path / "zarr.json").is_file()):
             raise OutputError("a folder of this name is in the way of the image", where=self.path)
         settings = {"width": self.width, "height": self.height, **asdict(self._codec)}
         with self._explained():
@@ -238,8 +242,12 @@ class PyramidWriter:
             for row in range(self._rows(top)):
                 for column in range(self._columns(top)):
                     self._reduce(top, row, column)
-            with atomic_path(self.path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
-                self._assemble(file)
+            with atomic_path(self.path) as temporary:
+                if self._zarr:
+                    self._assemble_zarr(temporary)
+                else:
+                    with open(temporary, "wb", buffering=1 << 20) as file:
+                        self._assemble(file)
             self._spool.close(delete=True)
         self._closed = True
         return self.path
@@ -307,6 +315,24 @@ class PyramidWriter:
             self.path.name, self.width, self.height, self.channels, self.mpp, self._magnification, self._facts
         )
         write_tiff(file, layout, levels, text, self._tiles, codec.blank())
+
+    def _assemble_zarr(self, folder: Path) -> None:
+        writer = NgffWriter(
+            folder,
+            self.path.name,
+            self._sizes,
+            channels=self.channels,
+            tile=self.tile,
+            fill=self._fill,
+            mpp=self.mpp,
+            labels=self._labels,
+            facts=self._facts,
+        )
+        for level in range(len(self._sizes)):
+            for key in self._keys(level):
+                if key in self._spool and self._spool.size(key):
+                    h, w = self._tile_shape(*key)
+                    writer.write(*key, self._codec.decode(self._spool.read(key))[:h, :w])
 
     def _tiles(self, level: int) -> Iterator[bytes]:
         for key in self._keys(level):

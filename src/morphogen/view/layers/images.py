@@ -19,6 +19,7 @@ import imagecodecs
 import numpy as np
 
 from morphogen.core.errors import InputError, SlideError
+from morphogen.slides.formats.ngff import ome_zarr_attributes
 from morphogen.slides.formats.opening import Opened
 from morphogen.slides.formats.scale import Scale
 from morphogen.slides.images import first_bytes, open_tiff, read_raw, sniff
@@ -244,7 +245,10 @@ def _deep_grey(path: Path) -> np.ndarray | None:
 
 
 def _notes_of(path: Path) -> dict[str, str]:
-    """Pairs that this package writes into the OME-XML of its pyramids: unit, classes, what made it."""
+    """Pairs that this package writes into the metadata of its pyramids: unit, classes, what made it."""
+    if path.is_dir():
+        noted = (ome_zarr_attributes(path) or {}).get("morphogen")
+        return {str(key): str(value) for key, value in noted.items()} if isinstance(noted, dict) else {}
     if not path.is_file() or sniff(path) != "TIFF":
         return {}
     with open_tiff(path) as file:
