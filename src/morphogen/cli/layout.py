@@ -36,6 +36,7 @@ from morphogen.cli.layout_options import (
     read,
     synthetic_sheets,
 )
+from morphogen.cli.options import ImageFormat
 
 app = App(
     name="layout",
@@ -262,18 +263,19 @@ def segment(
     mpp: Annotated[
         float | None, Parameter(name="--mpp", help="µm per pixel of the inputs, where they do not say.")
     ] = None,
+    format: ImageFormat = "tiff",
     device: Device = "auto",
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> int:
-    """Label images and whole slides: label maps as PNG; of slides a mask pyramid (OME-TIFF) and polygons for QuPath."""
+    """Label images and whole slides: label maps as PNG; of slides a mask pyramid and polygons for QuPath."""
     from morphogen.layout.segmenter.batch import segment_sources
     from morphogen.layout.segmenter.model import Segmenter
     from morphogen.tasks import WindowConfig
 
     network = Segmenter.from_pretrained(model, device=device)
     windows = load_config(WindowConfig, config, settings)
-    result = segment_sources(network, inputs, out, windows=windows, mpp=mpp)
+    result = segment_sources(network, inputs, out, windows=windows, mpp=mpp, format=format)
     say(*result.lines())
     return 3 if result.failed else 0
 

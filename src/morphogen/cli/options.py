@@ -82,6 +82,13 @@ HoldOut = Annotated[
 Region = Annotated[
     str | None, Parameter(name="--region", help="x,y,width,height in pixels of the full resolution.")
 ]
+ImageFormat = Annotated[
+    Literal["tiff", "zarr"],
+    Parameter(
+        name="--format",
+        help="Images of results: tiff (OME-TIFF; PNG of single images) or zarr (OME-Zarr, lossless).",
+    ),
+]
 Updates = Annotated[int | None, Parameter(name="--steps", help="Updates of the weights.")]
 
 

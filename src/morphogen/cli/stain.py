@@ -24,6 +24,7 @@ from morphogen.cli.common import (
 from morphogen.cli.options import (
     Data,
     Encoder,
+    ImageFormat,
     Inputs,
     Model,
     Motion,
@@ -243,6 +244,7 @@ def predict(
         bool, Parameter(name="--keep-samples", negative=(), help="Images: write every sample.")
     ] = False,
     stain: Stain = None,
+    format: ImageFormat = "tiff",
     encoder: Encoder = None,
     weights: Weights = None,
     mpp: Mpp = None,
@@ -283,7 +285,7 @@ def predict(
         transfer.compile()
     outcomes = []
     for outcome in stain_sources(
-        transfer, named, out, resolved, precision=precision, keep_samples=keep_samples
+        transfer, named, out, resolved, precision=precision, keep_samples=keep_samples, format=format
     ):
         outcomes.append(outcome)
         if json:

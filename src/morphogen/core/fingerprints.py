@@ -25,7 +25,8 @@ def fingerprint(path: Path | str) -> str:
     Of a Zarr store: of the names and sizes of its files, and of those of 64 of them, its own metadata included.
 
     A fingerprint is computed once in a process while size and time of change stay the same. Raises
-    :class:`~morphogen.core.errors.InputError` when there is no such file, or it is none (another folder, a pipe, a device).
+    :class:`~morphogen.core.errors.InputError` when there is no such file, or it is none (another folder, a
+    pipe, a device).
 
     Examples
     --------

@@ -22,6 +22,7 @@ from morphogen.stain.recipes.translator import StainTranslator
 from morphogen.tasks.bands import make_images
 from morphogen.tasks.checks import shortened
 from morphogen.tasks.folders import FolderResult, translate_images
+from morphogen.tasks.layers import Format
 from morphogen.tasks.pyramids import make_slide
 from morphogen.tasks.sources import Outcome, is_slide, run_sources
 
@@ -84,6 +85,7 @@ def stain_files(
     *,
     precision: str = "fp32",
     keep_samples: bool = False,
+    format: Format = "tiff",
 ) -> FolderResult:
     """:func:`stain_folder` for image files by name; what became of each."""
     config = config or ApplyConfig()
@@ -108,6 +110,7 @@ def stain_files(
         notes={"uncertainty_unit": UNCERTAINTY_UNIT if config.samples > 1 else None},
         doing="staining images",
         newer=NEWER,
+        format=format,
     )
     if doubtful:
         log.warning(
@@ -171,8 +174,10 @@ def stain_slide(
     *,
     precision: str = "fp32",
     tissue: Sequence[Any] | None = None,
+    format: Format = "tiff",
 ) -> StainedSlide:
-    """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples.
+    """Stain a slide into ``out/<slide>_<stain>.ome.tif``, with ``…_uncertainty.ome.tif`` for several samples; with the
+    ``format`` ``zarr`` into OME-Zarr (``.ome.zarr``).
 
     Slides are read at the model's µm/px (where both are known and differ by more than 10 %) and written at their own.
     Glass stays white; the stain fades along the contour of the tissue (:mod:`morphogen.tasks.glass`). A run that was
@@ -209,6 +214,7 @@ def stain_slide(
         what="the stained slide",
         doing="staining windows",
         newer=NEWER,
+        format=format,
     )
     return StainedSlide(made.images[""], made.images.get("uncertainty"), made.windows, made.seams, made.facts)
 
@@ -221,17 +227,20 @@ def stain_sources(
     *,
     precision: str = "fp32",
     keep_samples: bool = False,
+    format: Format = "tiff",
 ) -> Iterator[Outcome]:
     """Stain all that is named: images, slides, folders of them and lists; an outcome for each folder and slide as it
     is finished, whatever happens to one of several."""
     config = config or ApplyConfig()
 
     def images(files: Mapping[str, Path]) -> FolderResult:
-        return stain_files(model, files, out, config, precision=precision, keep_samples=keep_samples)
+        return stain_files(
+            model, files, out, config, precision=precision, keep_samples=keep_samples, format=format
+        )
 
     def slide(path: Path, mpp: float | None) -> tuple[list[Path], str]:
         with open_slide(path, mpp) as opened:
-            made = stain_slide(model, opened, out, config, precision=precision)
+            made = stain_slide(model, opened, out, config, precision=precision, format=format)
         seams = f", seam score {made.seams.worst:.3f}" if made.seams is not None else ""
         written = [made.image, *([made.uncertainty] if made.uncertainty is not None else [])]
         return written, f"{made.windows} windows{seams}"

@@ -24,9 +24,10 @@ from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import locks_folder
 from morphogen.slides.images import image_size, read_image
+from morphogen.slides.pyramid.ngff import write_image
 from morphogen.tasks.bands import Band, Translator, make_images, together
 from morphogen.tasks.config import WindowConfig
-from morphogen.tasks.layers import Layer
+from morphogen.tasks.layers import SUFFIXES, Format, Layer
 
 log = logging.getLogger("morphogen.tasks")
 
@@ -59,6 +60,7 @@ def translate_images(
     notes: Mapping[str, Any] | None = None,
     doing: str = "translating images",
     newer: Sequence[str] = (),
+    format: Format = "tiff",
 ) -> FolderResult:
     """Translate image files (``name → path``) into ``out``, PNG files of the same names.
 
@@ -77,6 +79,8 @@ def translate_images(
         Of the manifest.
     newer:
         Facts that folders of earlier versions do not have.
+    format:
+        ``zarr`` writes OME-Zarr (``<name>.ome.zarr``) instead of PNG.
 
     Raises
     ------
@@ -93,12 +97,14 @@ def translate_images(
     sizes: dict[str, tuple[int, int]] = {}
     for name, path in files.items():
         with _one_of_many(name, result.failed):
-            path_name(name, "image", suffix=".png", where=path)
+            path_name(name, "image", suffix=".ome.zarr", where=path)
             height, width = image_size(path)
             sizes[name] = width, height
     with progress.bar(len(files), doing, done=len(result.failed)) as bar:
         for group in together(model, sizes, windows, mpp=mpp):
-            if goes_on and all(_path(out, layer, name).is_file() for layer in layers for name in group):
+            if goes_on and all(
+                _path(out, layer, name, format).exists() for layer in layers for name in group
+            ):
                 bar.advance(len(group))
                 result.kept += group
                 continue
@@ -111,7 +117,7 @@ def translate_images(
             if images:
                 bands = make_images(model, list(images.values()), list(images), windows, mpp=mpp)
                 for name, band in zip(images, bands, strict=True):
-                    save_layers(out, name, layers, band)
+                    save_layers(out, name, layers, band, format, mpp)
                     result.made.append(name)
                     bar.advance(1)
     _say(result, files)
@@ -148,15 +154,30 @@ def _one_of_many(name: str, failed: dict[str, str]) -> Iterator[None]:
         failed[name] = str(error)
 
 
-def _path(out: Path, layer: Layer, name: str) -> Path:
-    path_name(name, "image", suffix=".png")
-    return out / layer.name / f"{name}.png" if layer.name else out / f"{name}.png"
+def _path(out: Path, layer: Layer, name: str, format: Format = "tiff") -> Path:
+    suffix = ".png" if format == "tiff" else SUFFIXES[format]
+    path_name(name, "image", suffix=suffix)
+    return out / layer.name / f"{name}{suffix}" if layer.name else out / f"{name}{suffix}"
 
 
-def save_layers(out: Path, name: str, layers: Sequence[Layer], band: Band) -> None:
-    """Write the files of one image, each atomically."""
+def save_layers(
+    out: Path,
+    name: str,
+    layers: Sequence[Layer],
+    band: Band,
+    format: Format = "tiff",
+    mpp: float | None = None,
+) -> None:
+    """Write the files of one image, each atomically: PNG, or OME-Zarr with the ``format`` ``zarr``."""
     for layer in layers:
-        save_png(_path(out, layer, name), layer.pixels(band))
+        path = _path(out, layer, name, format)
+        if format == "tiff":
+            save_png(path, layer.pixels(band))
+            continue
+        with atomic_path(path) as temporary:
+            write_image(
+                temporary, layer.pixels(band), mpp=mpp, labels=layer.labels, facts=layer.facts, name=path.name
+            )
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:

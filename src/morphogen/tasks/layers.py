@@ -11,6 +11,9 @@ import numpy as np
 from morphogen.slides.pyramid.writer import Codec
 from morphogen.tasks.bands import Band
 
+Format = Literal["tiff", "zarr"]
+SUFFIXES: dict[Format, str] = {"tiff": ".ome.tif", "zarr": ".ome.zarr"}  # of pyramids
+
 
 @dataclass(frozen=True)
 class Layer:

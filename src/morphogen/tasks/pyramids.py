@@ -34,10 +34,11 @@ from morphogen.core.progress import progress
 from morphogen.core.writing.locks import file_lock
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import PyramidWriter, Slide
+from morphogen.slides.info import size_on_disk
 from morphogen.tasks.bands import Band, Translator, make_bands
 from morphogen.tasks.config import WindowConfig
 from morphogen.tasks.glass import Glass, glass_of
-from morphogen.tasks.layers import Layer
+from morphogen.tasks.layers import SUFFIXES, Format, Layer
 from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 
 log = logging.getLogger("morphogen.tasks")
@@ -66,7 +67,8 @@ class PyramidJob:
     Parameters
     ----------
     out, stem:
-        Files are ``out/<stem>.ome.tif``, ``out/<stem>_<layer>.ome.tif`` and ``out/<stem>.json``, which comes last.
+        Files are ``out/<stem>.ome.tif``, ``out/<stem>_<layer>.ome.tif`` and ``out/<stem>.json``, which comes last;
+        with the ``format`` ``zarr`` the images are OME-Zarr (``.ome.zarr``).
     facts:
         What decides the result; a file of another job is refused.
     layers:
@@ -99,12 +101,13 @@ class PyramidJob:
         magnification: float | None = None,
         what: str = "the slide",
         newer: Sequence[str] = (),
+        format: Format = "tiff",
     ) -> None:
         out = writable_folder(out)
         self.facts, self.layers, self.what = facts, list(layers), what
-        path_name(stem, "slide", suffix="_uncertainty.ome.tif.scratch")
+        path_name(stem, "slide", suffix="_uncertainty.ome.zarr.scratch")
         self.images = {
-            layer.name: out / f"{stem}{'_' if layer.name else ''}{layer.name}.ome.tif"
+            layer.name: out / f"{stem}{'_' if layer.name else ''}{layer.name}{SUFFIXES[format]}"
             for layer in self.layers
         }
         self.report, self.state = out / f"{stem}.json", out / f".{stem}.state.npz"
@@ -126,7 +129,7 @@ class PyramidJob:
         if not self.report.is_file():
             return False
         self._job.check(kept_facts(self.report) or {}, self.what, next(iter(self.images.values())))
-        return all(path.is_file() for path in self.images.values())
+        return all(path.exists() for path in self.images.values())
 
     def result(self) -> SlideResult:
         """What a finished job made."""
@@ -218,7 +221,7 @@ def slide_facts(slide: Slide, plan: WindowPlan, glass: Glass | None = None) -> d
     cropped = {} if (width, height) == (slide.width, slide.height) else {"bounds": [x, y, width, height]}
     return cropped | {
         "slide": slide.path.name,
-        "slide_bytes": slide.path.stat().st_size,
+        "slide_bytes": size_on_disk(slide.path) if slide.path.is_dir() else slide.path.stat().st_size,
         "slide_fingerprint": fingerprint(slide.path),
         "size": [slide.width, slide.height],
         "mpp": mpp,
@@ -243,6 +246,7 @@ def make_slide(
     what: str = "the slide",
     doing: str = "translating windows",
     newer: Sequence[str] = (),
+    format: Format = "tiff",
 ) -> SlideResult:
     """A whole slide through ``model``, at the slide's own µm/px, into ``out/<stem>.ome.tif`` and its further layers.
 
@@ -272,6 +276,7 @@ def make_slide(
         magnification=slide.magnification,
         what=what,
         newer=("slide_fingerprint", *newer),
+        format=format,
     )
     return translate_slide(model, slide, plan, job, batch=windows.batch, glass=glass, doing=doing)
 

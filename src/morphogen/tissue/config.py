@@ -282,6 +282,9 @@ class CanvasConfig(Config):
     )
     save_every: int = Field(1, ge=1, description="Steps between states kept for a killed run.")
     seed: int = Field(0, ge=0, description="Seed of all noise.")
+    format: Literal["tiff", "zarr"] = Field(
+        "tiff", description="The image is a pyramidal OME-TIFF, or OME-Zarr, which is lossless."
+    )
     codec: Literal["jpeg", "deflate"] = Field(
         "jpeg", description="Compression of the OME-TIFF; deflate is lossless."
     )

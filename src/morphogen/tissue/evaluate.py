@@ -19,6 +19,7 @@ from morphogen.metrics.seams import SeamMeter
 from morphogen.slides import get_encoder, open_slide
 from morphogen.slides.fields import read_boxes
 from morphogen.tasks.evaluation import Evaluation, ItemScores, SetScores, write_page, write_results
+from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue import scoring
 from morphogen.tissue.canvases.sources import region_boxes
 from morphogen.tissue.config import EvaluateConfig
@@ -217,7 +218,7 @@ def evaluate_twin(
         raise InputError("the model does not know its µm per pixel", where="--model")
     config, out = config or EvaluateConfig(), writable_folder(out)
     canvas = Path(canvas)
-    image = canvas / "canvas.ome.tif" if canvas.is_dir() else canvas
+    image = _image_of(canvas)
     with open_slide(slide, mpp=mpp) as opened:
         boxes, shape = region_boxes(opened, region, model.tile_px, model.mpp)
         real = read_boxes(opened, boxes, model.tile_px)
@@ -262,3 +263,11 @@ def read_scores(folder: Path | str) -> dict[str, dict[str, float]]:
     """Figures by encoder of an evaluation's ``metrics.json``."""
     found = read_json(Path(folder) / "metrics.json")
     return {name: method["figures"] for name, method in found["methods"].items()}
+
+
+def _image_of(canvas: Path) -> Path:
+    """The image of a folder of results, in whichever format it was written; an image itself."""
+    if not canvas.is_dir() or canvas.suffix == ".zarr":
+        return canvas
+    found = [path for suffix in SUFFIXES.values() if (path := canvas / f"canvas{suffix}").exists()]
+    return found[0] if found else canvas / "canvas.ome.tif"

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import zarr
 from PIL import Image
 
 from morphogen.core.errors import MorphogenError
@@ -19,12 +20,14 @@ from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.segmenter.model import Segmenter
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.images import list_images, name_of, open_tiff, read_image
 from morphogen.tasks import Band, WindowConfig, glass_of, make_images, plan_windows, scale_between
-from morphogen.tasks.layers import Layer
+from morphogen.tasks.layers import Format, Layer
 from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
 
 LONGEST = 8192  # px of the longer side of the map that outlines are traced on
+_ROWS = 256  # of the reduced mask, read at a time
 
 
 def labelled(
@@ -106,9 +109,11 @@ def segment_slide(
     *,
     windows: WindowConfig | None = None,
     least_um2: float = 200.0,
+    format: Format = "tiff",
 ) -> SegmentedSlide:
     """Label a whole slide: ``NAME_mask.ome.tif``, a pyramid of classes, and ``NAME.geojson``, polygons for QuPath.
 
+    With the ``format`` ``zarr`` the mask is OME-Zarr (``.ome.zarr``).
     Windows are labelled where there is tissue, their logits blended where they overlap; memory is bounded. A killed run
     goes on with the row of windows it was at, to the same bytes. Polygons are traced on the mask at up to 8192 px;
     those below ``least_um2`` are left out.
@@ -132,7 +137,15 @@ def segment_slide(
         facts={"classes": ", ".join(classes)},
     )
     job = PyramidJob(
-        out, f"{name}_mask", facts, [layer], slide.width, slide.height, mpp=mpp, what="a mask of the slide"
+        out,
+        f"{name}_mask",
+        facts,
+        [layer],
+        slide.width,
+        slide.height,
+        mpp=mpp,
+        what="a mask of the slide",
+        format=format,
     )
     result = translate_slide(
         segmenter, slide, plan, job, batch=windows.batch, glass=glass, doing="segmenting windows"
@@ -148,6 +161,10 @@ def segment_slide(
 
 def reduced(mask: Path, scale: int) -> np.ndarray:
     """(H, W) uint8: every ``scale``-th pixel of a mask pyramid's finest level, read in bands of tiles."""
+    if is_ome_zarr(mask):
+        array = zarr.open_group(str(mask), mode="r")["0"]
+        rows_of = range(0, array.shape[0], _ROWS * scale)
+        return np.concatenate([array[top : top + _ROWS * scale][::scale, ::scale] for top in rows_of])
     with open_tiff(mask) as file:
         page = file.pages[0]
         height, width, side = page.imagelength, page.imagewidth, page.tilelength

@@ -10,7 +10,9 @@ from morphogen.core.errors import InputError, MorphogenError
 from morphogen.layout.data import SLIDE_SUFFIXES
 from morphogen.layout.segmenter.apply import SegmentedImages, SegmentedSlide, segment_images, segment_slide
 from morphogen.layout.segmenter.model import Segmenter
+from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.tasks import WindowConfig
+from morphogen.tasks.layers import Format
 
 
 @dataclass
@@ -41,6 +43,7 @@ def segment_sources(
     *,
     windows: WindowConfig | None = None,
     mpp: float | None = None,
+    format: Format = "tiff",
 ) -> Segmented:
     """Label slides and images; a bad one is told and the rest goes on. Raises :class:`InputError` for a source that is
     not there, before anything is made, and what went wrong where there is one slide alone."""
@@ -55,7 +58,9 @@ def segment_sources(
     for path in slides:
         try:
             with open_slide(path, mpp=mpp) as slide:
-                result.slides[path.name] = segment_slide(segmenter, slide, out, windows=windows)
+                result.slides[path.name] = segment_slide(
+                    segmenter, slide, out, windows=windows, format=format
+                )
         except MorphogenError as error:
             if len(slides) == 1 and not files and not folders:
                 raise
@@ -78,6 +83,9 @@ def sorted_out(sources: Sequence[Path]) -> tuple[list[Path], list[Path], list[Pa
     files: list[Path] = []
     folders: list[Path] = []
     for source in sources:
+        if is_ome_zarr(source):
+            slides.append(source)
+            continue
         if source.is_file():
             (slides if source.suffix.lower() in SLIDE_SUFFIXES else files).append(source)
             continue

@@ -41,7 +41,8 @@ def is_ome_zarr(path: Path | str) -> bool:
 
 
 def axes_of(multiscale: Mapping[str, Any], ndim: int) -> str:
-    """Axes of the arrays of a multiscale image, such as ``CYX``; :class:`ValueError` for others than ``tczyx`` in order."""
+    """Axes of the arrays of a multiscale image, such as ``CYX``; :class:`ValueError` for another order than
+    ``tczyx``."""
     named = multiscale.get("axes") or list("tczyx")[-ndim:]
     axes = "".join(str(each["name"] if isinstance(each, dict) else each)[:1].upper() for each in named)
     if len(axes) != ndim or len(set(axes)) != ndim or not {"Y", "X"} <= set(axes):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
+
+from morphogen.core.errors import OutputError
 
 #: Chroma subsampling (horizontal, vertical) by its usual name.
 SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
@@ -63,3 +66,36 @@ class TileCodec:
         raw = np.frombuffer(imagecodecs.zlib_decode(data) if self.codec == "deflate" else data, np.uint8)
         raw = raw.reshape(shape)
         return np.asarray(imagecodecs.delta_decode(raw, axis=1)) if self.codec == "deflate" else raw
+
+
+def check_image(
+    path: Path, width: int, height: int, mpp: tuple[float, float], background: int | None
+) -> None:
+    """:class:`OutputError` for an image that cannot be written."""
+    problems = [
+        (width < 1 or height < 1, f"an image of {width} × {height} px cannot be written"),
+        (not all(0 < m < 1e4 for m in mpp), f"{mpp[0]:g} µm per pixel is no physical pixel size"),
+        (background is not None and not 0 <= background <= 255, f"background is 0-255, not {background}"),
+    ]
+    _refuse(path, problems)
+
+
+def check_tiles(path: Path, channels: int, tile: int, codec: str, quality: int, subsampling: str) -> None:
+    """:class:`OutputError` for tiles that no pyramid can hold."""
+    problems = [
+        (channels not in (1, 3), f"an image has 1 or 3 channels, not {channels}"),
+        (tile < 16 or tile % 16 != 0, f"the side of a tile is a multiple of 16, not {tile}"),
+        (codec not in CODECS, f"unknown codec '{codec}'; use {', '.join(CODECS)}"),
+        (not 1 <= quality <= 100, f"JPEG quality is between 1 and 100, not {quality}"),
+        (
+            subsampling not in SUBSAMPLING,
+            f"unknown chroma subsampling '{subsampling}'; use 444, 422 or 420",
+        ),
+    ]
+    _refuse(path, problems)
+
+
+def _refuse(path: Path, problems: list[tuple[bool, str]]) -> None:
+    for wrong, sentence in problems:
+        if wrong:
+            raise OutputError(sentence, where=path)

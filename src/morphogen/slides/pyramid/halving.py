@@ -14,3 +14,12 @@ def halved(quad: np.ndarray, labels: bool = False, dtype: DTypeLike = np.uint8) 
         return ((a + b + c + d + 2) >> 2).astype(dtype)
     rest = np.where((b == c) | (b == d), b, np.where(c == d, c, a))
     return np.where((a == b) | (a == c) | (a == d), a, rest).astype(dtype)
+
+
+def level_sizes(width: int, height: int, tile: int) -> list[tuple[int, int]]:
+    """(width, height) of all levels, each half the one before, rounded up, until one fits into a tile."""
+    sizes = [(width, height)]
+    while max(sizes[-1]) > tile:
+        w, h = sizes[-1]
+        sizes.append(((w + 1) // 2, (h + 1) // 2))
+    return sizes

@@ -127,12 +127,13 @@ def write_image(
     tile: int = 512,
     labels: bool = False,
     facts: Mapping[str, object] | None = None,
+    name: str | None = None,
 ) -> None:
     """An image in memory, (H, W, 3) or (H, W) uint8 or uint16, with its reduced levels, into ``folder``."""
     levels = list(_levels(pixels, tile, labels))
     writer = NgffWriter(
         folder,
-        Path(folder).name,
+        name or Path(folder).name,
         [(level.shape[1], level.shape[0]) for level in levels],
         channels=3 if pixels.ndim == 3 else 1,
         tile=tile,

@@ -20,8 +20,8 @@ import numpy as np
 
 from morphogen.core.errors import OutputError
 from morphogen.core.files import atomic_path, output_error, writable_folder
-from morphogen.slides.pyramid.codec import CODECS, SUBSAMPLING, TileCodec
-from morphogen.slides.pyramid.halving import halved
+from morphogen.slides.pyramid.codec import SUBSAMPLING, TileCodec, check_image, check_tiles
+from morphogen.slides.pyramid.halving import halved, level_sizes
 from morphogen.slides.pyramid.ngff import NgffWriter, is_zarr_name
 from morphogen.slides.pyramid.parts import Parts
 from morphogen.slides.pyramid.spool import Spool
@@ -91,14 +91,15 @@ class PyramidWriter:
         self.mpp = (
             (float(mpp), float(mpp)) if isinstance(mpp, int | float) else (float(mpp[0]), float(mpp[1]))
         )
-        self._check(channels, tile, codec, quality, subsampling, background)
+        check_image(self.path, self.width, self.height, self.mpp, background)
         self._zarr = is_zarr_name(self.path)
         codec = "deflate" if self._zarr else codec
+        check_tiles(self.path, channels, tile, codec, quality, subsampling)
         self.tile, self.channels = tile, channels
         self._background, self._magnification, self._facts = background, magnification, dict(facts or {})
         self._fill = 255 if background is None else background
         self._codec = TileCodec(tile, channels, codec, quality, subsampling, self._fill)
-        self._sizes = _level_sizes(self.width, self.height, tile)
+        self._sizes = level_sizes(self.width, self.height, tile)
         across = -(-self.width // tile)
         limit = pending_bytes if pending_bytes is not None else max(64 << 20, 3 * across * tile**2 * 4)
         self._closed, self._labels = False, labels
@@ -109,32 +110,6 @@ class PyramidWriter:
         with self._explained():
             self._spool = Spool(self.scratch, settings, resume=resume)
         self._parts = Parts(self._spool, lambda r, c: self._tile_shape(0, r, c), channels, self._fill, limit)
-
-    def _check(
-        self, channels: int, tile: int, codec: str, quality: int, subsampling: str, background: int | None
-    ) -> None:
-        problems = [
-            (
-                self.width < 1 or self.height < 1,
-                f"an image of {self.width} × {self.height} px cannot be written",
-            ),
-            (
-                not all(0 < m < 1e4 for m in self.mpp),
-                f"{self.mpp[0]:g} µm per pixel is no physical pixel size",
-            ),
-            (channels not in (1, 3), f"an image has 1 or 3 channels, not {channels}"),
-            (tile < 16 or tile % 16, f"the side of a tile is a multiple of 16, not {tile}"),
-            (codec not in CODECS, f"unknown codec '{codec}'; use {', '.join(CODECS)}"),
-            (not 1 <= quality <= 100, f"JPEG quality is between 1 and 100, not {quality}"),
-            (
-                subsampling not in SUBSAMPLING,
-                f"unknown chroma subsampling '{subsampling}'; use 444, 422 or 420",
-            ),
-            (background is not None and not 0 <= background <= 255, f"background is 0-255, not {background}"),
-        ]
-        for wrong, sentence in problems:
-            if wrong:
-                raise OutputError(sentence, where=self.path)
 
     @property
     def scratch(self) -> Path:
@@ -416,11 +391,3 @@ def write_pyramid(
     except BaseException:
         writer.abandon(delete=True)
         raise
-
-
-def _level_sizes(width: int, height: int, tile: int) -> list[tuple[int, int]]:
-    sizes = [(width, height)]
-    while max(sizes[-1]) > tile:
-        w, h = sizes[-1]
-        sizes.append(((w + 1) // 2, (h + 1) // 2))
-    return sizes

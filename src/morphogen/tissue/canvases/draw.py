@@ -38,6 +38,7 @@ from morphogen.diffusion.pinned import pinned
 from morphogen.diffusion.sampler import sample
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides.pyramid import write_pyramid
+from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue.canvases.decoding import as_bytes, decoded_bands
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions
 from morphogen.tissue.config import CanvasConfig
@@ -230,7 +231,8 @@ def draw_canvas(
     height: int | None = None,
     precision: str = "fp32",
 ) -> CanvasResult:
-    """Draw ``out/canvas.ome.tif`` from a grid of embeddings, with ``grid.npz`` and ``canvas.json`` beside it.
+    """Draw ``out/canvas.ome.tif`` (or ``.ome.zarr``) from a grid of embeddings, with ``grid.npz`` and
+    ``canvas.json`` beside it.
 
     A run that was killed goes on from its last finished step and gives the same bytes. The image does not depend on
     whether the canvas lay in memory or on disk.
@@ -259,10 +261,11 @@ def draw_canvas(
         "size": [plan.width, plan.height],
         "precision": precision,
     }
-    job = Job(facts, free={"settings.batch", "settings.memory_gib", "settings.save_every"})
-    image, record, scratch = out / "canvas.ome.tif", out / "canvas.json", out / ".canvas"
+    job = Job(facts, free={"settings.batch", "settings.memory_gib", "settings.save_every", "settings.format"})
+    image = out / f"canvas{SUFFIXES[config.format]}"
+    record, scratch = out / "canvas.json", out / ".canvas"
     goes_on = job.begin(out / "job.json", "a canvas")
-    if goes_on and record.is_file() and image.is_file():
+    if goes_on and record.is_file() and image.exists():
         return _kept(image, record)
     if not goes_on:
         shutil.rmtree(scratch, ignore_errors=True)
