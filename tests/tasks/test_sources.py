@@ -54,6 +54,8 @@ def test_a_bad_source_among_several_is_an_outcome(folder, slide, tmp_path):
 
     first, second = run_sources([folder, slide], images, bad)
     assert first.written == [tmp_path / "out"] and first.failed == {"i9": "i9: is empty"}
+    whole = len(list(folder.glob("*.png")))
+    assert first.note == f"{whole - 1} of {whole} images"
     assert not first.whole and not second.whole and "cannot be read" in second.error
     with pytest.raises(SlideError, match="cannot be read"):
         list(run_sources([slide], images, bad))

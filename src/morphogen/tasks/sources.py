@@ -153,7 +153,9 @@ def run_sources(
     for folder in folders:
         try:
             result = images(folder.files)
-            yield Outcome(folder.where, [result.out], f"{len(folder.files)} images", failed=result.failed)
+            there, whole = len(folder.files) - len(result.failed), len(folder.files)
+            note = f"{whole} images" if there == whole else f"{there} of {whole} images"
+            yield Outcome(folder.where, [result.out], note, failed=result.failed)
         except MorphogenError as error:
             if alone or concerns_all(error):
                 raise
