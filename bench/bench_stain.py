@@ -29,7 +29,7 @@ from morphogen.stain.predict import stain_image
 from morphogen.stain.recipes.translator import StainTranslator
 from morphogen.stain.scoring.scores import features_of
 from morphogen.tasks import plan_windows
-from morphogen.tasks.bands import RegionNoise
+from morphogen.tasks.streams.noise import RegionNoise
 
 CROP = 128
 
@@ -164,11 +164,10 @@ def overhead(model: StainTransfer, quick: bool) -> list[Row]:
     images = np.random.default_rng(0).integers(120, 255, (batch, crop, crop, 3), dtype=np.uint8)
     noises = [StainTranslator(model, config).noise(plan, str(k)) for k in range(batch)]
     fields = RegionNoise([each.fields[0] for each in noises], region)
-    start = torch.cat([each.start(region) for each in noises])
 
     def sampled(steps: int) -> Any:
         chosen = config.replace(sampler=config.sampler.replace(steps=steps))
-        return StainTranslator(model, chosen).make(images, fields, start)
+        return StainTranslator(model, chosen).make(images, fields, None)
 
     image = model.first_stage.encode(model.pixels(torch.from_numpy(images))).mode()
     condition = model.condition(image, model.tokens(torch.from_numpy(images)), 1)

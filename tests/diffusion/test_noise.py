@@ -3,6 +3,7 @@
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 
 from morphogen.core.errors import ConfigError
 from morphogen.diffusion import CanvasNoise, ItemNoise
+from morphogen.diffusion import noise as noise_file
+from morphogen.diffusion.noise import Blocks, on_device
+from morphogen.diffusion.philox import _begun, philox, standard_normals
 
 KEYS = [("slide", f"spot-{i}", k) for i in range(20) for k in range(3)]
 
@@ -124,3 +128,73 @@ def test_a_canvas_has_two_axes():
         CanvasNoise(0, (5,))
     with pytest.raises(ConfigError, match="start at 0"):
         CanvasNoise(0, (1, 9, 9)).at([(-1, 0)], (3, 3))
+
+
+# -- drawn on a device ------------------------------------------------------------------------------------------
+
+
+def counters(n, step=0):
+    rows = torch.arange(n)
+    return torch.stack(
+        [torch.zeros_like(rows), torch.full_like(rows, step), rows, rows * 7919 * 2**40], dim=1
+    )
+
+
+def test_philox_gives_the_bits_of_numpy_for_every_counter_and_key():
+    for key in (0, 1, 2**31, 2**63 - 1):
+        for counter in ([0, 0, 0, 0], [5, 2**40, 3, 2**63 - 1]):
+            drawn = np.random.Philox(key=key, counter=counter).random_raw(40)
+            number = torch.tensor([counter]).repeat(10, 1)
+            number[:, 0] += torch.arange(1, 11)  # it counts on before it draws
+            assert (philox(number, (key, 0)).flatten().numpy().view(np.uint64) == drawn).all()
+
+
+@pytest.mark.parametrize("count", [1, 7, 300, 12288])
+def test_normals_of_a_device_are_those_of_numpy(count):
+    """Some 400,000 numbers: rejections, several in a row, and the tail are among them."""
+    rows = min(2000, max(20, 120_000 // count))
+    ours = standard_normals((987654321987654321, 0), counters(rows), count).numpy()
+    for row, counter in zip(ours, counters(rows).numpy(), strict=True):
+        generator = np.random.Generator(np.random.Philox(key=987654321987654321, counter=counter))
+        np.testing.assert_allclose(row, generator.standard_normal(count, dtype=np.float32), atol=1e-6, rtol=0)
+    assert count < 300 or np.abs(ours).max() > 3.6541528853610088  # the tail was reached
+
+
+def test_a_stream_of_rejections_alone_is_followed_word_by_word():
+    """Where a draw begins depends on all before it: every second word of a run, or each third, counts."""
+    assert _begun(torch.full((1, 9), 2)).int().tolist() == [[1, 0, 1, 0, 1, 0, 1, 0, 1]]
+    assert _begun(torch.tensor([[3, 1, 1, 1, 2, 9, 1, 1]])).int().tolist() == [[1, 0, 0, 1, 1, 0, 1, 1]]
+
+
+def test_items_and_canvases_on_a_device_have_the_numbers_of_the_cpu(monkeypatch):
+    here = torch.device("cpu")
+    items, canvas = ItemNoise(3, KEYS, (7, 5)), CanvasNoise(3, (4, 50, 60), block=16)
+    region = slice(5, 41), slice(3, 60)
+    expected = items(2), canvas(2, region)
+    monkeypatch.setattr(noise_file, "_drawn", lambda *a: on_device(*a))
+    drawn = ItemNoise(3, KEYS, (7, 5))(2), CanvasNoise(3, (4, 50, 60), block=16, kept=Blocks())(2, region)
+    assert all(part.device == here for part in drawn)
+    for ours, theirs in zip(drawn, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_blocks_that_windows_share_are_drawn_once(monkeypatch):
+    drawn = []
+    original = noise_file._drawn
+    monkeypatch.setattr(noise_file, "_drawn", lambda *a: (drawn.extend(a[2]), original(*a))[1])
+    kept = Blocks()
+    noise = CanvasNoise(1, (4, 96, 96), block=16, kept=kept)
+    rows = [[(slice(y, y + 32), slice(x, x + 32)) for x in range(0, 65, 24)] for y in range(0, 65, 24)]
+    windows = [noise.over(row)(-1) for row in rows]
+    assert len(drawn) == len(set(drawn)) == 25  # of (72 + 8)² cells
+    alone = CanvasNoise(1, (4, 96, 96), block=16)
+    for row, made in zip(rows, windows, strict=True):
+        for region, window in zip(row, made, strict=True):
+            assert torch.equal(alone(-1, region), window)
+
+
+def test_no_more_blocks_are_kept_than_there_is_room_for():
+    kept = Blocks(most=10 * 16 * 16 * 4)
+    noise = CanvasNoise(1, (1, 160, 160), block=16, kept=kept)
+    assert torch.equal(noise(0), CanvasNoise(1, (1, 160, 160), block=16)(0))
+    assert kept._bytes == kept.most and len(kept._blocks) == 10

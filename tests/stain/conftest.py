@@ -39,7 +39,7 @@ class CopyModel:
         channels = 2
 
     multiple, factor, crop, mpp, stains, mean = 8, 4, 64, None, ("IHC",), None
-    identity = "copy"
+    identity, device = "copy", torch.device("cpu")
 
     class config:
         encoder, regression = "none", False

@@ -14,9 +14,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from morphogen.tasks.bands import (
         Band,
-        ImageNoise,
         Translator,
-        array_reader,
         joined,
         make_bands,
         make_images,
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
     from morphogen.tasks.shards import Shards
     from morphogen.tasks.sources import Images, Outcome, SlideSource, is_slide, run_sources, sort_sources
     from morphogen.tasks.splits import Split, folds, hold_out, split_items
+    from morphogen.tasks.streams.noise import ImageNoise
+    from morphogen.tasks.streams.pixels import array_reader
     from morphogen.tasks.windows import WindowModel, WindowPlan, plan_windows, scale_between
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -50,9 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "bands": [
             "Band",
-            "ImageNoise",
             "Translator",
-            "array_reader",
             "joined",
             "make_bands",
             "make_images",
@@ -78,6 +76,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pyramids": ["PyramidJob", "SlideResult", "make_slide", "slide_facts", "translate_slide"],
         "shards": ["Shards"],
         "sources": ["Images", "Outcome", "SlideSource", "is_slide", "run_sources", "sort_sources"],
+        "streams.noise": ["ImageNoise"],
+        "streams.pixels": ["array_reader"],
         "splits": ["Split", "folds", "hold_out", "split_items"],
         "windows": ["WindowModel", "WindowPlan", "plan_windows", "scale_between"],
     },

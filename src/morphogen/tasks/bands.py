@@ -13,29 +13,23 @@ A room writes one small class that is a :class:`Translator`: what its model says
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.pipeline import ahead
 from morphogen.core.progress import progress
-from morphogen.core.seeds import seed_for
-from morphogen.diffusion import CanvasNoise, feather
 from morphogen.tasks.config import WindowConfig
+from morphogen.tasks.streams.blending import Blending
+from morphogen.tasks.streams.noise import ImageNoise
+from morphogen.tasks.streams.pixels import Reader, array_reader, read_windows
 from morphogen.tasks.windows import WindowModel, WindowPlan, plan_windows, scale_between
 
-NOISE_BLOCK = (
-    16  # latent cells; windows start at multiples of it where the stride is one, so no noise is drawn in vain
-)
-
 _MANY = 64  # windows of one image from which their progress is shown
-
-Reader = Callable[[int, int, int, int], np.ndarray]
-"""``read(x, y, size, model_size)``: the square of ``size`` source pixels at (x, y), which may overhang the
-source, as (model_size, model_size, 3) uint8."""
 
 
 class Translator(WindowModel, Protocol):
@@ -57,7 +51,7 @@ class Translator(WindowModel, Protocol):
         """(B, window, window, 3) uint8 → (B, C, window, window) planes; colours lie in 0…255.
 
         ``noise(step)`` is (B·K, channels, h, w), the K samples of a window in a row; ``posterior_noise`` (B, channels,
-        h, w).
+        h, w), ``None`` where the noise was said to be without it. The planes may be on any device.
         """
         ...
 
@@ -80,12 +74,20 @@ class Band:
 
     def picture(self, first: int = 0) -> np.ndarray:
         """(h, width, 3) uint8: planes ``first`` … ``first + 2`` as colours; white where no window was and on glass."""
-        values = np.clip(np.rint(self.planes[first : first + 3]), 0, 255)
-        colours = np.where(self.covered[None], values, 255).astype(np.uint8).transpose(1, 2, 0)
+        import cv2
+
+        planes = torch.from_numpy(self.planes[first : first + 3])
+        colours = cv2.merge([plane.round().clamp_(0, 255).to(torch.uint8).numpy() for plane in planes])
+        if not self.covered.all():
+            colours[~self.covered] = 255
         if self.weights is None:
-            return np.ascontiguousarray(colours)
-        mixed = 255 + (colours.astype(np.float32) - 255) * self.weights[..., None]
-        return np.rint(mixed).astype(np.uint8)
+            return colours
+        colours[self.weights == 0] = 255
+        fading = (self.weights > 0) & (self.weights < 1)
+        if fading.any():
+            mixed = 255 + (colours[fading].astype(np.float32) - 255) * self.weights[fading][:, None]
+            colours[fading] = np.rint(mixed).astype(np.uint8)
+        return colours
 
     def values(self, plane: int) -> np.ndarray:
         """(h, width) float32: one plane; 0 where no window was and on glass."""
@@ -102,82 +104,6 @@ def joined(bands: Sequence[Band]) -> Band:
         np.concatenate([band.covered for band in bands]),
         np.concatenate(weights) if weights else None,
     )
-
-
-# -- noise
-# ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NegatedNoise:
-    """A noise field with its sign turned."""
-
-    field: CanvasNoise
-
-    def __call__(self, step: int, region: tuple[slice, slice] | None = None) -> Tensor:
-        return -self.field(step, region)
-
-
-Field = CanvasNoise | NegatedNoise
-
-
-class ImageNoise:
-    """The K noise fields over an image and the noise of the autoencoder's posterior.
-
-    All are a function of seed, purpose and name; antithetic ones come in pairs of a field and its negative (Hammersley
-    and Morton, Proc. Camb. Phil. Soc. 52, 1956).
-
-    Parameters
-    ----------
-    channels:
-        Of a latent.
-    purpose:
-        Keeps the draws of different rooms apart.
-    name:
-        Of the image.
-    samples:
-        K.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        plan: WindowPlan,
-        *,
-        seed: int,
-        purpose: str,
-        name: str,
-        samples: int = 1,
-        antithetic: bool = False,
-    ) -> None:
-        shape = (channels, *plan.canvas)
-        self.fields: list[Field] = []
-        for k in range(samples):
-            if antithetic and k % 2:
-                self.fields.append(NegatedNoise(cast("CanvasNoise", self.fields[-1])))
-            else:
-                self.fields.append(CanvasNoise(seed_for(seed, purpose, name, k), shape, block=NOISE_BLOCK))
-        self.posterior = CanvasNoise(seed_for(seed, f"{purpose} posterior", name), shape, block=NOISE_BLOCK)
-
-    def over(self, regions: Sequence[tuple[slice, slice]]) -> RegionNoise:
-        """``noise(step)`` for a batch of windows at these latent cells."""
-        return RegionNoise(self.fields, regions)
-
-    def start(self, regions: Sequence[tuple[slice, slice]]) -> Tensor:
-        """(B, channels, h, w) posterior noise for a batch of windows."""
-        return torch.stack([self.posterior(-1, region) for region in regions])
-
-
-class RegionNoise:
-    """``noise(step)`` for a batch of windows × K samples: each window's part of the image's K noise
-    fields.
-    """
-
-    def __init__(self, fields: Sequence[Field], regions: Sequence[tuple[slice, slice]]) -> None:
-        self.fields, self.regions = fields, regions
-
-    def __call__(self, step: int) -> Tensor:
-        return torch.stack([field(step, region) for region in self.regions for field in self.fields])
 
 
 # -- bands of one image
@@ -198,75 +124,39 @@ def make_bands(
     """Translate an image and give its bands from number ``first`` on, top to bottom.
 
     ``wanted(x, y, side)`` says whether a window is made at all; ``advance(n)`` is told of every n windows done.
-    Memory: one batch of windows and a few bands. A band depends on its own windows only, and those always go through
-    the network in the same batches: bands are the same whatever ``first``.
+    A thread reads the pixels of the next batches meanwhile. Memory: a few batches of windows and a few bands. A band
+    depends on its own windows only, and those always go through the network in the same batches: bands are the same
+    whatever ``first``.
     """
     noise = model.noise(plan, name)
-    blend = _Blend(plan, model.planes)
+    blending = Blending(plan, model.planes)
     bands = plan.bands()
-    rows = plan.rows_for(first) if first < len(bands) else []
-    for row in range(rows[0] if rows else len(bands), len(bands)):
-        columns = [c for c, x in enumerate(plan.columns) if wanted(x, plan.rows[row], plan.side)]
-        for at in range(0, len(columns), batch):
-            part = columns[at : at + batch]
-            images = np.stack([read(plan.columns[c], plan.rows[row], plan.side, plan.window) for c in part])
-            regions = [plan.region(row, c) for c in part]
-            if noise is None:
-                planes = model.make(images, None, None)
-            else:
-                planes = model.make(images, noise.over(regions), noise.start(regions))
-            for index, column in enumerate(part):
-                blend.add(row, column, _at_source(planes[index], plan.side))
-            advance(len(part))
-        values, covered = blend.take(row)
-        if row >= first:
-            yield Band(bands[row][0], values, covered)
+    rows = range(plan.rows_for(first)[0] if first < len(bands) else len(bands), len(bands))
+    wants = {
+        row: [c for c, x in enumerate(plan.columns) if wanted(x, plan.rows[row], plan.side)] for row in rows
+    }
+    batches = [(row, wants[row][at : at + batch]) for row in rows for at in range(0, len(wants[row]), batch)]
 
+    def images_of(place: tuple[int, list[int]]) -> np.ndarray:
+        row, columns = place
+        return read_windows(
+            read, [(plan.columns[c], plan.rows[row]) for c in columns], plan.side, plan.window
+        )
 
-def _at_source(planes: Tensor, side: int) -> np.ndarray:
-    """(C, side, side) float32 of one window, at the scale of the source."""
-    values = planes.float()
-    if values.shape[-1] != side:
-        down = values.shape[-1] > side
-        values = torch.nn.functional.interpolate(
-            values[None], size=(side, side), mode="bicubic", antialias=down, align_corners=False
-        )[0]
-    return values.cpu().numpy()
-
-
-class _Blend:
-    """Weighted sums of the windows of the rows that are not finished yet."""
-
-    def __init__(self, plan: WindowPlan, channels: int) -> None:
-        self.plan = plan
-        profile = feather(plan.side).numpy().astype(np.float32)
-        self.weight = profile[:, None] * profile[None]
-        self.sums = np.zeros((channels, plan.side, plan.width), np.float32)
-        self.weights = np.zeros((plan.side, plan.width), np.float32)
-
-    def add(self, row: int, column: int, values: np.ndarray) -> None:
-        """A window; its row must be the one that is being filled."""
-        left = self.plan.columns[column]
-        right = min(left + self.plan.side, self.plan.width)
-        height = min(self.plan.side, self.plan.height - self.plan.rows[row])
-        weight = self.weight[:height, : right - left]
-        self.sums[:, :height, left:right] += weight * values[:, :height, : right - left]
-        self.weights[:height, left:right] += weight
-
-    def take(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (C, h, width) and where there are any (h, width), of the rows that no later window
-        reaches.
-        """
-        top, bottom = self.plan.bands()[row]
-        height = bottom - top
-        weights = self.weights[:height]
-        covered = weights > 0
-        values = self.sums[:, :height] / np.where(covered, weights, 1)[None]
-        for array in (self.sums, self.weights):
-            rest = array[..., height:, :].copy()
-            array[...] = 0
-            array[..., : rest.shape[-2], :] = rest
-        return values, covered
+    with closing(ahead(images_of, batches, depth=3)) as images:
+        for row in rows:
+            for at in range(0, len(wants[row]), batch):
+                columns = wants[row][at : at + batch]
+                regions = [plan.region(row, c) for c in columns]
+                if noise is None:
+                    planes = model.make(next(images), None, None)
+                else:
+                    planes = model.make(next(images), noise.over(regions), noise.start(regions))
+                blending.add(row, columns, planes)
+                advance(len(columns))
+            values, covered = blending.take(row)
+            if row >= first:
+                yield Band(bands[row][0], values, covered)
 
 
 # -- images in memory
@@ -303,8 +193,12 @@ def make_images(
     noises = [noise for noise in (model.noise(plan, name) for name in names) if noise is not None]
     if noises:
         parts = [noise.over(region) for noise in noises]
-        start = torch.cat([noise.start(region) for noise in noises])
-        planes = model.make(np.stack(images), lambda step: torch.cat([part(step) for part in parts]), start)
+        starts = [start for start in (noise.start(region) for noise in noises) if start is not None]
+        planes = model.make(
+            np.stack(images),
+            lambda step: torch.cat([part(step) for part in parts]),
+            torch.cat(starts) if starts else None,
+        )
     else:
         planes = model.make(np.stack(images), None, None)
     covered = np.ones((height, width), bool)
@@ -332,25 +226,3 @@ def together(
             yield [name]
     if group:
         yield group
-
-
-def array_reader(image: np.ndarray) -> Reader:
-    """A reader of an image in memory (H, W, 3), mirrored where a window overhangs it."""
-    height, width = image.shape[:2]
-
-    def read(x: int, y: int, side: int, model_side: int) -> np.ndarray:
-        rows = _mirrored(np.arange(y, y + side), height)
-        columns = _mirrored(np.arange(x, x + side), width)
-        part = np.ascontiguousarray(image[rows[:, None], columns[None]])
-        if side != model_side:
-            from morphogen.slides.resample import resample
-
-            part = resample(part, (0, 0, side, side), model_side, model_side)
-        return part
-
-    return read
-
-
-def _mirrored(positions: np.ndarray, size: int) -> np.ndarray:
-    around = positions % (2 * size)
-    return np.where(around < size, around, 2 * size - 1 - around)

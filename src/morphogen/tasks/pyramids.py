@@ -18,7 +18,7 @@ Bands may come from anywhere else, top to bottom::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from morphogen.core.files import atomic_path, read_json, writable_folder, write_
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job, kept_facts
 from morphogen.core.names import path_name
+from morphogen.core.pipeline import Behind
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import file_lock
 from morphogen.metrics.seams import SeamMeter, SeamScore
@@ -39,6 +40,7 @@ from morphogen.tasks.bands import Band, Translator, make_bands
 from morphogen.tasks.config import WindowConfig
 from morphogen.tasks.glass import Glass, glass_of
 from morphogen.tasks.layers import SUFFIXES, Format, Layer
+from morphogen.tasks.streams.pixels import slide_reader
 from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 
 log = logging.getLogger("morphogen.tasks")
@@ -323,7 +325,7 @@ def _translated(
     with job.writing() as first:
         done = sum(y < plan.bands()[first][0] for _, y in wanted) if first < len(plan.rows) else total
         with progress.bar(total, doing, done=done) as bar:
-            for band in make_bands(
+            bands = make_bands(
                 model,
                 plan,
                 slide_reader(slide.within_bounds(), plan),
@@ -332,13 +334,12 @@ def _translated(
                 wanted=lambda x, y, side: (x, y) in wanted,
                 first=first,
                 advance=bar.advance,
-            ):
+            )
+
+            def write(band: Band) -> None:
                 job.write(band if glass is None else glass.over(band))
+
+            with Behind(write) as behind:
+                for band in bands:
+                    behind.put(band)
     return job.finish(total)
-
-
-def slide_reader(slide: Slide, plan: WindowPlan) -> Callable[[int, int, int, int], np.ndarray]:
-    """Windows of a slide at the plan's scale."""
-    if plan.side == plan.window:
-        return lambda x, y, side, model_side: slide.read_region(x, y, side, side)
-    return lambda x, y, side, model_side: slide.read_box(x, y, side, side, model_side, model_side)

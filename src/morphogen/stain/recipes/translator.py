@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
-from morphogen.tasks.bands import ImageNoise
+from morphogen.tasks.streams.noise import ImageNoise
 from morphogen.tasks.windows import WindowPlan
 
 SAMPLE, MEAN, UNCERTAINTY, SAMPLES = 0, 3, 6, 7  # first planes of what is made of a window
@@ -45,6 +45,8 @@ class StainTranslator:
             name=name,
             samples=self.config.samples,
             antithetic=self.config.antithetic,
+            posterior=self.config.sampler.inversion_steps > 0,
+            device=self.model.device,
         )
 
     def make(

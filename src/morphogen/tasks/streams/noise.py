@@ -1,0 +1,108 @@
+"""The noise over an image that is translated window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from morphogen.core.seeds import seed_for
+from morphogen.diffusion import CanvasNoise
+from morphogen.diffusion.noise import Blocks
+from morphogen.tasks.windows import WindowPlan
+
+NOISE_BLOCK = 16  # latent cells
+Region = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class NegatedNoise:
+    """A noise field with its sign turned."""
+
+    field: CanvasNoise
+
+    def over(self, step: int, regions: Sequence[Region]) -> Tensor:
+        return -self.field.over(regions)(step)
+
+
+@dataclass(frozen=True)
+class PlainNoise:
+    """A noise field as it is."""
+
+    field: CanvasNoise
+
+    def over(self, step: int, regions: Sequence[Region]) -> Tensor:
+        return self.field.over(regions)(step)
+
+
+Field = PlainNoise | NegatedNoise
+
+
+class ImageNoise:
+    """The K noise fields over an image and the noise of the autoencoder's posterior.
+
+    All are a function of seed, purpose and name; antithetic ones come in pairs of a field and its negative (Hammersley
+    and Morton, Proc. Camb. Phil. Soc. 52, 1956). Blocks that windows share are drawn once.
+
+    Parameters
+    ----------
+    channels:
+        Of a latent.
+    purpose:
+        Keeps the draws of different rooms apart.
+    name:
+        Of the image.
+    samples:
+        K.
+    posterior:
+        Whether :meth:`start` is ever used; where not, it is not drawn.
+    device:
+        Where it is drawn and given.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        plan: WindowPlan,
+        *,
+        seed: int,
+        purpose: str,
+        name: str,
+        samples: int = 1,
+        antithetic: bool = False,
+        posterior: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape, kept = (channels, *plan.canvas), Blocks()
+
+        def field(*keys: int | str) -> CanvasNoise:
+            return CanvasNoise(seed_for(seed, *keys), shape, block=NOISE_BLOCK, device=device, kept=kept)
+
+        self.fields: list[Field] = []
+        for k in range(samples):
+            if antithetic and k % 2:
+                self.fields.append(NegatedNoise(cast(PlainNoise, self.fields[-1]).field))
+            else:
+                self.fields.append(PlainNoise(field(purpose, name, k)))
+        self._posterior = field(f"{purpose} posterior", name) if posterior else None
+
+    def over(self, regions: Sequence[Region]) -> RegionNoise:
+        """``noise(step)`` for a batch of windows at these latent cells."""
+        return RegionNoise(self.fields, regions)
+
+    def start(self, regions: Sequence[Region]) -> Tensor | None:
+        """(B, channels, h, w) posterior noise for a batch of windows; ``None`` where none is used."""
+        return None if self._posterior is None else self._posterior.over(regions)(-1)
+
+
+class RegionNoise:
+    """``noise(step)`` for a batch of windows × K samples: each window's part of the image's K noise fields."""
+
+    def __init__(self, fields: Sequence[Field], regions: Sequence[Region]) -> None:
+        self.fields, self.regions = fields, regions
+
+    def __call__(self, step: int) -> Tensor:
+        return torch.stack([field.over(step, self.regions) for field in self.fields], dim=1).flatten(0, 1)

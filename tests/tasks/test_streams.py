@@ -1,0 +1,129 @@
+"""What flows through the bands: one copy back for a band, no look at the device in between, pixels read once."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from morphogen.demo.workspace import stain_model
+from morphogen.diffusion import ItemNoise
+from morphogen.stain import StainTransfer
+from morphogen.stain.config import ApplyConfig, SamplerConfig
+from morphogen.stain.recipes.translator import StainTranslator
+from morphogen.tasks import WindowConfig, array_reader, joined, make_bands, plan_windows
+from morphogen.tasks.streams import blending
+from morphogen.tasks.streams.pixels import BLOCK, slide_reader
+
+from .conftest import Noisy
+
+
+@pytest.fixture(scope="module")
+def model():
+    return StainTransfer.from_pretrained(stain_model(), device="cpu")
+
+
+class Looks(TorchDispatchMode):
+    """Counts what would make the host wait for a device: numbers and copies that come back from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        waits = name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if waits and any(t.device.type == "meta" for t in tensors):
+            self.found.append(name)
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.device.type == "cpu":
+            if any(t.device.type == "meta" for t in tensors) and name in ("_to_copy", "copy_"):
+                self.found.append(name)
+        return out
+
+
+@pytest.mark.parametrize("sampler", ["fast", "reference", "mean"])
+def test_no_step_waits_for_the_device(model, sampler):
+    """On the meta device there are no numbers to look at: any look would fail, and is counted before it does."""
+    config = ApplyConfig(sampler=getattr(SamplerConfig, sampler)(), samples=2)
+    meta = StainTransfer.from_pretrained(stain_model(), device="cpu")
+    _ = meta.encoder
+    for part in (meta.network, meta.first_stage):
+        part.to("meta")
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    latent = (meta.network.channels, 64 // meta.factor, 64 // meta.factor)
+    noise = ItemNoise(0, [0, 1, 2, 3], latent)
+    with Looks() as looks:
+        planes = StainTranslator(meta, config).make(
+            images, lambda step: noise(step).to("meta"), torch.zeros((2, *latent), device="meta")
+        )
+    assert planes.device.type == "meta" and planes.shape == (2, 7, 64, 64)
+    assert looks.found == []
+
+
+def test_a_band_comes_back_from_the_device_in_one_copy(copier, monkeypatch):
+    """Sums and weights stay where they were made; how many copies there are does not depend on the windows."""
+    copies = []
+
+    def counted(tensor):
+        copies.append(tuple(tensor.shape))
+        return tensor.numpy()
+
+    monkeypatch.setattr(blending, "to_host", counted)
+    image = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    plan = plan_windows(copier, WindowConfig(), 500, 300)
+    out = joined(list(make_bands(copier, plan, array_reader(image), name="a", batch=3)))
+    np.testing.assert_array_equal(out.picture(), image)
+    assert len(plan.rows) > 3 and len(copies) == len(plan.rows)
+    assert sum(height for _, height, _ in copies) == 300
+
+
+def test_a_picture_is_rounded_once_and_fades_to_white():
+    planes = np.array([[[10.4, 10.6, -3.0, 300.0, 100.0]]] * 3, np.float32)
+    band = blending_band(planes, np.array([[True, True, True, True, False]]))
+    assert band.picture()[0, :, 0].tolist() == [10, 11, 0, 255, 255]
+    faded = blending_band(planes, np.ones((1, 5), bool), np.array([[1.0, 0.5, 0.0, 0.25, 0.001]], np.float32))
+    assert faded.picture()[0, :, 1].tolist() == [10, 133, 255, 255, 255]
+
+
+def blending_band(planes, covered, weights=None):
+    from morphogen.tasks import Band
+
+    return Band(0, planes, covered, weights)
+
+
+class CountedSlide:
+    """An image that counts what is read of it."""
+
+    def __init__(self, image):
+        self.image, self.height, self.width = image, *image.shape[:2]
+        self.reads = []
+
+    def read_region(self, x, y, width, height):
+        self.reads.append((x, y))
+        out = np.full((height, width, 3), 255, np.uint8)
+        part = self.image[y : y + height, x : x + width]
+        out[: part.shape[0], : part.shape[1]] = part
+        return out
+
+
+def test_a_block_of_a_slide_is_read_once_however_many_windows_show_it(copier):
+    image = np.random.default_rng(0).integers(0, 256, (BLOCK + 100, 2 * BLOCK + 30, 3), dtype=np.uint8)
+    slide = CountedSlide(image)
+    plan = plan_windows(copier, WindowConfig(), image.shape[1], image.shape[0])
+    out = joined(list(make_bands(copier, plan, slide_reader(slide, plan), name="a"))).picture()
+    np.testing.assert_array_equal(out, image)
+    assert len(slide.reads) == len(set(slide.reads)) == 6
+
+
+def test_bands_do_not_depend_on_what_noise_was_kept():
+    model = Noisy()
+    image = np.random.default_rng(1).integers(0, 256, (200, 180, 3), dtype=np.uint8)
+    plan = plan_windows(model, WindowConfig(), 180, 200)
+    whole = joined(list(make_bands(model, plan, array_reader(image), name="a")))
+    noise = model.noise(plan, "a")
+    for row, column in ((0, 0), (2, 1), (1, 2)):
+        fresh = model.noise(plan, "a").over([plan.region(row, column)])(0)
+        assert torch.equal(noise.over([plan.region(row, column)])(0), fresh)
+    again = joined(list(make_bands(model, plan, array_reader(image), name="a")))
+    np.testing.assert_array_equal(whole.planes, again.planes)
