@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from morphogen.core.pipeline import Behind, ahead
+from morphogen.core.running.pipeline import Behind, ahead
 
 
 def test_what_is_made_ahead_comes_in_order_and_no_further_than_the_depth():

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from morphogen.core import threads
-from morphogen.core.threads import (
+from morphogen.core.running import threads
+from morphogen.core.running.threads import (
     COUNTS,
     cpu_cores,
     one_thread,

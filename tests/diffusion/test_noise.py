@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.philox import _begun, philox, standard_normals
 from morphogen.diffusion import CanvasNoise, ItemNoise
 from morphogen.diffusion import noise as noise_file
 from morphogen.diffusion.noise import Blocks, on_device
-from morphogen.diffusion.philox import _begun, philox, standard_normals
 
 KEYS = [("slide", f"spot-{i}", k) for i in range(20) for k in range(3)]
 

@@ -54,7 +54,7 @@ def _devices() -> dict[str, Any]:
     import psutil
     import torch
 
-    from morphogen.core.threads import cpu_cores
+    from morphogen.core.running.threads import cpu_cores
 
     gpus = [
         {

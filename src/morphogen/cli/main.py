@@ -16,7 +16,7 @@ from morphogen.cli.common import fold_option, fold_settings
 from morphogen.cli.process import Ended, ended_by_signals, quiet_libraries, say_ended
 from morphogen.core.errors import LONGEST, ConfigError, MorphogenError, shortened
 from morphogen.core.printing import printable, use_terminal
-from morphogen.core.threads import wait_passively
+from morphogen.core.running.threads import wait_passively
 
 # One line per room. The module is imported only when its verb runs; a room that is not installed is absent.
 ROOMS = {

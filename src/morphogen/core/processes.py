@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from morphogen.core.errors import ConfigError, MorphogenError
-from morphogen.core.threads import thread_settings
+from morphogen.core.running.threads import thread_settings
 
 _NUMBER = "MORPHOGEN_WORKER"
 _START = "import sys; from morphogen.core.processes import _serve; _serve(int(sys.argv[1]), int(sys.argv[2]))"

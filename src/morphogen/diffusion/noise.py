@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.philox import standard_normals
 from morphogen.core.seeds import seed_for
-from morphogen.diffusion.philox import standard_normals
 
 Key = int | str | tuple
 Place = tuple[int, int]
@@ -119,7 +119,7 @@ class CanvasNoise:
     block:
         Side of a block. Part of what the noise is: another block, another noise.
     device:
-        Where it is drawn and given. A CUDA device draws by itself (:mod:`~morphogen.diffusion.philox`).
+        Where it is drawn and given. A CUDA device draws by itself (:mod:`~morphogen.core.philox`).
     kept:
         Where blocks are kept for windows that overlap; several fields may share one.
 

@@ -71,7 +71,8 @@ class SeamMeter:
 
         A difference counts when both its pixels do.
         """
-        pixels = np.asarray(band, dtype=np.float32)
+        pixels = np.asarray(band)
+        pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.shape[1] != self._width:
             raise InputError(
@@ -83,14 +84,14 @@ class SeamMeter:
         if self._row + len(pixels) > len(self._rows):
             raise InputError("there are more rows than the image has", where="seam score")
         both = keep[:, 1:] & keep[:, :-1]
-        sums = (np.abs(np.diff(pixels, axis=1)).mean(axis=2) * both).sum(axis=0, dtype=np.float64)
+        sums = _differences(pixels[:, 1:], pixels[:, :-1], both, axis=0)
         self._count("x", sums, both.sum(axis=0), np.arange(1, self._width))
         if self._last is not None and self._last_mask is not None:
             pixels = np.concatenate([self._last[None], pixels])
             keep = np.concatenate([self._last_mask[None], keep])
         first = self._row if self._last is not None else self._row + 1
         both = keep[1:] & keep[:-1]
-        sums = (np.abs(np.diff(pixels, axis=0)).mean(axis=2) * both).sum(axis=1, dtype=np.float64)
+        sums = _differences(pixels[1:], pixels[:-1], both, axis=1)
         self._count("y", sums, both.sum(axis=1), np.arange(first, first + len(sums)))
         self._row += len(np.asarray(band))
         self._last, self._last_mask = pixels[-1], keep[-1]
@@ -138,6 +139,19 @@ class SeamMeter:
         if expected == 0:
             return 1.0 if found == 0 else float("inf")
         return float(found / expected)
+
+
+def _differences(a: np.ndarray, b: np.ndarray, both: np.ndarray, axis: int) -> np.ndarray:
+    """Sums along ``axis`` of the mean absolute difference of the channels, where both pixels count."""
+    total: Any = 0
+    for k in range(a.shape[2]):
+        x, y = a[..., k], b[..., k]
+        # Of bytes without a detour: the larger minus the smaller one.
+        total = total + (
+            (np.maximum(x, y) - np.minimum(x, y)).astype(np.uint16) if x.dtype == np.uint8 else np.abs(x - y)
+        )
+    counted = total * both
+    return counted.sum(axis=axis, dtype=np.uint64 if total.dtype.kind == "u" else np.float64) / a.shape[2]
 
 
 def seam_score(

@@ -19,7 +19,7 @@ from morphogen.core.reading.cells import path_in
 from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import read_table
 from morphogen.core.reading.text import read_lines
-from morphogen.core.threads import cpu_cores
+from morphogen.core.running.threads import cpu_cores
 from morphogen.core.writing.locks import file_lock
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.core.pipeline import ahead
 from morphogen.core.progress import progress
+from morphogen.core.running.pipeline import ahead
 from morphogen.tasks.config import WindowConfig
 from morphogen.tasks.streams.blending import Blending
 from morphogen.tasks.streams.noise import ImageNoise

@@ -18,20 +18,22 @@ Bands may come from anywhere else, top to bottom::
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from morphogen.core.errors import MorphogenError
 from morphogen.core.files import atomic_path, read_json, writable_folder, write_json
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job, kept_facts
 from morphogen.core.names import path_name
-from morphogen.core.pipeline import Behind
 from morphogen.core.progress import progress
+from morphogen.core.running.pipeline import Behind
 from morphogen.core.writing.locks import file_lock
 from morphogen.metrics.seams import SeamMeter, SeamScore
 from morphogen.slides import PyramidWriter, Slide
@@ -46,6 +48,7 @@ from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 log = logging.getLogger("morphogen.tasks")
 
 JPEG_GRID = 16  # source pixels after which the block structure of a JPEG repeats, in colour too
+KEEP_SECONDS = 5.0  # unfinished tiles are put on disk as often: cheap beside it, little work to do again
 GLASS = 250  # grey level of all channels from which a pixel is glass, which has no seams to show
 
 
@@ -124,7 +127,7 @@ class PyramidJob:
         seen = bool(columns or rows) and self.layers[0].channels == 3
         self._meter = SeamMeter(width, height, columns, rows, period=JPEG_GRID) if seen else None
         self._writers: list[PyramidWriter] = []
-        self._band = 0
+        self._band, self._kept_at, self._midway = 0, 0.0, False
 
     def complete(self) -> bool:
         """Whether this very job is done; :class:`OutputError` when another one has left its results here."""
@@ -170,7 +173,14 @@ class PyramidJob:
                 )
                 for layer in self.layers
             ]
-            yield self._band
+            self._kept_at = time.monotonic()
+            try:
+                yield self._band
+            except BaseException:
+                if not self._midway:  # half a band is none
+                    with suppress(MorphogenError, OSError):  # the failure of the block is what is told
+                        self._keep()
+                raise
 
     def _saved(self) -> dict[str, np.ndarray] | None:
         if not self.state.is_file():
@@ -185,19 +195,28 @@ class PyramidJob:
         return values if whole and str(values.get("mark")) == self._job.mark else None
 
     def write(self, band: Band) -> None:
-        """The next band, within :meth:`writing`."""
+        """The next band, within :meth:`writing`; every few seconds all is put on disk, and a kill loses no more."""
+        self._midway = True
         for number, (layer, writer) in enumerate(zip(self.layers, self._writers, strict=True)):
             pixels = layer.pixels(band)
             writer.write(pixels, band.top)
-            writer.flush()
             if number == 0 and self._meter is not None:
                 self._meter.add(pixels, (pixels < GLASS).any(axis=2))
         self._band += 1
+        self._midway = False
+        if time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._keep()
+
+    def _keep(self) -> None:
+        """What is written so far on disk, and where to go on."""
+        for writer in self._writers:
+            writer.flush()
         state: dict[str, Any] = self._meter.state() if self._meter is not None else {}
         # The state follows the pixels: a band may be written twice, never left out.
         with atomic_path(self.state) as temporary:
             with open(temporary, "wb") as file:
                 np.savez(file, mark=np.array(self._job.mark), band=np.array(self._band), **state)
+        self._kept_at = time.monotonic()
 
     def finish(self, windows: int = 0) -> SlideResult:
         """The report, after :meth:`writing` has ended well."""

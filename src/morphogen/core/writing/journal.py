@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from morphogen.core.files import content_hash, output_error, plain, writable_folder
 from morphogen.core.progress import progress
-from morphogen.core.threads import cpu_cores
+from morphogen.core.running.threads import cpu_cores
 from morphogen.core.writing.places import open_own
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.threads import over_threads
+from morphogen.core.running.threads import over_threads
 from morphogen.slides.encoders.sources import Loaded
 from morphogen.slides.encoders.spec import EncoderSpec
 from morphogen.slides.encoders.texture.nuclei import nuclei

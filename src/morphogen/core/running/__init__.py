@@ -1,0 +1,1 @@
+"""Work beside other work: threads of libraries, loops with threads beside them."""
