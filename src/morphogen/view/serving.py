@@ -8,7 +8,7 @@ from pathlib import Path
 
 from morphogen.core.errors import InputError, OutputError
 from morphogen.core.files import writable_folder
-from morphogen.core.threads import cpu_cores
+from morphogen.core.running.threads import cpu_cores
 from morphogen.view.cache import Cache
 from morphogen.view.config import ViewConfig
 from morphogen.view.server import ViewServer
