@@ -34,7 +34,7 @@ def prepared(tmp_path_factory) -> Path:
     from morphogen.expression import prepare_sections
 
     root = tmp_path_factory.mktemp("sections")
-    write_hest(root / "hest", patients=3, width_um=700, height_um=600, n_genes=130, truth=False)
+    write_hest(root / "hest", patients=3, width_um=700, height_um=600, mpp=1.0, n_genes=130, truth=False)
     prepare_sections(root / "hest", root / "prepared")
     return root / "prepared"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -21,7 +21,19 @@ from morphogen.cli.common import (
     result,
     say,
 )
-from morphogen.cli.options import Encoder, Inputs, Model, Names, Out, Solver, Steps, Weights, names, needed
+from morphogen.cli.options import (
+    Baselines,
+    Encoder,
+    Inputs,
+    Model,
+    Names,
+    Out,
+    Solver,
+    Steps,
+    Weights,
+    names,
+    needed,
+)
 
 app = App(name="expression", help="Spatial gene expression from H&E: prepare, train, predict, evaluate.")
 
@@ -227,6 +239,8 @@ def evaluate(
             help="Predictions of another method, .h5ad with layer pred_mean in log1p counts.",
         ),
     ] = None,
+    baseline: Baselines = None,
+    weights: Weights = None,
     by: By = "patient",
     samples: Annotated[int | None, Parameter(help="Samples per spot.")] = None,
     solver: Solver = None,
@@ -261,6 +275,12 @@ def evaluate(
         seed=seed,
     )
     models, sections = load_models(model, compile=compile), load_sections(store)
+    outside: list[Any] = []
+    if baseline:
+        from morphogen.bridges.lazyslide.baselines import gene_baselines
+
+        genes = next(iter(models.values())).panel.genes
+        outside = gene_baselines(baseline, genes, weights=str(weights) if weights else None, device=device)
     with folder_lock(out):  # before hours of work, not after them
         found = evaluate_models(
             models,
@@ -269,6 +289,7 @@ def evaluate(
             chosen,
             by=by,
             predictions=read_predictions(prediction or ()),
+            outside=outside,
             device=device,
             precision=precision,
         )

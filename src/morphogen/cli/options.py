@@ -45,6 +45,15 @@ Encoder = Annotated[
     str | None, Parameter(name="--encoder", help="Encoder by name (`morphogen doctor` lists them).")
 ]
 Weights = Annotated[Path | None, Parameter(name="--weights", help="Weights of the encoder on disk.")]
+Baselines = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--baseline",
+        consume_multiple=True,
+        negative=(),
+        help="Models of lazyslide-models to score beside, lazyslide:NAME[:PART][=WEIGHTS], several after one flag.",
+    ),
+]
 SkipBad = Annotated[
     bool,
     Parameter(name="--skip-bad", negative=(), help="Leave unusable pairs out (listed) instead of stopping."),

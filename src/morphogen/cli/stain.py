@@ -22,6 +22,7 @@ from morphogen.cli.common import (
     say,
 )
 from morphogen.cli.options import (
+    Baselines,
     Data,
     Encoder,
     ImageFormat,
@@ -326,8 +327,10 @@ def evaluate(
     baselines: Annotated[
         bool, Parameter(name="--baselines", help="Score H&E and colour deconvolution too.")
     ] = True,
+    baseline: Baselines = None,
     encoder: Encoder = None,
     weights: Weights = None,
+    device: Device = "auto",
     resnet_weights: Annotated[
         Path | None, Parameter(name="--resnet-weights", help="torchvision resnet50 file: adds PHV.")
     ] = None,
@@ -356,6 +359,11 @@ def evaluate(
     )
     others = named_folders(other or ())
     found, with_he = real_stains(data, split, he, predicted)
+    outside = None
+    if baseline:
+        from morphogen.bridges.lazyslide.baselines import stain_baselines
+
+        outside = stain_baselines(baseline, found.pairs if with_he else (), device=device)
     evaluations = evaluate_folder(
         predicted,
         found,
@@ -364,6 +372,7 @@ def evaluate(
         method=method,
         others=others,
         baselines=baselines and with_he,
+        outside=outside,
         skip_bad=skip_bad,
         where=data,
     )

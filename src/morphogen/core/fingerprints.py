@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from morphogen.core.errors import InputError
+from morphogen.core.reading.listing import list_files
 
 WHOLE = 64 << 20  # files up to this size are hashed in full
 _PIECES, _PIECE = 64, 1 << 16
@@ -49,6 +50,14 @@ def fingerprint(path: Path | str) -> str:
         raise InputError("there is no such file", where=path) from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error})", where=path) from error
+
+
+def fingerprints(path: Path | str) -> list[tuple[str, str]]:
+    """Name and :func:`fingerprint` of a file, or of every file in a folder (a Zarr store) by its name there, sorted."""
+    path = Path(path)
+    if not path.is_dir():
+        return [("", fingerprint(path))]
+    return [(str(each.relative_to(path)), fingerprint(each)) for each in list_files(path, recursive=True)]
 
 
 @lru_cache(maxsize=65536)

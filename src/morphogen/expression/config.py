@@ -45,6 +45,22 @@ class DataConfig(Config):
         None,
         description="Folder (or one file) of the H&E images, named like the sections. null = where usual.",
     )
+    table: str | None = Field(
+        None, description="SpatialData stores: the table with the counts. null = all that annotate something."
+    )
+    image: str | None = Field(
+        None, description="SpatialData stores: the H&E. null = the largest image in red, green and blue."
+    )
+    points: str | None = Field(
+        None, description="SpatialData stores: the transcripts. null = 'transcripts', or the only points."
+    )
+    units: str | None = Field(
+        None, description="SpatialData stores: shapes or labels of cells in which transcripts are counted."
+    )
+    bin_um: float | None = Field(
+        None, gt=0, description="SpatialData stores: side in µm of squares in which transcripts are counted."
+    )
+    quality: float = Field(20.0, ge=0, description="Least quality (qv) of a transcript, where there is any.")
     patients: str | None = Field(
         None, description="CSV with columns section,patient. null = from metadata, where it says so."
     )

@@ -23,6 +23,7 @@ from morphogen.expression.config import EvaluateConfig
 from morphogen.expression.data import facts, gene_matrix, total_counts
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.scoring.baselines import all_baselines
+from morphogen.expression.scoring.outside import OUTSIDE_UNITS, Outside, OutsideBaseline
 from morphogen.expression.scoring.results import PROTOCOL, Evaluation
 from morphogen.expression.scoring.scores import COLUMNS, Scores, difference, score
 from morphogen.expression.sections.checked import predicted
@@ -44,6 +45,7 @@ def evaluate_models(
     *,
     by: By = "patient",
     predictions: Mapping[str, Sequence[ad.AnnData]] | None = None,
+    outside: Sequence[Outside] = (),
     device: str = "auto",
     precision: str = "fp32",
 ) -> Evaluation:
@@ -52,6 +54,7 @@ def evaluate_models(
     sections: prepared, the training sections of the models (baselines are fitted on them) and the test sections.
     predictions: of other methods by name, one AnnData per test section with ``layers["pred_mean"]`` (and
     ``obsm["pred_samples"]`` (N, K, G)) in log1p counts of the same panel; joined by barcode.
+    outside: models of others, scored as baselines (:mod:`morphogen.expression.scoring.outside`).
     by="patient" fails when a patient is on both sides; by="section" names the siblings.
     """
     config = config or EvaluateConfig()
@@ -65,6 +68,8 @@ def evaluate_models(
     check_same_encoder([by_name[n] for n in (*train, *test)])
     tables = [tabulate(by_name[name], panel, scoring, training=True) for name in train]
     fitted = all_baselines(tables) if config.baselines else []
+    foreign = [OutsideBaseline(model, panel, tables, by_name) for model in outside]
+    fitted += foreign
 
     rows: list[Scores] = []
     differences: list[dict[str, Any]] = []
@@ -118,6 +123,7 @@ def evaluate_models(
             for label, m in models.items()
         },
         "oracles": [b.name for b in fitted if b.oracle],
+        "outside": {b.name: {"genes_not_predicted": b.missing, "units": OUTSIDE_UNITS} for b in foreign},
         "samples": k,
         "seed": config.seed,
         "config": config.to_dict(),

@@ -49,6 +49,9 @@ log = logging.getLogger("morphogen.stain")
 _SCORING = 160  # bytes for every pixel of an image that is scored, measured
 _FAKE = "_fake_B"  # what pix2pix and CycleGAN add to the name of an image they made
 
+Method = Callable[[Pair, np.ndarray], np.ndarray]
+"""A pair and its H&E (H, W, 3) uint8 → a picture of the same size."""
+
 
 @locks_folder()
 def evaluate_folder(
@@ -60,6 +63,7 @@ def evaluate_folder(
     method: str = "predicted",
     others: Mapping[str, Path | str] | None = None,
     baselines: bool = True,
+    outside: Mapping[str, Method] | None = None,
     skip_bad: bool = False,
     where: object = None,
     facts: dict[str, Any] | None = None,
@@ -79,13 +83,15 @@ def evaluate_folder(
         Folder for ``metrics.json``, ``summary.csv``, ``images.csv`` and ``panels/``; ``None`` writes nothing.
     baselines:
         Score the H&E itself and its colour deconvolution as if they were predictions.
+    outside:
+        Models of others by name: a pair and its H&E → the picture that each makes of it.
 
-    Returns the evaluation of the folder, then of the others, then of the baselines.
+    Returns the evaluation of the folder, then of the others, of the baselines, of the models of others.
     """
     config = config or EvaluateConfig()
     predicted = Path(predicted)
     pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=where)
-    methods: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
+    methods: dict[str, Method] = {}
     for name, folder in {method: predicted, **(others or {})}.items():
         files = _predictions(list_images(folder))
         missing = [pair.name for pair in pairs if pair.name not in files]
@@ -99,6 +105,7 @@ def evaluate_folder(
         methods[name] = _from_files(files)
     if baselines:
         methods |= {"H&E as it is": _from_he(identity), "colour deconvolution": _from_he(deconvolution)}
+    methods |= outside or {}
     doubts = {method: lambda pair: _uncertainty(predicted, pair)}
     evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts)
     if out is not None:
@@ -120,11 +127,11 @@ def _predictions(files: dict[str, Path]) -> dict[str, Path]:
     return made or files
 
 
-def _from_files(files: dict[str, Path]) -> Callable[[Pair, np.ndarray], np.ndarray]:
+def _from_files(files: dict[str, Path]) -> Method:
     return lambda pair, he: read_image(files[pair.name])
 
 
-def _from_he(baseline: Baseline) -> Callable[[Pair, np.ndarray], np.ndarray]:
+def _from_he(baseline: Baseline) -> Method:
     return lambda pair, he: baseline(he)
 
 
@@ -135,7 +142,7 @@ def _uncertainty(folder: Path, pair: Pair) -> np.ndarray | None:
 
 def evaluate_methods(
     pairs: Sequence[Pair],
-    methods: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
+    methods: dict[str, Method],
     config: EvaluateConfig | None = None,
     *,
     uncertainty: dict[str, Callable[[Pair], np.ndarray | None]] | None = None,

@@ -18,7 +18,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash, writable_folder
-from morphogen.core.fingerprints import fingerprint
+from morphogen.core.fingerprints import fingerprint, fingerprints
 from morphogen.core.progress import progress
 from morphogen.core.reading.listing import list_files
 from morphogen.core.writing.h5ad import open_h5ad
@@ -36,8 +36,9 @@ from morphogen.expression.data import (
 from morphogen.expression.sections.checked import check_prepared
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.readers import Source, find_sections, read_section
-from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder, open_slide
+from morphogen.slides import Encoder, Slide, crop_fields, dihedral, get_encoder
 from morphogen.slides.exchange.hest import patch_index
+from morphogen.slides.formats.spatial import open_image
 
 FIELD_UM = 112.0
 INVARIANT = {"texture"}  # kinds of encoder for which the 8 orientations are one
@@ -60,7 +61,7 @@ def prepare_sections(
     """
     config = config or PrepareConfig()
     out = writable_folder(out)
-    found = find_sections(folder)
+    found = find_sections(folder, config.data)
     if sections is not None:
         from morphogen.core.errors import nearest
 
@@ -96,7 +97,7 @@ def prepare_section(
     """
     f = facts(section)
     if f.image:
-        slide = open_slide(f.image)
+        slide = open_image(f.image)
         check_inside(section.obsm["spatial"], slide.width, slide.height, f.section)
         stated = f.mpp or slide.mpp or None
         mpp, source = resolve_mpp(
@@ -273,9 +274,10 @@ def spot_diameter(section: ad.AnnData) -> float:
 def prepare_key(source: Source, image: str, config: PrepareConfig, encoder: Encoder) -> str:
     """Identity of a prepared section: contents of its files, settings and encoder, never a folder's name."""
     parts: list[Any] = [source.section, config.to_dict(), encoder.identity(), encoder.spec.to_dict()]
-    parts += [fingerprint(path) for path in source.files()]
+    parts += [fingerprints(path) if path.is_dir() else fingerprint(path) for path in source.files()]
     patches = _patches_of(source)
-    parts += [fingerprint(image) if image else "", fingerprint(patches) if patches else ""]
+    shown = (fingerprints(image) if Path(image).is_dir() else fingerprint(image)) if image else ""
+    parts += [shown, fingerprint(patches) if patches else ""]
     return content_hash(*parts)
 
 

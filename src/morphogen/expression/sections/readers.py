@@ -1,4 +1,4 @@
-"""Readers of the folders in which sections come: HEST-1k, Space Ranger, plain ST tables, AnnData + image.
+"""Readers of what sections come in: HEST-1k, Space Ranger, plain ST tables, AnnData + image, SpatialData stores.
 
 Rows are always joined by barcode, never by position.
 """
@@ -44,6 +44,8 @@ from morphogen.expression.sections.h5ad import (
 )
 from morphogen.expression.sections.spaceranger import find_runs, read_run, run_files
 from morphogen.expression.sections.st_tables import find_tables, read_tables, spots_file
+from morphogen.expression.stores.finding import StoredSection, find_stores, stored_sections
+from morphogen.expression.stores.reading import read_stored
 from morphogen.slides.images import FLAT_SUFFIXES, TIFF_SUFFIXES, VENDOR_SUFFIXES, name_of
 
 IMAGES = (*TIFF_SUFFIXES, *VENDOR_SUFFIXES, *FLAT_SUFFIXES)  # in order of preference
@@ -54,12 +56,13 @@ class Source:
     """Where one section is: its name, the format, and its files."""
 
     section: str
-    kind: str  # "hest", "spaceranger", "st-table", "anndata"
+    kind: str  # "hest", "spaceranger", "st-table", "anndata", "spatialdata"
     path: Path
     image: Path | None = None
     run: str = (
         ""  # name of the run where it has several sections (Visium HD): images and patients may go by it
     )
+    stored: StoredSection | None = None  # where in a store
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +70,9 @@ class Source:
         return (self.section, self.run) if self.run and self.run != self.section else (self.section,)
 
     def files(self) -> list[Path]:
-        """The files that its counts and coordinates come from."""
+        """The files, or folders of a store, that its counts and coordinates come from."""
+        if self.stored is not None:
+            return self.stored.files()
         if self.kind == "spaceranger":
             return run_files(self.path)
         if self.kind == "st-table":
@@ -78,9 +83,19 @@ class Source:
         path_name(self.section, "section", suffix=".h5ad", where=self.path)
 
 
-def find_sections(folder: Path | str) -> list[Source]:
-    """The sections in a folder, whatever of the known layouts it has, in order of name."""
+def find_sections(folder: Path | str, config: DataConfig | None = None) -> list[Source]:
+    """The sections in a folder, whatever of the known layouts it has, in order of name.
+
+    config: what of a SpatialData store is meant, where it holds several tables, or transcripts to be counted.
+    """
     root = Path(folder)
+    stores = find_stores(root)
+    if stores:
+        config = config or DataConfig()
+        held = [stored for store in stores for stored in stored_sections(store, config)]
+        return _distinct(
+            [Source(each.section, "spatialdata", each.store, stored=each) for each in held], root
+        )
     if not root.exists():
         raise InputError("there is no such file or folder", where=root)
     if root.is_file() and root.suffix.lower() == ".h5ad":
@@ -108,8 +123,14 @@ def find_sections(folder: Path | str) -> list[Source]:
         raise InputError(
             "holds no sections",
             where=root,
-            fix="Expected st/*.h5ad (HEST-1k), Space Ranger folders, <id>.tsv.gz with <id>_selection.tsv, or *.h5ad",
+            fix="Expected st/*.h5ad (HEST-1k), Space Ranger folders, <id>.tsv.gz with <id>_selection.tsv, *.h5ad, or "
+            "SpatialData stores",
         )
+    return _distinct(found, root)
+
+
+def _distinct(found: list[Source], root: Path) -> list[Source]:
+    """The sections; :class:`InputError` where two have one name."""
     twice = next((name for name, n in Counter(source.section for source in found).items() if n > 1), None)
     if twice is not None:
         places = ", ".join(str(source.path.name) for source in found if source.section == twice)
@@ -125,7 +146,7 @@ def read_sections(
     Raises :class:`InputError` for unknown names, values that are not counts, duplicate barcodes.
     """
     config = config or DataConfig()
-    found = {source.section: source for source in find_sections(folder)}
+    found = {source.section: source for source in find_sections(folder, config)}
     names = list(sections) if sections is not None else list(found)
     for name in names:
         if name not in found:
@@ -140,6 +161,7 @@ def read_section(source: Source, config: DataConfig) -> ad.AnnData:
         "spaceranger": _read_spaceranger,
         "st-table": _read_st_table,
         "anndata": _read_anndata,
+        "spatialdata": _read_stored,
     }[source.kind]
     section, known = reader(source, config)
     check_barcodes(list(section.obs_names), source.path)
@@ -158,7 +180,7 @@ def read_section(source: Source, config: DataConfig) -> ad.AnnData:
         SectionFacts(
             section=source.section,
             patient=_patient(source, known.get("patient"), config),
-            image=str(_choose_image(source, config) or ""),
+            image=str(_choose_image(source, config) or known.get("image") or ""),
             mpp=float(config.mpp or known.get("mpp") or 0.0),
             mpp_source="stated" if config.mpp or known.get("mpp") else "",
             technology=technology,
@@ -213,6 +235,11 @@ def _read_hest(source: Source, config: DataConfig) -> tuple[ad.AnnData, Known]:
 
 def _read_spaceranger(source: Source, config: DataConfig) -> tuple[ad.AnnData, Known]:
     return read_run(source.path)
+
+
+def _read_stored(source: Source, config: DataConfig) -> tuple[ad.AnnData, Known]:
+    assert source.stored is not None
+    return read_stored(source.stored, config)
 
 
 def _read_st_table(source: Source, config: DataConfig) -> tuple[ad.AnnData, Known]:
