@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -40,9 +40,6 @@ from morphogen.cli.options import (
     needed,
     started,
 )
-
-if TYPE_CHECKING:
-    from morphogen.stain.evaluate import Evaluation
 
 app = App(name="stain", help="Virtual staining, H&E to IHC (HistDiST): register, train, predict, evaluate.")
 
@@ -346,7 +343,7 @@ def evaluate(
     from morphogen.core.files import read_json
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
-    from morphogen.stain.scoring.pages import write_page
+    from morphogen.stain.scoring.pages import short_table, write_page
 
     resolved = load_config(
         EvaluateConfig,
@@ -380,29 +377,7 @@ def evaluate(
     if json:
         print_json({"report": page, "metrics": read_json(out / "metrics.json")})
         return 0
-    for line in _lines(evaluations):
+    for line in short_table(evaluations):
         say(line)
     say(f"Results: {out / 'metrics.json'}, {out / 'summary.csv'}, {out / 'images.csv'}, {page}")
     return 0
-
-
-def _lines(evaluations: list[Evaluation]) -> list[str]:
-    """A short table for the terminal; the files hold everything."""
-    columns = {
-        "dab_tile_correlation": "DAB tile r",
-        "dab_tile_correlation_pooled": "pooled r",
-        "dab_tile_mae": "DAB MAE",
-        "mra_top1": "MRA-1",
-        "ssim": "SSIM",
-        "sharpness": "sharpness",
-    }
-    lines = ["".join([f"{'method':24}", *(f"{title:>12}" for title in columns.values())])]
-    for evaluation in evaluations:
-        scores = evaluation.scores
-        cells = [f"{evaluation.method[:23]:24}"]
-        for key in columns:
-            interval = scores.intervals.get(key)
-            value: Any = interval.value if interval is not None else scores.figures.get(key)
-            cells.append(f"{'–' if value is None else format(value, '.3f'):>12}")
-        lines.append("".join(cells))
-    return lines

@@ -105,9 +105,7 @@ def count_cells(data: Any, config: DataConfig, where: Path) -> tuple[ad.AnnData,
 
 def _in_labels(element: Any, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(cell, row of the transcript) of those that lie in a cell; label 0 is none."""
-    from xarray import DataTree
-
-    if isinstance(element, DataTree):
+    if hasattr(element, "children"):  # a tree of levels
         element = next(iter(element["scale0"].data_vars.values()))
     labels = np.asarray(element.transpose("y", "x").data)
     at = np.floor(xy).astype(np.int64)

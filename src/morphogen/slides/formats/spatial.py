@@ -116,9 +116,7 @@ class ElementReader(_LevelReader):
 
 def levels_of(element: Any) -> list[Any]:
     """The arrays (c, y, x) of an image element, finest first."""
-    from xarray import DataTree
-
-    if not isinstance(element, DataTree):
+    if not hasattr(element, "children"):
         return [element.transpose("c", "y", "x").data]
     found = [next(iter(element[name].data_vars.values())) for name in element.children]
     arrays = [array.transpose("c", "y", "x").data for array in found]

@@ -1,4 +1,4 @@
-"""The HTML page of an evaluation."""
+"""The HTML page of an evaluation, and its short table for the terminal."""
 
 from __future__ import annotations
 
@@ -86,3 +86,25 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
 def report_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
     """Tables for reading: ``(title, rows, best)``; cells are numbers or intervals; DAB comes first."""
     return evaluation.method_rows(evaluations, TABLES)
+
+
+def short_table(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A short table for the terminal; the files hold everything."""
+    columns = {
+        "dab_tile_correlation": "DAB tile r",
+        "dab_tile_correlation_pooled": "pooled r",
+        "dab_tile_mae": "DAB MAE",
+        "mra_top1": "MRA-1",
+        "ssim": "SSIM",
+        "sharpness": "sharpness",
+    }
+    lines = ["".join([f"{'method':24}", *(f"{title:>12}" for title in columns.values())])]
+    for each in evaluations:
+        scores = each.scores
+        cells = [f"{each.method[:23]:24}"]
+        for key in columns:
+            interval = scores.intervals.get(key)
+            value: Any = interval.value if interval is not None else scores.figures.get(key)
+            cells.append(f"{'–' if value is None else format(value, '.3f'):>12}")
+        lines.append("".join(cells))
+    return lines
