@@ -50,6 +50,29 @@ def slides(root: Path) -> None:
     (root / "list.csv").write_text("slide,mpp\npyramid.tif,0.5\nome.ome.tif,0.5\n")
 
 
+def looks(root: Path) -> None:
+    """``looks/``: what the viewer shows: spots with genes, outlines, an OME-Zarr image."""
+    import anndata
+
+    from morphogen.slides.pyramid.ngff import write_image
+
+    root.mkdir(parents=True)
+    write_image(root / "small.ome.zarr", picture(5, 160), mpp=0.5, tile=64)
+    table = anndata.AnnData(np.random.default_rng(0).poisson(3, (36, 5)).astype(np.float32))
+    table.obs_names, table.var_names = [f"s{k}" for k in range(36)], [f"G{k}" for k in range(5)]
+    table.layers["pred_mean"] = np.asarray(table.X) + 1
+    table.obsm["spatial"] = np.stack(np.divmod(np.arange(36), 6), axis=1) * 20.0 + 10
+    table.uns["morphogen"] = {"section": {"section": "S", "mpp": 0.5}}
+    table.write_h5ad(root / "genes.h5ad")
+    ring = [[10, 10], [60, 10], [60, 50], [10, 10]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "tumour"}, "measurements": {"area": 900.0}},
+    }
+    (root / "cells.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature] * 3}))
+
+
 def pairs(root: Path) -> None:
     """``pairs/``: MIST folders of three pairs, with patients and a table."""
     from PIL import Image
@@ -149,6 +172,7 @@ def all_specimens(root: Path) -> Path:
     """Every kind below ``root``."""
     images(root / "images")
     slides(root / "slides")
+    looks(root / "looks")
     pairs(root / "pairs")
     sections(root / "sections")
     checkpoints(root / "checkpoints")

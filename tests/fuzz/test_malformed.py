@@ -146,6 +146,17 @@ KINDS = {
         "expression predict sections/prepared/S1.h5ad --model genes/model --out {out}/map.h5ad --samples 1",
         40,
     ),
+    "view genes": Kind(("looks",), "looks/genes.h5ad", "h5", "view {target} --export {out}", 30),
+    "view outlines": Kind(("looks",), "looks/cells.geojson", "json", "view {target} --export {out}", 30),
+    "zarr metadata": Kind(
+        ("looks",), "looks/small.ome.zarr/zarr.json", "json", "slide info looks/small.ome.zarr", 30
+    ),
+    "zarr array": Kind(
+        ("looks",), "looks/small.ome.zarr/0/zarr.json", "json", "view looks/small.ome.zarr --export {out}", 30
+    ),
+    "zarr chunk": Kind(
+        ("looks",), "looks/small.ome.zarr/0/c/0/0/0", "bytes", "view looks/small.ome.zarr --export {out}", 20
+    ),
     "safetensors": Kind(
         ("checkpoints",), "checkpoints/weights.safetensors", "bytes", "checkpoint info {target}", 20
     ),

@@ -189,6 +189,25 @@ def test_broken_metadata_is_said_in_a_sentence(both, tmp_path, change):
     assert "bad.ome.zarr" in str(said.value) and len(str(said.value)) <= 300
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{}", '{"zarr_format": 3, "node_type": "array", "shape": "x"}', "\x00"]
+)
+def test_broken_arrays_are_said_in_a_sentence(both, tmp_path, text):
+    shutil.copytree(both / "a.ome.zarr", tmp_path / "bad.ome.zarr")
+    (tmp_path / "bad.ome.zarr/0/zarr.json").write_text(text)
+    with pytest.raises(SlideError, match=r"bad\.ome\.zarr"):
+        open_slide(tmp_path / "bad.ome.zarr")
+
+
+def test_chunks_that_cannot_be_are_not_decoded(both, tmp_path):
+    shutil.copytree(both / "a.ome.zarr", tmp_path / "bomb.ome.zarr")
+    metadata = json.loads((tmp_path / "bomb.ome.zarr/0/zarr.json").read_text())
+    metadata["shape"] = metadata["chunk_grid"]["configuration"]["chunk_shape"] = [3, 200_000, 200_000]
+    (tmp_path / "bomb.ome.zarr/0/zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(SlideError, match="2 GB"):
+        open_slide(tmp_path / "bomb.ome.zarr")
+
+
 def test_a_damaged_chunk_is_said_where_it_is(both, tmp_path):
     shutil.copytree(both / "a.ome.zarr", tmp_path / "a.ome.zarr")
     (tmp_path / "a.ome.zarr/0/c/0/0/0").write_bytes(b"nonsense")

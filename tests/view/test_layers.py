@@ -184,7 +184,13 @@ def test_outlines_keep_class_name_and_numbers(results):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[1, 2]", '{"type": "x"}', '{"features": [{"geometry": {"type": "Polygon", "coordinates": 5}}]}'],
+    [
+        "{",
+        "[1, 2]",
+        '{"type": "x"}',
+        '{"features": [{"geometry": {"type": "Polygon", "coordinates": 5}}]}',
+        '{"features": [{"geometry": {"type": []}}]}',
+    ],
 )
 def test_broken_outlines_are_refused_in_a_sentence(tmp_path, text):
     (tmp_path / "a.geojson").write_text(text)

@@ -27,6 +27,7 @@ from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import open_tiff, read_image, short
 
 IN_MEMORY_BYTES = 256 << 20  # a TIFF whose first level is larger is read piece by piece
+_CHUNK_BYTES = 1 << 31  # a chunk of a Zarr array that takes more once decoded is not one
 _PROBES = 8  # windows a side that stand for a large level
 
 
@@ -277,10 +278,12 @@ class OmeZarrReader(_LevelReader):
             arrays = [group[path] for path in paths]
             axes = axes_of(multiscale, arrays[0].ndim)
             self.scale = scale_of(multiscale, axes)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OSError) as error:
+        except Exception as error:  # zarr and what strangers wrote raise many kinds
             raise SlideError(
                 f"is not a whole OME-Zarr image ({short(error)})", where=self.file, fix="Copy it again"
             ) from None
+        if max(math.prod(array.chunks) * array.dtype.itemsize for array in arrays) > _CHUNK_BYTES:
+            raise SlideError("says that its chunks are larger than 2 GB, which cannot be", where=self.file)
         self._axes = axes
         self._samples = self._colours(arrays[0], axes)
         arrays.sort(key=lambda array: -array.shape[axes.index("X")])

@@ -17,6 +17,7 @@ morphogen stain train pairs --out er --steps 3000 --mpp 0.5 --crop 128
 morphogen stain predict patches --model er/model --out stained --samples 8
 morphogen stain predict slide.ome.tif --model er/model --out stained
 morphogen stain evaluate stained pairs --out scores
+morphogen view slide.ome.tif stained
 """
 MPP = 0.5
 UNSEEN = 77  # seed of patients that no training has seen

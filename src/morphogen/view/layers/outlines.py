@@ -47,9 +47,10 @@ class OutlineLayer:
         values = properties.get("measurements")
         if isinstance(values, list):  # as older QuPath writes them
             values = {each.get("name"): each.get("value") for each in values if isinstance(each, dict)}
+        values = values if isinstance(values, dict) else {}
         numbers = {
             str(key)[:80]: float(value)
-            for key, value in (values or {}).items()
+            for key, value in values.items()
             if isinstance(value, int | float) and np.isfinite(value)
         }
         self.features.append(
@@ -95,7 +96,7 @@ def _features(path: Path) -> list[Any]:
 
 def _rings(geometry: Any) -> tuple[list[list[float]], bool]:
     """Flat rings of a geometry, and whether they are closed; none for what is not understood."""
-    if not isinstance(geometry, dict) or geometry.get("type") not in _KINDS:
+    if not isinstance(geometry, dict) or str(geometry.get("type")) not in _KINDS:
         return [], False
     kind = geometry["type"]
     value: Any = geometry.get("coordinates")
