@@ -185,6 +185,16 @@ class SynthesisConfig(Config):
         description="affine: layouts flipped, turned, scaled and sheared: new ones. annotated: only flipped.",
     )
     style_images: int | None = Field(None, gt=0, description="Style images per image; None: as in training.")
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the noise that sampling begins with, on the annotated image of the layout in the stain "
+        "colours of the style. 1: noise alone. None: as the sampler says.",
+    )
+    guidance: float | None = Field(
+        None, ge=0, description="Guidance towards the style; None: as the sampler says."
+    )
     batch: int = Field(16, gt=0, description="Images at a time.")
     seed: int = Field(0, ge=0, description="Seed of every draw.")
     agreement: float | None = Field(

@@ -76,6 +76,10 @@ def synthesize(
     out = writable_folder(out)
     data = (data or DataConfig()).replace(crop=model.crop)
     chosen = LayoutSampler.of(sampler)
+    if config.strength is not None:
+        chosen = chosen.replace(strength=config.strength)
+    if config.guidance is not None:
+        chosen = chosen.replace(guidance_scale=config.guidance)
     if model.config.sampling == "none":  # it was trained on black style images: there is nothing to guide by
         data = data.replace(sampling="none", style_images=1)
         chosen = chosen.replace(guidance_scale=1.0)
@@ -120,7 +124,8 @@ def _make(
     labels = torch.from_numpy(np.stack([pair.layout.labels for pair in pairs]))
     styles = torch.from_numpy(np.stack([pair.style for pair in pairs]))
     keys = [("synthesize", pair.number) for pair in pairs]
-    made = model(labels, styles, sampler, seed=seed, keys=keys, precision=precision).cpu().numpy()
+    begin = torch.from_numpy(np.stack([pair.begin for pair in pairs]))
+    made = model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, precision=precision).cpu().numpy()
     for pair, image in zip(pairs, made, strict=True):
         for path, pixels in zip(_files(out, pair), (image, pair.layout.labels), strict=True):
             buffer = io.BytesIO()
@@ -137,7 +142,7 @@ def _row(pair: Pair, seed: int, identity: str) -> dict[str, str]:
     return {
         "image": f"images/{pair.name}.png",
         "mask": f"masks/{pair.name}.png",
-        "layout": layout.sheet,
+        "layout": layout.sheet.name,
         "row": str(layout.top),
         "column": str(layout.left),
         "matrix": " ".join(f"{value:g}" for value in layout.matrix),

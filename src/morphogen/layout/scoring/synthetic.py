@@ -16,8 +16,8 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import DataConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import Places
+from morphogen.layout.sampling.stains import Recolouring, Stains, estimated
 from morphogen.layout.sampling.styles import StyleSampler
-from morphogen.layout.scoring.baselines import Stains
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import Sheet
 from morphogen.layout.synthesis.agreement import agreement, agreement_on
@@ -79,13 +79,16 @@ def style_match(
     shown: dict[str, np.ndarray] = {}
     for patient in patients:
         shown[patient] = draw.of_patient(patient, numpy_generator(seed, "match style", patient))
-    labels, chosen = [], []
+    told = model.config.style_images
+    targets = {name: estimated(lambda each=each: Stains.of(each[:told])) for name, each in shown.items()}
+    recolouring = Recolouring(model.crop)
+    labels, chosen, drawn = [], [], []
     for number in range(pairs):
         random = numpy_generator(seed, "match", number)
         sheet, top, left = places.draw(random)
         labels.append(sheet.labels(top, left, model.crop))
+        drawn.append((sheet.image(top, left, model.crop), sheet))
         chosen.append([patients[k] for k in random.choice(len(patients), 2, replace=False)])
-    told = model.config.style_images
     outputs = [[], []]  # type: list[list[np.ndarray]]
     for side in (0, 1):
         for at in range(0, pairs, BATCH):
@@ -96,6 +99,9 @@ def style_match(
                 sampler,
                 seed=seed,
                 keys=[("match", k) for k in part],
+                begin=torch.from_numpy(
+                    np.stack([recolouring(*drawn[k], targets[chosen[k][side]]) for k in part])
+                ),
             )
             outputs[side] += list(made.cpu().numpy())
     return {name: _share_nearer(measure, shown, outputs, chosen) for name, measure in MEASURES.items()}

@@ -77,8 +77,9 @@ class Segmenter(Pretrained):
     @property
     def multiple(self) -> int:
         """Sides of a crop are multiples of this many pixels."""
-        small = self.config.network.architecture == "small"
-        return 2 ** (len(self.config.network.widths) - 1) if small else 32
+        network = self.config.network
+        small = network.architecture == "small"
+        return network.block * 2 ** (len(network.widths) - 1) if small else 32
 
     @property
     def factor(self) -> int:

@@ -12,6 +12,7 @@ from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.sampling.augment import flipped, random_affine, warped
 from morphogen.layout.sampling.crops import Places
+from morphogen.layout.sampling.stains import Recolouring
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import Sheet
 
@@ -20,10 +21,12 @@ CANDIDATES = 8  # layouts that the pairing by density chooses from
 
 @dataclass(frozen=True)
 class Drawn:
-    """A layout as it was drawn: (side, side) uint8, where from, and the affine map that was laid on it."""
+    """A layout as it was drawn: (side, side) uint8, the image (side, side, 3) that shows it, where from, and the
+    affine map that was laid on both."""
 
     labels: np.ndarray
-    sheet: str
+    image: np.ndarray
+    sheet: Sheet
     top: int
     left: int
     matrix: tuple[float, ...]
@@ -31,13 +34,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Pair:
-    """One image to make: number, layout, and style images (n, side, side, 3) uint8 of one patient."""
+    """One image to make: number, layout, style images (n, side, side, 3) uint8 of one patient, and the image of the
+    layout in the stain colours of that patient."""
 
     number: int
     layout: Drawn
     patient: str
     style: np.ndarray
     sources: tuple[str, ...]
+    begin: np.ndarray
 
     @property
     def name(self) -> str:
@@ -79,6 +84,7 @@ class Plan:
         self.places = Places(layouts, data.crop, data.balance, classes)
         self.styles = StyleSampler(styles, data, images)
         self.patients = sorted(self.styles.groups)
+        self.recolouring = Recolouring(data.crop)
 
     def __len__(self) -> int:
         return self.config.count
@@ -92,7 +98,10 @@ class Plan:
             wanted = float(np.mean([self.share(image) for image in images]))
             others = [layout, *(self._layout(random) for _ in range(CANDIDATES - 1))]
             layout = min(others, key=lambda each: abs(float((each.labels > 0).mean()) - wanted))
-        return Pair(number, layout, patient, images, chosen)
+        told = self.data.sampling != "none"
+        stains = self.recolouring.stains(f"patient {patient}", self.styles.groups[patient]) if told else None
+        begin = self.recolouring(layout.image, layout.sheet, stains)
+        return Pair(number, layout, patient, images, chosen, begin)
 
     def _patient(self, number: int, random: np.random.Generator) -> str:
         if self.config.pairing == "random":
@@ -113,10 +122,10 @@ class Plan:
     def _layout(self, random: np.random.Generator) -> Drawn:
         sheet, top, left = self.places.draw(random)
         side = self.data.crop
-        (labels,) = flipped(random, sheet.labels(top, left, side))
+        labels, image = flipped(random, sheet.labels(top, left, side), sheet.image(top, left, side))
         matrix = np.eye(2, 3)
         if self.config.layouts == "affine":
             matrix = random_affine(random, side)
-            labels = warped(labels, matrix, labels=True)
+            labels, image = warped(labels, matrix, labels=True), warped(image, matrix)
         flat = tuple(round(float(value), 6) for value in matrix.ravel())
-        return Drawn(np.ascontiguousarray(labels), sheet.name, top, left, flat)
+        return Drawn(np.ascontiguousarray(labels), image, sheet, top, left, flat)

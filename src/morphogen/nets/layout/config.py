@@ -125,5 +125,10 @@ class SegmenterConfig(Config):
     encoder_weights: str | None = Field(
         None, description="Pre-trained weights of that encoder, by name (imagenet); none: fresh weights."
     )
-    widths: tuple[int, ...] = Field((24, 48, 96, 128), description="Channels per level of the small network.")
+    widths: tuple[int, ...] = Field((24, 48, 96), description="Channels per level of the small network.")
+    block: int = Field(
+        2,
+        gt=0,
+        description="Side in pixels of the blocks that the small network sees as one place; 1: every pixel.",
+    )
     classes: int = Field(2, ge=2, description="Classes, background included.")
