@@ -211,6 +211,27 @@ def labelled(root: Path) -> None:
     (root / "labels.json").write_text(json.dumps(names))
 
 
+def polygons(root: Path) -> None:
+    """``polygons/``: a slide with polygons of two classes beside it, as QuPath writes them."""
+    from PIL import Image
+
+    root.mkdir()
+    Image.fromarray(picture(0)).save(root / "S1.tif")
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x, 8], [x + 24, 8], [x + 24, 40], [x, 40], [x, 8]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for x, name in ((4, "tumour"), (32, "stroma"))
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (root / "S1.geojson").write_text(text)
+
+
 def samples(path: Path) -> None:
     """A pickle of two samples, as the published code of ZoomLDM writes them."""
     import pickle
@@ -226,6 +247,7 @@ def results(root: Path) -> None:
     from morphogen.cli.main import main
 
     labelled(root / "labelled")
+    polygons(root / "polygons")
     samples(root / "samples.pkl")
     tissue = (
         "--size tiny --steps 1 --training.batch_size 4 --training.save_every 1 --mpp 1 --tile-mpp 1 --tile 32"

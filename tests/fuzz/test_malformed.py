@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import harness, mutations
+from .specimens import TINY_LAYOUT
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,36 @@ KINDS = {
     ),
     "torch file": Kind(("checkpoints",), "checkpoints/weights.pt", "bytes", "checkpoint info {target}", 20),
 }
+LAYOUT = "layout segmenter labelled --out {out} --network.widths [8,16] " + TINY_LAYOUT
+APPLY = "layout segment labelled/images/i0.png --model segmenter/model --out {out} --device cpu"
+MAKE = "layout synthesize labelled --model layout/model --count 1 --steps 1 --out {out} --device cpu"
+KINDS |= {
+    "layout mask": Kind(("labelled",), "labelled/masks/i0.png", "bytes", LAYOUT, 6),
+    "layout image": Kind(("labelled",), "labelled/images/i1.png", "bytes", LAYOUT, 5),
+    "layout mask name": Kind(("labelled",), "labelled/masks/i0.png", "name", LAYOUT, 4),
+    "layout labels": Kind(("labelled",), "labelled/labels.json", "json", LAYOUT, 8),
+    "layout patients": Kind(("labelled",), "labelled/patients.csv", "table", LAYOUT, 8),
+    "layout polygons": Kind(
+        ("polygons",),
+        "polygons/S1.geojson",
+        "json",
+        "layout segmenter polygons --out {out} --network.widths [8,16] --crop 32 --steps 1 "
+        "--training.batch_size 2 --training.save_every 1 --device cpu",
+        12,
+    ),
+    "synthetic manifest": Kind(
+        ("labelled", "synthetic"),
+        "synthetic/manifest.csv",
+        "table",
+        f"{LAYOUT} --synthetic synthetic",
+        8,
+    ),
+    "layout model json": Kind(("labelled", "layout"), "layout/model/morphogen.json", "json", MAKE, 12),
+    "segmenter json": Kind(("labelled", "segmenter"), "segmenter/model/morphogen.json", "json", APPLY, 10),
+    "segmenter weights": Kind(
+        ("labelled", "segmenter"), "segmenter/model/network.safetensors", "bytes", APPLY, 6
+    ),
+}
 FOUND: dict[str, Path] = {}
 
 
@@ -189,8 +220,10 @@ def test_there_are_enough_cases():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_malformed_input_is_answered_in_one_sentence(name, originals, tmp_path):
+def test_malformed_input_is_answered_in_one_sentence(name, request, tmp_path):
     kind = KINDS[name]
+    made = {"labelled", "polygons", "layout", "segmenter", "synthetic"} & set(kind.need)
+    originals = request.getfixturevalue("written" if made else "originals")
     wrong = [
         fault for seed in range(kind.cases) for fault in attempt(kind, seed, originals, tmp_path / "case")
     ]

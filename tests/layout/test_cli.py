@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 
 from morphogen.cli.main import main
 
@@ -87,8 +88,6 @@ def test_a_published_checkpoint_synthesises(tmp_path, capsys, tissue, shared):
         "--count", 3, "--style_images", 3, "--out", tmp_path / "syn", "--device", "cpu",
     )  # fmt: skip
     assert code == 0 and "3 images in the styles of 3 patients" in out, err
-    from PIL import Image
-
     assert Image.open(tmp_path / "syn" / "images" / "syn_00001.png").size == (32, 32)
     code, out, err = run(
         capsys,
@@ -118,6 +117,26 @@ def test_a_published_checkpoint_synthesises(tmp_path, capsys, tissue, shared):
 def test_bad_input_is_said_in_one_sentence(tmp_path, capsys, tissue, arguments, said):
     code, out, err = run(capsys, "layout", "train", tissue, *arguments, "--out", tmp_path / "out")
     assert code == 2 and said in err and len(err) < 330 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda p: Image.new("L", (10, 12)).save(p), "its mask has 10 × 12 px, the image 64 × 64"),
+        (lambda p: Image.new("L", (64, 64), 7).save(p), "values that are no label: 7 (4096 px)"),
+        (lambda p: Image.new("L", (64, 64)).save(p, format="JPEG"), "this mask is a JPEG"),
+        (lambda p: p.write_bytes(b"no image"), "p1_0"),
+    ],
+    ids=["size", "values", "jpeg", "bytes"],
+)
+def test_a_bad_mask_ends_the_training_in_one_sentence(tmp_path, capsys, harm, said):
+    root = write_folder(tmp_path / "set", patients=(1, 2), images=1)
+    harm(root / "masks" / "p1_0.png")
+    code, out, err = run(
+        capsys, "layout", "train", root, "--size", "tiny", "--crop", 32, "--steps", 1, *TINY, "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2 and said in err and "p1_0" in err and len(err) < 330 and "Traceback" not in err
 
 
 def test_synthetic_images_of_other_classes_are_refused(tmp_path, capsys, tissue):

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from morphogen.layout.config import DataConfig
-    from morphogen.layout.data import Found
+    from morphogen.layout.data import DataSplit
 
 Inputs = Annotated[
     list[Path],
@@ -76,7 +76,7 @@ def data_settings(
     return chosen | {"data__patient": patient, "data__crop": crop, "data__mpp": mpp}
 
 
-def read(inputs: list[Path], data: DataConfig, unannotated: list[Path] | None = None) -> Found:
+def read(inputs: list[Path], data: DataConfig, unannotated: list[Path] | None = None) -> DataSplit:
     from morphogen.layout.data import read_sources
 
     return read_sources(inputs, data, unannotated or ())
@@ -101,7 +101,7 @@ def data_of(
     return data.replace(**changes)
 
 
-def synthetic_sheets(folders: list[Path] | None, found: Found) -> list[Any]:
+def synthetic_sheets(folders: list[Path] | None, found: DataSplit) -> list[Any]:
     from morphogen.core.errors import InputError
     from morphogen.layout.sources.folders import image_folder
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast,
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.core.errors import ConfigError, nearest
 from morphogen.core.presets import layered, nested, spelt_out
-from morphogen.core.reading.documents import parse_yaml, shown
+from morphogen.core.reading.documents import parse_yaml, read_yaml, shown
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _Metaclass
@@ -72,7 +72,7 @@ class Config(BaseModel, metaclass=_Explained):
         ``"[1, 2]"`` and ``"null"`` mean what they say. Raises :class:`ConfigError` on unknown keys or bad values
         and :class:`InputError` when the file is missing or is not a YAML mapping.
         """
-        values = _read_yaml(Path(path)) if path is not None else {}
+        values = read_yaml(Path(path)) if path is not None else {}
         given = {
             key: _scalar(value) if isinstance(value, str) else value
             for key, value in (overrides or {}).items()
@@ -159,27 +159,6 @@ def section_of(annotation: Any) -> type[Config] | None:
         if isinstance(candidate, type) and issubclass(candidate, Config):
             return candidate
     return None
-
-
-_MAX_YAML = 4 << 20
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError("there is no such configuration file", where=path)
-    try:
-        if path.stat().st_size > _MAX_YAML:
-            raise ValueError("it is far too large for a file of settings")
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except ValueError as error:  # bytes that are not UTF-8, too
-        raise InputError(f"this is not valid YAML ({str(error)[:160]})", where=path) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError("a configuration file must hold 'key: value' pairs", where=path)
-    return values
 
 
 def _scalar(text: str) -> Any:

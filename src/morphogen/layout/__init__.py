@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         SynthesisConfig,
         TrainConfig,
     )
-    from morphogen.layout.data import Found, read_sources
+    from morphogen.layout.data import DataSplit, read_sources
     from morphogen.layout.evaluate import compare, evaluate_segmenters
     from morphogen.layout.model import LayoutDiffusion, LayoutSampler
     from morphogen.layout.predict import synthesize
@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": ["DataConfig", "ModelConfig", "SegmentConfig", "SynthesisConfig", "TrainConfig"],
-        "data": ["Found", "read_sources"],
+        "data": ["DataSplit", "read_sources"],
         "evaluate": ["compare", "evaluate_segmenters"],
         "model": ["LayoutDiffusion", "LayoutSampler"],
         "predict": ["synthesize"],

@@ -22,8 +22,8 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".d
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the sources hold.
+class DataSplit:
+    """The images of all sources, by what each may be used for.
 
     annotated: sheets whose labels are used. unannotated: sheets that lend their style alone; their labels are never
     looked at. test: sheets with labels that only the evaluation sees.
@@ -45,7 +45,7 @@ class Found:
 
 def read_sources(
     sources: Sequence[Path | str], config: DataConfig, unannotated: Sequence[Path | str] = ()
-) -> Found:
+) -> DataSplit:
     """All sheets of ``sources`` (folders of images with masks, slides with GeoJSON beside them, the flowers data set,
     a folder of slides) and of ``unannotated`` (the same, without labels), split by patient.
 
@@ -77,7 +77,7 @@ def read_sources(
     return split(sheets, extra, classes, config)
 
 
-def split(sheets: Sequence[Sheet], extra: Sequence[Sheet], classes: Classes, config: DataConfig) -> Found:
+def split(sheets: Sequence[Sheet], extra: Sequence[Sheet], classes: Classes, config: DataConfig) -> DataSplit:
     """Sheets by patient into annotated, unannotated and test."""
     patients = {sheet.patient for sheet in (*sheets, *extra)}
     for name in (*config.annotated, *config.test):
@@ -97,7 +97,7 @@ def split(sheets: Sequence[Sheet], extra: Sequence[Sheet], classes: Classes, con
         chosen = kept
     if not chosen:
         raise InputError("no annotated image is left for training", where="split")
-    return Found(classes, tuple(chosen), tuple(style), tuple(test))
+    return DataSplit(classes, tuple(chosen), tuple(style), tuple(test))
 
 
 def per_class(sheets: Sequence[Sheet], classes: int, count: int) -> list[Sheet]:
@@ -113,7 +113,7 @@ def per_class(sheets: Sequence[Sheet], classes: int, count: int) -> list[Sheet]:
     return [sheet for sheet in sheets if sheet.name in kept]
 
 
-def check_classes(found: Found) -> list[str]:
+def check_classes(found: DataSplit) -> list[str]:
     """Names of the foreground classes that no annotated sheet shows; they are said, and cannot be learned."""
     seen = {label for sheet in found.annotated for label in sheet.present}
     empty = [name for label, name in enumerate(found.classes.names) if label and label not in seen]

@@ -14,7 +14,7 @@ from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import SegmentConfig
-from morphogen.layout.data import Found
+from morphogen.layout.data import DataSplit
 from morphogen.layout.scoring import baselines
 from morphogen.layout.scoring.pages import segmentation_page, write_panels
 from morphogen.layout.scoring.scores import patient_items, score_segmenter, set_scores
@@ -43,7 +43,7 @@ class Comparison:
 
 @locks_folder()
 def compare(
-    found: Found,
+    found: DataSplit,
     synthetic: Sequence[Sheet],
     config: SegmentConfig,
     out: Path | str,
@@ -99,7 +99,7 @@ def compare(
 @locks_folder()
 def evaluate_segmenters(
     segmenters: Mapping[str, Segmenter],
-    found: Found,
+    found: DataSplit,
     out: Path | str,
     *,
     facts: Mapping[str, Any] | None = None,

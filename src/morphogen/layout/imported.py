@@ -8,6 +8,7 @@ from typing import Any
 
 from morphogen.core.errors import InputError
 from morphogen.core.presets import nested
+from morphogen.core.reading.documents import read_yaml
 from morphogen.layout.config import SegmentConfig, TrainConfig
 
 _SAMPLING = {"none": "none", "augmented": "augmented", "aug": "augmented", "nearby": "nearby", "mp": "mp"}
@@ -97,8 +98,6 @@ def _read(source: Path) -> Mapping[str, Any]:
         found = published_settings(read_weights(source).content)
         settings = (found.get("hyper_parameters") or {}).get("cfg") if isinstance(found, dict) else None
     else:
-        from morphogen.core.config import _read_yaml as read_yaml
-
         settings = read_yaml(source)
     if not isinstance(settings, Mapping):
         raise InputError("there are no settings in it", where=source)

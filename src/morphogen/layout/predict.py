@@ -125,7 +125,9 @@ def _make(
     styles = torch.from_numpy(np.stack([pair.style for pair in pairs]))
     keys = [("synthesize", pair.number) for pair in pairs]
     begin = torch.from_numpy(np.stack([pair.begin for pair in pairs]))
-    made = model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, precision=precision).cpu().numpy()
+    made = (
+        model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, precision=precision).cpu().numpy()
+    )
     for pair, image in zip(pairs, made, strict=True):
         for path, pixels in zip(_files(out, pair), (image, pair.layout.labels), strict=True):
             buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from morphogen.core.seeds import seed_for
 from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.layout.config import ModelConfig, TrainConfig
-from morphogen.layout.data import Found, check_classes
+from morphogen.layout.data import DataSplit, check_classes
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import LayoutCrops
 from morphogen.nets import FirstStage
@@ -63,6 +63,7 @@ def build_model(
         model.facts = {"before": model.facts, **(facts or {})}
         return model.to(device)
     network = build_layout_network(settings.network, seed=seed_for(config.training.seed, "layout network"))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage: FirstStage
     report: dict[str, Any] = {}
     if config.size == "paper":
@@ -187,7 +188,7 @@ class Trained:
 
 @locks_folder()
 def train_model(
-    found: Found,
+    found: DataSplit,
     config: TrainConfig,
     out: Path | str,
     *,

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from morphogen.core.errors import InputError, MorphogenError
 
 MAX_BYTES = 64 << 20
+MAX_SETTINGS = 4 << 20  # bytes of a file of settings
 MAX_VALUES = 100_000  # of a YAML file, with its anchors written out
 
 T = TypeVar("T")
@@ -42,6 +43,28 @@ def parse_yaml(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; an empty file has none.
+
+    Raises :class:`InputError` when it is missing, cannot be read, is too large, or is no YAML mapping.
+    """
+    if not path.is_file():
+        raise InputError("there is no such configuration file", where=path)
+    try:
+        if path.stat().st_size > MAX_SETTINGS:
+            raise ValueError("it is far too large for a file of settings")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except ValueError as error:  # bytes that are not UTF-8, too
+        raise InputError(f"this is not valid YAML ({str(error)[:160]})", where=path) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError("a configuration file must hold 'key: value' pairs", where=path)
+    return values
 
 
 def _expanded(node: Any, known: dict[int, int]) -> int:

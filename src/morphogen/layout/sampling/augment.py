@@ -57,3 +57,10 @@ def recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
     density = -np.log10((image.astype(np.float32) + 1) / 256)
     density = density @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
     return np.clip(np.rint(256 * 10**-density - 1), 0, 255).astype(np.uint8)
+
+
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """(H, W, 3) uint8 out of focus by a Gaussian of ``sigma`` px."""
+    if sigma < 0.1:
+        return image
+    return cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)

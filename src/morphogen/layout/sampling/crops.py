@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError
 from morphogen.layout.config import DataConfig
-from morphogen.layout.sampling.augment import colour_map, flipped, recoloured
+from morphogen.layout.sampling.augment import blurred, colour_map, flipped, recoloured
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import Sheet
 
@@ -99,6 +99,9 @@ class LayoutCrops(Dataset):
         if self.config.stain_shift:
             change = colour_map(random, self.config.stain_shift)
             image, style = recoloured(image, change), recoloured(style, change)
+        if self.config.focus_shift and random.random() < 0.5:
+            sigma = random.uniform(0, self.config.focus_shift)
+            image, style = blurred(image, sigma), np.stack([blurred(each, sigma) for each in style])
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image)),
             "labels": torch.from_numpy(labels.astype(np.int64)),

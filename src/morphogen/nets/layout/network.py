@@ -67,8 +67,9 @@ class StyledUNet(nn.Module):
         self.style_to_time = self.style_to_output = self.detail = None
         if config.style_in == "everywhere":
             self.style_to_time = nn.Linear(config.style.width, 4 * config.widths[0])
-            # Group norms take a colour that is the same everywhere away: it has a way of its own.
-            self.style_to_output = nn.Linear(config.style.width, config.latent_channels)
+            # Group norms take a colour that is the same everywhere away: it has a way of its own. Time has a part in
+            # it, since how much colour a prediction of v holds depends on the noise.
+            self.style_to_output = nn.Linear(4 * config.widths[0], config.latent_channels)
             nn.init.zeros_(self.style_to_output.bias)
         if config.detail:
             self.detail = DetailHead(config.factor, config.detail, images=2)
@@ -93,7 +94,7 @@ class StyledUNet(nn.Module):
             kept = kept[:-count]
         out = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
         if self.style_to_output is not None:
-            out = out + self.style_to_output(style)[:, :, None, None]
+            out = out + self.style_to_output(F.silu(embedding))[:, :, None, None]
         if self.detail is not None:
             out = self.detail(out, x.to(out.dtype))
         return out.to(x.dtype)
