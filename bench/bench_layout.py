@@ -19,7 +19,7 @@ def model() -> LayoutDiffusion:
     """Size small with fresh weights: time does not depend on them."""
     config = ModelConfig.sized("small", CLASSES)
     network = build_layout_network(config.network, seed=0).eval()
-    return LayoutDiffusion(network, PixelFirstStage(4), config).to("cpu")
+    return LayoutDiffusion(network, PixelFirstStage(config.network.factor), config).to("cpu")
 
 
 def run(quick: bool) -> list[Row]:

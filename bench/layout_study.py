@@ -1,14 +1,16 @@
 """Does a segmenter gain from synthetic images? All arms of `morphogen layout evaluate`, over seeds, on one data set.
 
     python -m bench.layout_study simulator --out build/layout --seeds 0 1 2
-    python -m bench.layout_study glas --shared ../shared --out build/glas
+    python -m bench.layout_study glas --shared ../shared --out build/glas --split 1
 
 simulator: 2 annotated, 20 unannotated and 20 test patients of different laboratories (stain, nuclear size, focus and
-JPEG differ together), regions at 2 µm/px, tumour and lymphoid tissue. glas: glands, 2 patients annotated, the others
-lend their style, 3 are the test. monuseg: nuclei, 2 images annotated, 3 lend their style, 3 are the test.
+JPEG differ together), regions at 2 µm/px, tumour and lymphoid tissue; every split is another world. glas: glands, 2
+patients annotated, the others lend their style, 3 are the test. monuseg: nuclei, 2 images annotated, 3 lend their
+style, 3 are the test. flowers: flower or not, 2 classes annotated, half of the others lend their style.
 
-The model is trained once; every seed trains all segmenters anew. What is finished is kept, so a killed run goes on. The
-table gives means over seeds of the means over patients; intervals are over patients, of seed means.
+The model is trained once; every seed trains all segmenters anew. All settings are the defaults of the package. What is
+finished is kept, so a killed run goes on. The table gives means over seeds of the means over patients; intervals are
+over patients, of seed means.
 """
 
 from __future__ import annotations
@@ -27,49 +29,76 @@ from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SegmentConfig, SynthesisConfig, TrainConfig
 from morphogen.layout.data import read_sources
 from morphogen.layout.evaluate import compare
+from morphogen.layout.model import LayoutSampler
 from morphogen.layout.predict import synthesize
 from morphogen.layout.scoring import baselines
-from morphogen.layout.scoring.synthetic import evaluate_synthetic
+from morphogen.layout.scoring.synthetic import evaluate_synthetic, style_match
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.train import train_model
 from morphogen.metrics.intervals import bootstrap
 
+GLAS = (
+    (("G10", "G01"), ("G02", "G09", "G11")),
+    (("G02", "G03"), ("G01", "G08", "G10")),
+    (("G09", "G05"), ("G03", "G04", "G10")),
+)
 
-def simulator(out: Path, shared: Path) -> tuple[Path, DataConfig]:
+
+def simulator(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
     """42 patients of different laboratories."""
     from morphogen.demo.writers.folders import write_segmentation
 
     root = out / "data"
-    write_segmentation(root, 168, 192, labels="regions", patients=42, mpp=2.0, laboratories=True)
+    write_segmentation(root, 168, 192, labels="regions", patients=42, mpp=2.0, seed=split, laboratories=True)
     names = [f"P{k:02d}" for k in range(1, 43)]
     classes = ("tumour", "lymphoid")
     return root, DataConfig(crop=64, classes=classes, annotated=tuple(names[:2]), test=tuple(names[22:]))
 
 
-def glas(out: Path, shared: Path) -> tuple[Path, DataConfig]:
+def glas(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
     """Glands at a quarter of the published size, by patient."""
     source = shared / "data" / "seg" / "glas"
     with open(source / "Grade.csv") as file:
         patients = {row["name"].strip(): f"G{int(row['patient ID']):02d}" for row in csv.DictReader(file)}
     pairs = {path.stem: (path, source / "masks" / f"{path.stem}.png") for path in source.glob("images/*.jpg")}
     root = _folder(out / "data", {k: (*v, patients[k]) for k, v in pairs.items() if k in patients}, 0.5)
-    return root, DataConfig(crop=64, annotated=("G10", "G01"), test=("G02", "G09", "G11"))
+    annotated, test = GLAS[split]
+    return root, DataConfig(crop=64, annotated=annotated, test=test)
 
 
-def monuseg(out: Path, shared: Path) -> tuple[Path, DataConfig]:
-    """Nuclei at full size, by image."""
+def monuseg(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
+    """Nuclei at half size, by image; a split is where the images are counted from."""
     source = shared / "data" / "seg" / "monuseg"
     names = sorted(path.name.removesuffix("_img.jpg") for path in source.glob("*_img.jpg"))
     pairs = {
-        name: (source / f"{name}_img.jpg", source / f"{name}_mask.png", f"I{number}")
+        name: (
+            source / f"{name}_img.jpg",
+            source / f"{name}_mask.png",
+            f"I{(number + 3 * split) % len(names)}",
+        )
         for number, name in enumerate(names)
     }
     root = _folder(out / "data", pairs, 0.5)
     return root, DataConfig(crop=64, annotated=("I0", "I1"), test=("I5", "I6", "I7"))
 
 
-def _folder(root: Path, pairs: dict[str, tuple[Path, Path, str]], scale: float) -> Path:
-    """Images and masks at another size, with their patients."""
+def flowers(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
+    """Flower or not at half size, by class of flower (80 images of each in the published numbering)."""
+    source = shared / "data" / "seg" / "flowers17"
+    pairs = {}
+    for path in sorted(source.glob("images/*.jpg")):
+        kind = (int(path.stem.split("_")[1]) - 1) // 80
+        pairs[path.stem] = (path, source / "labels" / f"{path.stem}.png", f"F{kind:02d}")
+    kinds = sorted({kind for _, _, kind in pairs.values()})
+    kinds = kinds[2 * split :] + kinds[: 2 * split]
+    root = _folder(out / "data", pairs, 0.5, foreground=1)
+    return root, DataConfig(crop=64, annotated=tuple(kinds[:2]), test=tuple(kinds[9:]))
+
+
+def _folder(
+    root: Path, pairs: dict[str, tuple[Path, Path, str]], scale: float, foreground: int | None = None
+) -> Path:
+    """Images and masks at another size, with their patients; a label above 127 is foreground, or the one given."""
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True, exist_ok=True)
     rows = ["name,patient"]
@@ -80,10 +109,18 @@ def _folder(root: Path, pairs: dict[str, tuple[Path, Path, str]], scale: float) 
         with Image.open(image, formats=["JPEG"]) as pixels, Image.open(mask, formats=["PNG"]) as labels:
             size = round(pixels.width * scale), round(pixels.height * scale)
             pixels.convert("RGB").resize(size, Image.Resampling.BOX).save(root / "images" / f"{name}.png")
-            half = labels.convert("L").resize(size, Image.Resampling.BOX)
+            grey = (
+                labels
+                if foreground is None
+                else Image.fromarray(255 * (np.asarray(labels) == foreground).astype(np.uint8))
+            )
+            half = grey.convert("L").resize(size, Image.Resampling.BOX)
             Image.fromarray((np.asarray(half) > 127).astype(np.uint8)).save(root / "masks" / f"{name}.png")
     (root / "patients.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+DATA = {"simulator": simulator, "glas": glas, "monuseg": monuseg, "flowers": flowers}
 
 
 def run(
@@ -91,10 +128,13 @@ def run(
     out: Path,
     *,
     shared: Path,
+    split: int = 0,
     seeds: list[int],
-    steps: int,
-    segmenter_steps: int,
-    count: int,
+    steps: int | None = None,
+    segmenter_steps: int | None = None,
+    count: int = 500,
+    pairs: int = 200,
+    freeze_style: bool = False,
     model: Path | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -103,23 +143,14 @@ def run(
 
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    root, data = {"simulator": simulator, "glas": glas, "monuseg": monuseg}[name](out, shared)
-    drawn = data.replace(sampling="mp", style_images=2, stain_shift=0.15)
+    root, data = DATA[name](out, shared, split)
+    drawn = data.replace(sampling="mp", style_images=2, stain_shift=0.2, focus_shift=1.0)
     found = read_sources([root], drawn)
-    config = TrainConfig(size="small", data=drawn)
-    loop = config.training.replace(
-        steps=steps,
-        batch_size=10,
-        lr=4e-4,
-        warmup_steps=20,
-        ema_decay=0.998,
-        save_every=100,
-        preview_every=300,
-    )
-    loop = loop.replace(lr_schedule="cosine")
+    given = {"size": "small", "data": drawn.to_dict(), "train_style": not freeze_style}
+    config = TrainConfig.load(overrides={**given, **({"training.steps": steps} if steps is not None else {})})
+    started = time.perf_counter()
     if model is None:
-        trained = train_model(found, config.replace(training=loop), out / "model", device="cpu").model
+        trained = train_model(found, config, out / "model", device="cpu").model
     else:
         from morphogen.layout.model import LayoutDiffusion
 
@@ -139,32 +170,37 @@ def run(
     begun = time.perf_counter()
     for seed in seeds:
         base = SegmentConfig(data=data)
-        loop = base.training.replace(
-            steps=segmenter_steps, batch_size=12, save_every=segmenter_steps, seed=seed
-        )
-        settings = base.replace(training=loop, network=base.network.replace(widths=(16, 32, 48, 64)))
+        loop = base.training.replace(seed=seed)
+        if segmenter_steps is not None:
+            loop = loop.replace(steps=segmenter_steps)
         result = compare(
-            found, synthetic, settings, out / f"seed-{seed}", everything=rest, instances=name == "monuseg",
-            device="cpu",
+            found, synthetic, base.replace(training=loop), out / f"seed-{seed}", everything=rest,
+            instances=name == "monuseg", device="cpu",
         )  # fmt: skip
         for evaluation in result.evaluations:
             for item in evaluation.items:
                 arm = scores.setdefault(evaluation.method, {})
                 arm.setdefault(item.name, []).append(item.values["iou"])
+        times["segment"] = time.perf_counter() - begun
         write(name, out, scores, seeds, times, made)
-    times["segment"] = time.perf_counter() - begun
-    real = _segmenter(out, seeds[0])
-    quality = evaluate_synthetic(
-        trained,
-        synthetic,
-        found.annotated,
-        found.unannotated,
-        found.test,
-        out / "quality",
-        segmenter=real,
-        pairs=200,
+    if not seeds:
+        return {}
+    quality = dict(
+        evaluate_synthetic(
+            trained,
+            synthetic,
+            found.annotated,
+            found.unannotated,
+            found.test,
+            out / "quality",
+            segmenter=_segmenter(out, seeds[0]),
+            pairs=pairs,
+        ).figures
     )
-    return write(name, out, scores, seeds, times, made, quality.figures)
+    noise = LayoutSampler.fast().replace(strength=1.0)
+    for key, share in style_match(trained, found.annotated, found.test, pairs, sampler=noise).items():
+        quality[f"style match from noise alone, {key}"] = share
+    return write(name, out, scores, seeds, times, made, quality)
 
 
 def _segmenter(out: Path, seed: int) -> Any:
@@ -239,13 +275,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", choices=["simulator", "glas", "monuseg"])
+    parser.add_argument("data", choices=list(DATA))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--segmenter-steps", type=int, default=400)
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--split", type=int, default=0, help="Which patients, or which simulated world.")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--segmenter-steps", type=int)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--freeze-style", action="store_true", help="Leave the style encoder as it began.")
     parser.add_argument("--model", type=Path, help="A model trained before, in the place of training one.")
     parser.add_argument("--threads", type=int, default=1)
     values = vars(parser.parse_args())

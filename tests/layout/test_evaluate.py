@@ -11,6 +11,7 @@ from morphogen.core.errors import InputError
 from morphogen.layout.config import SynthesisConfig
 from morphogen.layout.evaluate import compare, evaluate_segmenters, verdict
 from morphogen.layout.predict import synthesize
+from morphogen.layout.sampling.stains import Stains, recolour
 from morphogen.layout.scoring import baselines
 from morphogen.layout.scoring.scores import patient_items, score_segmenter
 from morphogen.layout.scoring.synthetic import (
@@ -97,11 +98,11 @@ def test_the_first_line_says_whether_it_is_so(gain, said):
 
 def test_recolouring_takes_the_stains_of_the_target():
     source, target = (np.stack([painted(k, n)[0] for n in range(2)]) for k in (1, 4))
-    a, b = baselines.Stains.of(source), baselines.Stains.of(target)
-    same = baselines.recolour(source[0], a, a).astype(int)
+    a, b = Stains.of(source), Stains.of(target)
+    same = recolour(source[0], a, a).astype(int)
     assert np.abs(same - source[0]).mean() < 4
-    moved = baselines.recolour(source[0], a, b)
-    distances = [np.abs(baselines.Stains.of(moved[None]).matrix - each.matrix).sum() for each in (a, b)]
+    moved = recolour(source[0], a, b)
+    distances = [np.abs(Stains.of(moved[None]).matrix - each.matrix).sum() for each in (a, b)]
     assert distances[1] < distances[0]
 
 

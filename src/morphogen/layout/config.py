@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -167,7 +168,14 @@ class TrainConfig(Config):
     data: DataConfig = Field(DataConfig(), description="Which images, and how crops are drawn.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
     training: TrainingConfig = Field(
-        TrainingConfig(steps=2000, batch_size=16, lr=2e-4, ema_decay=0.999, save_every=500),
+        TrainingConfig(
+            steps=6000,
+            batch_size=12,
+            lr=8e-4,
+            lr_schedule="cosine",
+            ema_decay=0.998,
+            save_every=500,
+        ),
         description="The loop.",
     )
     start: str | None = Field(
@@ -178,6 +186,38 @@ class TrainConfig(Config):
         True,
         description="Train style encoder and aggregator. Off is an ablation: STEDM's code never trains them.",
     )
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The loop of the size that is given, for the steps that are given: STEDM's batch of 64 for ``paper``."""
+        training = given.get("training") or {}
+        told = training.get("steps") if isinstance(training, Mapping) else None
+        loop = cls.loop(str(given.get("size", "small")), told if isinstance(told, int) else None)
+        return {"training": loop.to_dict()}
+
+    @classmethod
+    def loop(cls, size: str = "small", steps: int | None = None) -> TrainingConfig:
+        """The loop of a size for so many steps."""
+        most, batch, lr = _LOOPS.get(size, _LOOPS["small"])
+        steps = most if steps is None or steps < 1 else steps
+        return TrainingConfig(
+            steps=steps,
+            batch_size=batch,
+            lr=lr,
+            warmup_steps=min(100, steps // 10),
+            lr_schedule="constant" if size == "paper" else "cosine",
+            ema_decay=0.9999 if size == "paper" else 0.998,
+            save_every=500,
+        )
+
+
+_LOOPS = {
+    "paper": (20_000, 64, 1e-4),
+    "base": (20_000, 32, 2e-4),
+    "small": (6000, 12, 8e-4),
+    "tiny": (200, 8, 1e-3),
+}
+"""Size → steps, batch size, learning rate."""
 
 
 class SynthesisConfig(Config):
@@ -238,6 +278,14 @@ class SegmentConfig(Config):
         0.0, ge=0, description="Size of random changes of colour, per crop: the stain augmentation baseline."
     )
     training: TrainingConfig = Field(
-        TrainingConfig(steps=600, batch_size=16, lr=1e-3, weight_decay=1e-2, ema_decay=0.99, save_every=300),
+        TrainingConfig(
+            steps=600,
+            batch_size=12,
+            lr=3e-3,
+            lr_schedule="cosine",
+            weight_decay=1e-2,
+            ema_decay=0.99,
+            save_every=300,
+        ),
         description="The loop.",
     )
