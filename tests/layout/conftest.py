@@ -68,7 +68,7 @@ def small_training(steps: int, data: DataConfig) -> TrainConfig:
 def small_segmenter(steps: int, data: DataConfig, **changes) -> SegmentConfig:
     config = SegmentConfig(data=data, **changes)
     loop = config.training.replace(
-        steps=steps, batch_size=4, save_every=max(steps, 1), lr=5e-3, ema_decay=0.9
+        steps=steps, batch_size=4, save_every=max(steps, 1), lr=1e-2, ema_decay=0.9
     )
     return config.replace(training=loop, network=config.network.replace(widths=(8, 16, 24)))
 
@@ -85,5 +85,5 @@ def segmenter(tmp_path_factory, found, data):
     from morphogen.layout.segmenter.train import train_segmenter
 
     out = tmp_path_factory.mktemp("segmenter")
-    config = small_segmenter(40, data)
+    config = small_segmenter(80, data)
     return train_segmenter(found.annotated, found.classes.names, config, out, device="cpu").model

@@ -169,12 +169,12 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
     training: TrainingConfig = Field(
         TrainingConfig(
-            steps=6000,
-            batch_size=12,
+            steps=3400,
+            batch_size=10,
             lr=8e-4,
             lr_schedule="cosine",
             ema_decay=0.998,
-            save_every=500,
+            save_every=100,
         ),
         description="The loop.",
     )
@@ -207,14 +207,14 @@ class TrainConfig(Config):
             warmup_steps=min(100, steps // 10),
             lr_schedule="constant" if size == "paper" else "cosine",
             ema_decay=0.9999 if size == "paper" else 0.998,
-            save_every=500,
+            save_every=100,
         )
 
 
 _LOOPS = {
     "paper": (20_000, 64, 1e-4),
     "base": (20_000, 32, 2e-4),
-    "small": (6000, 12, 8e-4),
+    "small": (3400, 10, 8e-4),
     "tiny": (200, 8, 1e-3),
 }
 """Size → steps, batch size, learning rate."""
