@@ -27,12 +27,13 @@ from PIL import Image
 
 from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SegmentConfig, SynthesisConfig, TrainConfig
-from morphogen.layout.data import read_sources
+from morphogen.layout.data import DataSplit, read_sources
 from morphogen.layout.evaluate import compare
-from morphogen.layout.model import LayoutSampler
+from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.predict import synthesize
 from morphogen.layout.scoring import baselines
 from morphogen.layout.scoring.synthetic import evaluate_synthetic, style_match
+from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.train import train_model
 from morphogen.metrics.intervals import bootstrap
@@ -152,8 +153,6 @@ def run(
     if model is None:
         trained = train_model(found, config, out / "model", device="cpu").model
     else:
-        from morphogen.layout.model import LayoutDiffusion
-
         trained = LayoutDiffusion.from_pretrained(model)
     times = {"train": time.perf_counter() - started}
     begun = time.perf_counter()
@@ -167,6 +166,7 @@ def run(
     annotated = {sheet.name for sheet in found.annotated}
     rest = [sheet for sheet in everything if sheet.name not in annotated]
     scores: dict[str, dict[str, list[float]]] = {}
+    quality: dict[str, float] = {}
     begun = time.perf_counter()
     for seed in seeds:
         base = SegmentConfig(data=data)
@@ -182,31 +182,27 @@ def run(
                 arm = scores.setdefault(evaluation.method, {})
                 arm.setdefault(item.name, []).append(item.values["iou"])
         times["segment"] = time.perf_counter() - begun
-        write(name, out, scores, seeds, times, made)
-    if not seeds:
-        return {}
-    quality = dict(
+        if not quality:
+            real = Segmenter.from_pretrained(out / f"seed-{seed}" / "segmenters" / "real-only" / "model")
+            quality = of_images(trained, synthetic, found, out / "quality", real, pairs)
+            begun += time.perf_counter() - begun - times["segment"]
+        write(name, out, scores, seeds, times, made, quality)
+    return json.loads((out / "study.json").read_text()) if seeds else {}
+
+
+def of_images(
+    model: LayoutDiffusion, synthetic: list[Any], found: DataSplit, out: Path, real: Segmenter, pairs: int
+) -> dict[str, float]:
+    """Style match, agreement, diversity and memorisation; the style match of images that begin at noise alone, too."""
+    figures = dict(
         evaluate_synthetic(
-            trained,
-            synthetic,
-            found.annotated,
-            found.unannotated,
-            found.test,
-            out / "quality",
-            segmenter=_segmenter(out, seeds[0]),
-            pairs=pairs,
+            model, synthetic, found.annotated, found.unannotated, found.test, out, segmenter=real, pairs=pairs
         ).figures
     )
     noise = LayoutSampler.fast().replace(strength=1.0)
-    for key, share in style_match(trained, found.annotated, found.test, pairs, sampler=noise).items():
-        quality[f"style match from noise alone, {key}"] = share
-    return write(name, out, scores, seeds, times, made, quality)
-
-
-def _segmenter(out: Path, seed: int) -> Any:
-    from morphogen.layout.segmenter.model import Segmenter
-
-    return Segmenter.from_pretrained(out / f"seed-{seed}" / "segmenters" / "real-only" / "model")
+    for key, share in style_match(model, found.annotated, found.test, pairs, sampler=noise).items():
+        figures[f"style match from noise alone, {key}"] = share
+    return figures
 
 
 def write(

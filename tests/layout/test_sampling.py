@@ -152,3 +152,20 @@ def test_two_sources_without_a_shared_table_are_refused(tissue, tmp_path, data):
 
     with pytest.raises(InputError, match="the sources have different classes"):
         read_sources([tissue, other], data)
+
+
+def test_a_crop_and_its_style_images_lose_focus_together(found, data):
+    sharp = LayoutCrops(found.annotated, found.unannotated, data, 3)
+    soft = LayoutCrops(found.annotated, found.unannotated, data.replace(focus_shift=2.0), 3)
+
+    def detail(images):
+        return float((images[..., 1:, :].float() - images[..., :-1, :].float()).abs().mean())
+
+    ratios = []
+    for number in range(16):
+        a, b = sharp[number], soft[number]
+        assert torch.equal(a["labels"], b["labels"])
+        ratios.append([detail(b[key]) / detail(a[key]) for key in ("image", "style")])
+    ratios = np.array(ratios)
+    assert np.corrcoef(ratios.T)[0, 1] > 0.9
+    assert 4 <= (ratios[:, 0] < 0.97).sum() <= 12  # half of the draws

@@ -6,13 +6,17 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError, OutputError
 from morphogen.core.files import Manifest
 from morphogen.layout import predict
 from morphogen.layout.config import SynthesisConfig
+from morphogen.layout.model import LayoutSampler
 from morphogen.layout.predict import synthesize
+from morphogen.layout.sampling.stains import Recolouring
+from morphogen.layout.scoring.baselines import in_memory
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.agreement import agreement, shown_iou
 from morphogen.layout.synthesis.plan import Plan
@@ -175,3 +179,47 @@ def test_a_model_trained_without_styles_gets_none(tmp_path, trained, found, data
     )
     assert seen == [(0.0, 1, 1.0)]
     assert {row["style_sources"] for row in rows(made.folder)} == {""}
+
+
+def test_the_image_of_a_layout_moves_with_it(found, data):
+    """Tumour is darker than glass in the drawn image, wherever the affine map puts it; the style's colours are laid on
+    what sampling begins at."""
+    plan = Plan(found.annotated, found.unannotated, data, CONFIG, 3)
+    seen = 0
+    for number in range(8):
+        pair = plan[number]
+        labels, image = pair.layout.labels, pair.layout.image.astype(int)
+        assert image.shape == (32, 32, 3) and pair.begin.shape == image.shape
+        if min((labels == 2).sum(), (labels == 0).sum()) > 40:
+            assert image[labels == 2].mean() < image[labels == 0].mean() - 60
+            seen += 1
+    assert seen
+
+
+def test_strength_is_how_much_of_the_image_sampling_begins_at_is_lost(trained, found):
+    model, sheet = trained.model, found.annotated[0]
+    image = torch.from_numpy(np.ascontiguousarray(sheet.image(16, 16, 32))[None])
+    labels, styles = sheet.labels(16, 16, 32)[None], image[None]
+    fast = LayoutSampler.fast()
+    away = []
+    for strength in (0.1, 0.5, 1.0):
+        made = model(labels, styles, fast.replace(strength=strength), begin=image)
+        away.append(float((made.float() - image.float()).abs().mean()))
+    assert away[0] < away[1] < away[2] and away[0] < 0.5 * away[2]
+    alone = model(labels, styles, fast.replace(strength=0.3))  # no image: noise alone, whatever the strength
+    assert torch.equal(alone, model(labels, styles, fast.replace(strength=1.0)))
+    times = fast.replace(strength=0.5).times(model.schedule)
+    assert 0 < len(times) < fast.steps and max(times) <= 0.5 * model.schedule.last
+    assert LayoutSampler.reference().strength == 1
+
+
+def test_glass_has_no_stain_and_stays_as_it_is(found):
+    glass = np.full((32, 32, 3), 244, np.uint8)
+    recolouring = Recolouring(32)
+    white = in_memory("glass", "P9", glass, np.zeros((32, 32), np.uint8))
+    target = recolouring.stains("P3", [sheet for sheet in found.unannotated if sheet.patient == "P3"])
+    assert target is not None
+    assert np.array_equal(recolouring(glass, white, target), glass)
+    image = found.annotated[0].image(0, 0, 32)
+    assert np.array_equal(recolouring(image, found.annotated[0], None), image)
+    assert not np.array_equal(recolouring(image, found.annotated[0], target), image)

@@ -103,7 +103,7 @@ class ModelConfig(Config):
         **changes: Any,
     ) -> ModelConfig:
         """A size: ``paper`` is STEDM's network over VQ-f4 (235 M); ``base`` (about 60 M) one GPU and ten minutes;
-        ``small`` (about 4 M) a CPU; ``tiny`` tests. The last three work on blocks of pixels. ``small`` predicts v,
+        ``small`` (about 2 M) a CPU; ``tiny`` tests. The last three work on blocks of pixels. ``small`` predicts v,
         which leaves what a little noise hides to the network and the rest to its input: it is sharp sooner."""
         count = len(classes)
         if size == "paper":
@@ -139,7 +139,7 @@ class ModelConfig(Config):
 
 _SIZES: dict[str, tuple[tuple[int, ...], int, StyleConfig, int, int, int]] = {
     "base": ((128, 256, 384), 2, StyleConfig(width=512, channels=(64, 128, 192, 256)), 32, 4, 24),
-    "small": ((32, 64, 96, 128), 1, StyleConfig(width=128, channels=(24, 48, 64, 96)), 16, 2, 0),
+    "small": ((32, 48, 64, 96), 1, StyleConfig(width=128, channels=(24, 48, 64, 96)), 16, 2, 0),
     "tiny": ((16, 32), 1, StyleConfig(width=32, channels=(8, 16)), 8, 4, 8),
 }
 """Size → widths, residual blocks per level, style, layout channels, side of a block of pixels, detail channels."""
@@ -169,7 +169,7 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
     training: TrainingConfig = Field(
         TrainingConfig(
-            steps=3400,
+            steps=2600,
             batch_size=10,
             lr=8e-4,
             lr_schedule="cosine",
@@ -214,7 +214,7 @@ class TrainConfig(Config):
 _LOOPS = {
     "paper": (20_000, 64, 1e-4),
     "base": (20_000, 32, 2e-4),
-    "small": (3400, 10, 8e-4),
+    "small": (2600, 10, 8e-4),
     "tiny": (200, 8, 1e-3),
 }
 """Size → steps, batch size, learning rate."""
