@@ -12,6 +12,8 @@ from morphogen.core.errors import MorphogenError
 from morphogen.layout.sources.sheets import Sheet
 from morphogen.slides.colour import deconvolve, estimate_stains, reconstruct
 
+FAINT = 0.1  # amount of stain, as optical density, below which pixels are glass
+MOST = 2.5  # factor between amounts of stain; beyond it an estimate has failed
 SHEETS, CELLS = 4, 6  # sheets of a patient, and tissue cells of each, that its stains are estimated from
 
 
@@ -45,9 +47,11 @@ class Stains:
 
 
 def recolour(image: np.ndarray, source: Stains, target: Stains) -> np.ndarray:
-    """An image (H, W, 3) with its amounts of stain laid out in another's colours (Macenko et al. 2009)."""
+    """An image (H, W, 3) with its amounts of stain laid out in another's colours (Macenko et al. 2009); amounts change
+    by a factor of at most 2.5."""
     amounts = deconvolve(image[None], source.matrix)
-    ratio = torch.tensor([*(target.amounts / source.amounts), 1.0], dtype=amounts.dtype)
+    factors = np.clip(target.amounts / source.amounts, 1 / MOST, MOST)
+    ratio = torch.tensor([*factors, 1.0], dtype=amounts.dtype)
     made = reconstruct(amounts * ratio[None, :, None, None], target.matrix, dtype="uint8")
     return made[0].permute(1, 2, 0).numpy()
 
@@ -76,6 +80,7 @@ class Recolouring:
 def estimated(estimate: Callable[[], Stains]) -> Stains | None:
     """What an estimate says; None where the pixels show no stain."""
     try:
-        return estimate()
+        found = estimate()
     except MorphogenError:
         return None
+    return found if found.amounts.max() >= FAINT else None
