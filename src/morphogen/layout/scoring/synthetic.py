@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def style_match(
     for patient in patients:
         shown[patient] = draw.of_patient(patient, numpy_generator(seed, "match style", patient))
     told = model.config.style_images
-    targets = {name: estimated(lambda each=each: Stains.of(each[:told])) for name, each in shown.items()}
+    targets = {name: estimated(partial(Stains.of, each[:told])) for name, each in shown.items()}
     recolouring = Recolouring(model.crop)
     labels, chosen, drawn = [], [], []
     for number in range(pairs):
