@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 
 from bench.harness import Row, child_peak_memory, compare
-from morphogen.slides.pyramid.writer import write_pyramid
+from morphogen.slides.pyramid import write_pyramid
 
 _LARGE = """
 import time

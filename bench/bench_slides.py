@@ -15,7 +15,7 @@ from morphogen.demo.simulator.simulator import TissueSimulator
 from morphogen.slides import Encoder, crop_fields, encode_slide, get_encoder, open_slide, tile_slide
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import Outcome
-from morphogen.slides.pyramid.writer import write_pyramid
+from morphogen.slides.pyramid import write_pyramid
 from morphogen.slides.slide import Slide
 from morphogen.slides.tiles import read_tiles
 

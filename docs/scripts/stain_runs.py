@@ -20,7 +20,7 @@ from morphogen.stain.config import (
     SamplerConfig,
     TrainConfig,
 )
-from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image
+from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import Stained
@@ -30,6 +30,7 @@ from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.scoring.figures import density_of, panel
 from morphogen.stain.scoring.pages import write_page
+from morphogen.stain.targets.files import read_image
 from morphogen.stain.train import train_model
 from morphogen.tasks import save_png
 

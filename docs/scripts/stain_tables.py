@@ -34,7 +34,8 @@ from stain_runs import (
 )
 
 from morphogen.demo.writers.folders import write_mist
-from morphogen.stain.data import find_pairs, read_image
+from morphogen.stain.data import find_pairs
+from morphogen.stain.targets.files import read_image
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
 PICTURES = PAGE.parent / "images"

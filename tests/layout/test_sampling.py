@@ -8,10 +8,11 @@ import torch
 
 from morphogen.layout.config import DataConfig
 from morphogen.layout.data import read_sources
-from morphogen.layout.sampling.augment import colour_map, flipped, random_affine, recoloured, warped
+from morphogen.layout.sampling.augment import flipped, random_affine, warped
 from morphogen.layout.sampling.crops import LayoutCrops, Places, SegmentationCrops
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import ImageSheet, tissue_cells
+from morphogen.slides.recolouring import colour_map, recoloured
 
 
 def numbered(patient: str, value: int, side: int = 64) -> ImageSheet:

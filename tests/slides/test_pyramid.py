@@ -18,9 +18,9 @@ import tifffile
 from PIL import Image
 
 from morphogen.core.errors import OutputError
+from morphogen.slides.pyramid import PyramidWriter, write_pyramid
 from morphogen.slides.pyramid import tiff as pyramid_tiff
 from morphogen.slides.pyramid.spool import Spool
-from morphogen.slides.pyramid.writer import PyramidWriter, write_pyramid
 
 WIDTH, HEIGHT, TILE = 531, 397, 64
 
@@ -382,3 +382,43 @@ def test_twenty_thousand_pixels_square_within_a_gibibyte(tmp_path) -> None:
         seen = np.asarray(slide.read_region((x, y), 0, (50, 50)))[..., :3].astype(int)
         expected = [((x + y) // 157) % 256, y // 83, x // 83]
         assert np.abs(seen[0, 0] - expected).max() <= 6
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_named_channels_are_planes_with_their_colours(tmp_path, dtype) -> None:
+    names, colours = (
+        ("DNA", "CD45", "SHG", "a <b>", "AF"),
+        ("#0000ff", "#00ff00", "#ffffff", "#ff0000", "#123456"),
+    )
+    most = np.iinfo(dtype).max
+    image = np.random.default_rng(1).integers(0, most + 1, (HEIGHT, WIDTH, 5)).astype(dtype)
+    image[:, :, 3] = 0  # a channel of nothing but background
+    path = tmp_path / "a.ome.tif"
+    how = {"names": names, "colours": colours, "dtype": dtype, "codec": "deflate", "background": 0}
+    expected = write(path, [(0, 0, HEIGHT, WIDTH)], image, **how)
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        assert series.axes == "CYX" and series.dtype == dtype and series.is_pyramidal
+        assert np.array_equal(series.asarray(), image.transpose(2, 0, 1))
+        half = series.levels[1].asarray().astype(float)
+        text = ElementTree.fromstring(file.ome_metadata)
+    even = image[:396, :530].astype(float).reshape(198, 2, 265, 2, 5).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(half[:, :198, :265] - even).max() <= 0.5
+    channels = text.findall(".//{*}Channel")
+    assert [each.get("Name") for each in channels] == list(names)
+    rgba = [int(each.get("Color")) % 2**32 for each in channels]
+    assert [f"#{value >> 8:06x}" for value in rgba] == list(colours)
+    (tmp_path / "b").mkdir()
+    order = [blocks()[i] for i in np.random.default_rng(0).permutation(len(blocks()))]
+    assert write(tmp_path / "b" / "a.ome.tif", order, image, pending_bytes=20_000, **how) == expected
+
+
+def test_what_named_channels_cannot_be(tmp_path) -> None:
+    for how, words in (
+        ({"names": ("A", "B"), "colours": ("#000000",)}, "2 channels have 1 colours"),
+        ({"dtype": "uint16", "channels": 1}, "JPEG holds 8 bits"),
+        ({"channels": 4}, "1 or 3 channels, not 4"),
+        ({"dtype": "int8"}, "uint8 or uint16"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            PyramidWriter(tmp_path / "a.tif", 10, 10, mpp=1, **how)

@@ -8,6 +8,7 @@ from PIL import Image
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.model import StainOutput
+from morphogen.stain.targets.config import TargetConfig
 
 TINY = ModelConfig(
     widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4, detail=4
@@ -42,7 +43,7 @@ class CopyModel:
     identity, device = "copy", torch.device("cpu")
 
     class config:
-        encoder, regression = "none", False
+        encoder, regression, balance, target = "none", False, False, TargetConfig()
 
     def label(self, stain=None):
         return 1

@@ -11,11 +11,12 @@ from PIL import Image
 
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import generator
-from morphogen.stain.data import Pair, find_pairs, pair_folders, read_image, splits_of, stains_of
+from morphogen.stain.data import Pair, find_pairs, pair_folders, splits_of, stains_of
 from morphogen.stain.evaluate import real_stains
 from morphogen.stain.pairs.checks import check_pairs, usable_pairs
 from morphogen.stain.pairs.crops import PairDataset, orient
 from morphogen.stain.pairs.slides import slide_table
+from morphogen.stain.targets.files import read_image
 
 
 def test_mist_and_bci_folders(make_pairs, tmp_path):

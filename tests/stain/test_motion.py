@@ -11,13 +11,14 @@ from morphogen.cli.main import main
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import DataConfig, TrainConfig
-from morphogen.stain.data import Pair, find_pairs, read_image
+from morphogen.stain.data import Pair, find_pairs
 from morphogen.stain.pairs.geometry import read_aligned
 from morphogen.stain.pairs.slides import slide_table
 from morphogen.stain.registration import table as registered
 from morphogen.stain.registration.motion import MAX_TURN, estimate_motion
 from morphogen.stain.registration.shift import register_pair
 from morphogen.stain.registration.table import register_slides, register_table
+from morphogen.stain.targets.files import read_image
 from morphogen.stain.train import prepared
 
 from .conftest import he_like

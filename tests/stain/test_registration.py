@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from morphogen.core.errors import InputError
-from morphogen.stain.data import read_image
 from morphogen.stain.registration.shift import estimate_shift
+from morphogen.stain.targets.files import read_image
 
 from .conftest import he_like
 

@@ -321,6 +321,10 @@ def evaluate(
             help="Other methods' images to score beside, NAME=FOLDER, several after one flag.",
         ),
     ] = None,
+    training: Annotated[
+        Path | None,
+        Parameter(name="--training", help="Channels: pairs (split train) that colour maps are fitted to."),
+    ] = None,
     baselines: Annotated[
         bool, Parameter(name="--baselines", help="Score H&E and colour deconvolution too.")
     ] = True,
@@ -342,6 +346,7 @@ def evaluate(
     """
     from morphogen.core.files import read_json
     from morphogen.stain.config import EvaluateConfig
+    from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
     from morphogen.stain.scoring.pages import short_table, write_page
 
@@ -372,6 +377,7 @@ def evaluate(
         outside=outside,
         skip_bad=skip_bad,
         where=data,
+        training=find_pairs(training, "train", resolved.target) if training is not None else None,
     )
     page = write_page(out, evaluations)
     if json:

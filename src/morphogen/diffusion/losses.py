@@ -36,6 +36,7 @@ def diffusion_loss(
     learned_variance: bool = False,
     vlb: Likelihood = "continuous",
     condition: Mapping[str, Any] | None = None,
+    seen: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of ``network(x_t, t, **condition)`` at times ``t``.
 
@@ -55,6 +56,9 @@ def diffusion_loss(
     vlb:
         Likelihood of the last step (t = 0). ``continuous`` is a Gaussian density; ``discretised`` has bins of
         1/127.5 and makes sense only for 8-bit images in [−1, 1] (the published Stem and HisDiff use it on genes).
+
+    seen:
+        1 where the data are known and 0 where they are not, broadcast to ``x0``; ``None`` for everywhere.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def diffusion_loss(
     target = from_x0_eps(prediction, x0, noise, alpha, sigma)
     difference = output.float() - target.float()
     distance = difference.abs() if kind == "l1" else difference**2
-    plain = distance.flatten(1).mean(dim=1)
+    plain = item_means(distance, seen)
     terms = {"loss": plain, kind: plain.detach()}
     if weight is not None:
         terms["loss"] = plain * min_snr_weight(schedule, t, prediction, gamma)
@@ -92,6 +96,14 @@ def diffusion_loss(
         )
         terms["loss"] = terms["loss"] + terms["vb"]
     return terms
+
+
+def item_means(values: Tensor, seen: Tensor | None = None) -> Tensor:
+    """(B,) means of (B, …) per item, over what is ``seen`` (1 or 0, broadcast) only; 0 for an item without any."""
+    if seen is None:
+        return values.flatten(1).mean(dim=1)
+    seen = seen.expand_as(values)
+    return (values * seen).flatten(1).sum(dim=1) / seen.flatten(1).sum(dim=1).clamp(min=1)
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, prediction: PredictionType, gamma: float = 5.0) -> Tensor:

@@ -91,13 +91,13 @@ class FirstStage(nn.Module, ABC):
 
 class PixelFirstStage(FirstStage):
     """No autoencoder: the image itself is diffused, optionally with blocks of ``factor``² pixels as
-    channels."""
+    channels. images: channels of an image, 3 of a picture in colour."""
 
-    def __init__(self, factor: int = 1) -> None:
+    def __init__(self, factor: int = 1, images: int = 3) -> None:
         super().__init__()
         if factor < 1:
             raise InputError(f"factor must be at least 1, but is {factor}")
-        self.channels, self.factor, self.scaling = 3 * factor**2, factor, 1.0
+        self.channels, self.factor, self.scaling = images * factor**2, factor, 1.0
 
     def encode(self, images: Tensor) -> LatentDistribution:
         return LatentDistribution(F.pixel_unshuffle(images, self.factor))

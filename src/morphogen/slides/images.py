@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +208,9 @@ def check_pixels(width: int, height: int, where: Path | str) -> None:
         )
 
 
-def list_images(folder: Path | str, *, leave_out: Collection[Path] = ()) -> dict[str, Path]:
+def list_images(
+    folder: Path | str, *, leave_out: Collection[Path] = (), suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> dict[str, Path]:
     """Image files of a folder by name (:func:`name_of`), sorted; :class:`InputError` when there is none.
 
     ``leave_out`` are files taken elsewhere, such as the slide of which an image is the thumbnail.
@@ -219,7 +221,7 @@ def list_images(folder: Path | str, *, leave_out: Collection[Path] = ()) -> dict
     if not folder.is_dir():
         raise InputError("there is no such folder", where=folder)
     files: dict[str, Path] = {}
-    for path in list_files(folder, suffixes=IMAGE_SUFFIXES):
+    for path in list_files(folder, suffixes=suffixes):
         if path in leave_out:
             continue
         name = name_of(path)
@@ -232,7 +234,7 @@ def list_images(folder: Path | str, *, leave_out: Collection[Path] = ()) -> dict
         files[name] = path
     if not files:
         raise InputError(
-            f"there are no images in this folder ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})", where=folder
+            f"there are no images in this folder ({', '.join(s[1:] for s in suffixes)})", where=folder
         )
     return files
 

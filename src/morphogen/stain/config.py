@@ -11,6 +11,7 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError
 from morphogen.core.names import path_name
 from morphogen.diffusion import sampler as diffusion
+from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
 
@@ -49,11 +50,28 @@ class DataConfig(Config):
     memory_gib: float = Field(
         2.0, ge=0, description="Decoded images kept in memory, GiB; the rest is read again."
     )
+    target: TargetConfig | None = Field(
+        None,
+        description="What the second image of a pair is. null = as target.yaml beside the pairs says, else a picture "
+        "in colour.",
+    )
+    stain_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Random changes of stain of the H&E crops: SD of the amounts, relative. 0 = none.",
+    )
     cache_crops: int = Field(
         0,
         ge=0,
         description="Crops per pair whose latents and tokens are computed once and kept on disk. 0 = fresh crops.",
     )
+
+
+def known_before(config: Config, *later: str) -> dict[str, Any]:
+    """A configuration as plain values, without the settings ``later`` where they have their defaults."""
+    values, defaults = config.to_dict(), type(config)().to_dict()
+    return {key: value for key, value in values.items() if key not in later or value != defaults[key]}
 
 
 class ModelConfig(Config):
@@ -118,6 +136,21 @@ class ModelConfig(Config):
         description="Unit of what is left over, in latents. null = twice its standard deviation, measured when "
         "training begins.",
     )
+    target: TargetConfig = Field(
+        default_factory=TargetConfig, description="What is made; taken from the data when training begins."
+    )
+    balance: bool = Field(
+        False,
+        description="Divide every H&E by the colour of its glass first: scanners differ in it, tissue does not.",
+    )
+    colour_start: bool = Field(
+        False,
+        description="small, x0: begin as a quadratic map of each pixel's colour, fitted to the training pairs; the "
+        "network learns what it leaves over.",
+    )
+    see_mean: bool = Field(
+        False, description="residual: show the regression's answer to the network beside the H&E."
+    )
     beta_start: float = Field(0.00085, gt=0, description="First beta of the scaled-linear schedule.")
     beta_end: float = Field(0.012, gt=0, description="Last beta of the scaled-linear schedule.")
 
@@ -133,11 +166,21 @@ class ModelConfig(Config):
             )
         if self.regression and self.residual:
             raise ValueError("a model is a regression or diffuses what one leaves over; set one of the two")
+        if self.size == "paper" and not self.target.colour:
+            raise ValueError("size 'paper' paints pictures in colour; channels need size 'small'")
+        if self.colour_start and (self.size == "paper" or self.output != "x0"):
+            raise ValueError("colour_start needs size 'small' and an x0 network")
+        if self.see_mean and not (self.residual or self.regression):
+            raise ValueError("see_mean needs residual: there is no regression to be seen")
         if self.size == "small" and self.null_context == "text":
             raise ValueError(
                 "null_context 'text' needs size 'paper', started from a folder with a text encoder"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What a model is, for hashes: what models of before did not know is left out where it is the default."""
+        return known_before(self, "target", "balance", "colour_start", "see_mean") | {"encoder_weights": None}
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:
@@ -299,6 +342,12 @@ class ApplyConfig(Config):
         description="Samples in pairs of opposite noise: each is as good as before and their mean nearer to that of "
         "endless samples (a fifth to a half of the variance). false = independent samples.",
     )
+    mean_weight: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Models of residuals: weight of the samples in their mean; the rest is the regression's answer.",
+    )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."
     )
@@ -313,6 +362,10 @@ class ApplyConfig(Config):
 class EvaluateConfig(Config):
     """A run of `morphogen stain evaluate`."""
 
+    target: TargetConfig | None = Field(
+        None,
+        description="What is scored. null = as the data or the predicted images say, else DAB of a picture in colour.",
+    )
     tile: int = Field(64, ge=8, description="Side in pixels of the tiles whose DAB is correlated.")
     positive: float = Field(
         0.15, gt=0, description="DAB optical density above which a pixel counts as stained."

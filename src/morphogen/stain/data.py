@@ -6,8 +6,11 @@ These layouts are read:
 per pair;
 * BCI as published: ``<root>/HE/{train,val,test}`` and ``<root>/IHC/{train,val,test}``;
 * two folders, one of H&E and one of IHC, likewise;
-* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine``; paths
-  relative to the CSV.
+* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask``;
+  paths relative to the CSV.
+
+``target.yaml`` beside them says what the targets are, when they are no pictures in colour
+(:class:`~morphogen.stain.targets.config.TargetConfig`).
 
 A root that holds ``<stain>/TrainValAB`` folders (MIST as published: ER, HER2, Ki67, PR) gives one stain per
 folder.
@@ -29,14 +32,17 @@ from morphogen.core.reading.cells import without_suffix
 from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import Table, read_table
 from morphogen.core.reading.text import clean
-from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, decode, list_images
+from morphogen.slides.channels import CHANNEL_SUFFIXES
+from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, list_images
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import stated_target
 
 log = logging.getLogger("morphogen.stain")
 
 _SUFFIXES = (*IMAGE_SUFFIXES, *(f".ome{suffix}" for suffix in TIFF_SUFFIXES))
 
 SPLITS = ("train", "val", "test")
-GREY = "is grey, not RGB"
+COLOUR = TargetConfig()
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Pair:
     """One H&E image and the IHC image of the same tissue.
 
     ``name`` is the file name without suffix. ``affine`` (a b tx c d ty) and then ``shift`` (dy, dx) take a pixel of
-    the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.pairs.geometry`).
+    the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.pairs.geometry`). ``mask`` says, on the
+    pixels of the H&E, where the target was scanned; ``target`` what the second image is.
     """
 
     name: str
@@ -54,10 +61,20 @@ class Pair:
     patient: str | None = None
     shift: tuple[int, int] = (0, 0)
     affine: tuple[float, ...] | None = None
+    mask: Path | None = None
+    target: TargetConfig = COLOUR
 
     def identity(self) -> list[Any]:
         """What a cache or a run that goes on must find unchanged."""
-        return [self.name, self.stain, list(self.shift), *([list(self.affine)] if self.affine else [])]
+        more: list[Any] = [list(self.affine)] if self.affine else []
+        if self.mask is not None:
+            more.append("mask")
+        return [self.name, self.stain, list(self.shift), *more]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """H&E, target and, where there is one, mask."""
+        return (self.he, self.ihc, *([self.mask] if self.mask is not None else []))
 
     @property
     def unit(self) -> str:
@@ -74,36 +91,43 @@ class FoundPairs:
 
 
 def pair_folders(
-    he: Path | str, ihc: Path | str, stain: str = "IHC", patient: str | None = None
+    he: Path | str,
+    ihc: Path | str,
+    stain: str = "IHC",
+    patient: str | None = None,
+    *,
+    target: TargetConfig = COLOUR,
 ) -> FoundPairs:
     """Pair the images of two folders by file name (without suffix)."""
     he, ihc = Path(he), Path(ihc)
     if he.resolve() == ihc.resolve():
         raise InputError("the H&E and the IHC folder are the same", where=he)
-    a, b = list_images(he), list_images(ihc)
-    pairs = [Pair(name, a[name], b[name], stain, patient) for name in a if name in b]
+    a, b = list_images(he), list_images(ihc, suffixes=IMAGE_SUFFIXES if target.colour else CHANNEL_SUFFIXES)
+    pairs = [Pair(name, a[name], b[name], stain, patient, target=target) for name in a if name in b]
     alone = [str(a[name]) for name in a if name not in b] + [str(b[name]) for name in b if name not in a]
     return FoundPairs(pairs, alone)
 
 
-def find_pairs(root: Path | str, split: str = "train") -> FoundPairs:
-    """The pairs of one split (``train``, ``val`` or ``test``) in any layout of this module."""
+def find_pairs(root: Path | str, split: str = "train", target: TargetConfig | None = None) -> FoundPairs:
+    """The pairs of one split (``train``, ``val`` or ``test``) in any layout of this module; of ``target``, else of what
+    ``target.yaml`` states, else pictures in colour."""
     root = Path(root)
+    target = target or stated_target(root) or COLOUR
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}'.{nearest(split, SPLITS)}", fix=f"Use {', '.join(SPLITS)}")
     if root.is_file():
-        return _from_table(root, split)
+        return _from_table(root, split, target)
     if not root.is_dir():
         raise InputError("there is no such folder or CSV file", where=root)
     sides = _sides(root, split)
     if sides is not None:
-        return _with_patients(pair_folders(*sides), root)
+        return _with_patients(pair_folders(*sides, target=target), root)
     found = FoundPairs([], [])
     for folder in list_folders(root):
         sides = _sides(folder, split)
         if sides is not None:
             # Published stains share file names; the stain keeps them apart in results.
-            part = _with_patients(pair_folders(*sides, stain=folder.name), folder)
+            part = _with_patients(pair_folders(*sides, stain=folder.name, target=target), folder)
             pairs = [replace(pair, name=f"{folder.name}_{pair.name}") for pair in part.pairs]
             found = FoundPairs(found.pairs + pairs, found.alone + part.alone)
     if not found.pairs and not found.alone:
@@ -193,7 +217,7 @@ def _check_splits(found: set[str], where: Path) -> None:
         )
 
 
-def _from_table(path: Path, split: str) -> FoundPairs:
+def _from_table(path: Path, split: str, target: TargetConfig) -> FoundPairs:
     rows = list(pair_table(path))
     splits = {split_name(row.text("split")) for row in rows} - {""}
     if splits:
@@ -212,11 +236,11 @@ def _from_table(path: Path, split: str) -> FoundPairs:
         names.add(name)
         shift = row.integer("shift_y") or 0, row.integer("shift_x") or 0
         affine = read_affine(row.text("affine"), row.where)
-        pairs.append(
-            Pair(name, he, ihc, row.text("stain", "IHC"), row.text("patient") or None, shift, affine)
-        )
-    here = [pair for pair in pairs if pair.he.is_file() and pair.ihc.is_file()]
-    alone = [str(p) for pair in pairs for p in (pair.he, pair.ihc) if not p.is_file()]
+        mask = row.file("mask") if row.text("mask") else None
+        stain, patient = row.text("stain", "IHC"), row.text("patient") or None
+        pairs.append(Pair(name, he, ihc, stain, patient, shift, affine, mask, target))
+    alone = [str(path) for pair in pairs for path in pair.files if not path.is_file()]
+    here = [pair for pair in pairs if all(path.is_file() for path in pair.files)]
     return FoundPairs(here, [f"{name} (missing)" for name in alone])
 
 
@@ -240,17 +264,6 @@ def read_affine(text: str | None, where: object) -> tuple[float, ...] | None:
     if len(numbers) != 6 or not np.isfinite(numbers).all():
         raise InputError(f"'{text}' are not six numbers a b tx c d ty", where=where)
     return numbers
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """A colour image as (H, W, 3) uint8 RGB: :func:`morphogen.slides.images.read_image`.
-
-    :class:`InputError` for what cannot be read, and for a grey image, which is no stain.
-    """
-    picture = decode(path)
-    if not picture.colour:
-        raise InputError(f"the image {GREY}", where=path, fix="Save it as 8-bit RGB, or leave it out")
-    return picture.pixels
 
 
 def stains_of(pairs: Iterable[Pair]) -> tuple[str, ...]:

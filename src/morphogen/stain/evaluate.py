@@ -24,12 +24,20 @@ from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import image_size, list_images
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import FoundPairs, Pair, find_pairs, read_image, refuse_aligned, splits_of
+from morphogen.stain.data import FoundPairs, Pair, find_pairs, refuse_aligned, splits_of
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import cut, read_aligned
-from morphogen.stain.scoring.baselines import Baseline, deconvolution, identity
-from morphogen.stain.scoring.figures import save_panels
+from morphogen.stain.scoring.baselines import Baseline, ChannelBaselines, deconvolution, identity
+from morphogen.stain.scoring.channels import (
+    ChannelMethod,
+    ChannelScores,
+    Made,
+    channel_differences,
+    evaluate_channels,
+    made_from,
+)
+from morphogen.stain.scoring.figures import save_channel_panels, save_panels
 from morphogen.stain.scoring.scores import (
     COMPARED,
     POOLED,
@@ -41,6 +49,8 @@ from morphogen.stain.scoring.scores import (
     score_pair,
     score_set,
 )
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import read_image, read_made
 from morphogen.tasks import evaluation
 from morphogen.tasks.evaluation import Evaluation
 
@@ -67,6 +77,7 @@ def evaluate_folder(
     skip_bad: bool = False,
     where: object = None,
     facts: dict[str, Any] | None = None,
+    training: FoundPairs | None = None,
 ) -> list[Evaluation]:
     """Score the images of a folder against the real stains of pairs, beside baselines made from the H&E.
 
@@ -82,7 +93,8 @@ def evaluate_folder(
     out:
         Folder for ``metrics.json``, ``summary.csv``, ``images.csv`` and ``panels/``; ``None`` writes nothing.
     baselines:
-        Score the H&E itself and its colour deconvolution as if they were predictions.
+        Score the H&E itself and its colour deconvolution as if they were predictions; of channels what the colour of
+        the H&E tells of them, fitted to the pairs ``training``.
     outside:
         Models of others by name: a pair and its H&E → the picture that each makes of it.
 
@@ -90,8 +102,9 @@ def evaluate_folder(
     """
     config = config or EvaluateConfig()
     predicted = Path(predicted)
+    found = as_stated(found, predicted, config)
     pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=where)
-    methods: dict[str, Method] = {}
+    methods: dict[str, Any] = {}
     for name, folder in {method: predicted, **(others or {})}.items():
         files = _predictions(list_images(folder))
         missing = [pair.name for pair in pairs if pair.name not in files]
@@ -102,22 +115,88 @@ def evaluate_folder(
                 fix="Images must be named like the pairs (or NAME_fake_B); leave pairs out with --skip-bad",
             )
         pairs = [pair for pair in pairs if pair.name in files]
-        methods[name] = _from_files(files)
+        methods[name] = _from_files(files) if pairs[0].target.colour else _channels_from(Path(folder), files)
+    if not pairs[0].target.colour:
+        return _evaluate_channels(
+            pairs, methods, config, predicted, out, facts, training if baselines else None
+        )
     if baselines:
         methods |= {"H&E as it is": _from_he(identity), "colour deconvolution": _from_he(deconvolution)}
     methods |= outside or {}
     doubts = {method: lambda pair: _uncertainty(predicted, pair)}
     evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts)
     if out is not None:
-        run = predicted / "run.json"
-        known = {
-            "predicted": str(predicted),
-            "run": read_json(run) if run.is_file() else None,
-            **(facts or {}),
-        }
-        write_results(out, evaluations, pairs, config, known)
+        write_results(out, evaluations, pairs, config, _known(predicted, facts))
         if config.panels:
             save_panels(Path(out) / "panels", pairs[: config.panels], methods[method], doubts[method])
+    return evaluations
+
+
+def _known(predicted: Path, facts: dict[str, Any] | None) -> dict[str, Any]:
+    run = predicted / "run.json"
+    return {
+        "predicted": str(predicted),
+        "run": read_json(run) if run.is_file() else None,
+        **(facts or {}),
+    }
+
+
+def as_stated(found: FoundPairs, predicted: Path, config: EvaluateConfig) -> FoundPairs:
+    """Pairs with the target that the settings, their data or the predicted images state; thresholds that the data leave
+    open are those of the model that made the images."""
+    if not found.pairs:
+        return found
+    run = predicted / "run.json"
+    made = TargetConfig(**((read_json(run) if run.is_file() else {}).get("target") or {}))
+    stated = config.target or found.pairs[0].target
+    if stated.colour and config.target is None and stated.vector is None:
+        stated = made
+    if stated.channels == made.channels and not made.colour:
+        rest = {
+            key: getattr(made, key) for key in ("dtype", "full", "threshold") if getattr(stated, key) is None
+        }
+        stated = stated.replace(**rest)
+    return replace(found, pairs=[replace(pair, target=stated) for pair in found.pairs])
+
+
+def _channels_from(folder: Path, files: dict[str, Path]) -> ChannelMethod:
+    """Images of channels, with the samples and uncertainty that lie beside them."""
+    draws = [list_images(each) for each in sorted(folder.glob("samples/*")) if each.is_dir()]
+    doubts = list_images(folder / "uncertainty") if (folder / "uncertainty").is_dir() else {}
+
+    def made(pair: Pair, he: np.ndarray) -> Made:
+        def read(path: Path) -> np.ndarray:
+            return read_made(path, pair.target)
+
+        kept = [read(each[pair.name]) for each in draws if pair.name in each]
+        return Made(
+            read(files[pair.name]),
+            np.stack(kept) if len(kept) > 1 else None,
+            read(doubts[pair.name]) if pair.name in doubts else None,
+        )
+
+    return made
+
+
+def _evaluate_channels(
+    pairs: Sequence[Pair],
+    methods: dict[str, ChannelMethod],
+    config: EvaluateConfig,
+    predicted: Path,
+    out: Path | str | None,
+    facts: dict[str, Any] | None,
+    training: FoundPairs | None,
+) -> list[Evaluation]:
+    if training is not None:
+        fitted = as_stated(training, predicted, config).pairs
+        methods |= {name: made_from(make) for name, make in ChannelBaselines(fitted).methods().items()}
+    evaluations = evaluate_channels(pairs, methods, config)
+    if out is not None:
+        known = _known(predicted, facts) | {"target": pairs[0].target.to_dict()}
+        write_results(out, evaluations, pairs, config, known)
+        if config.panels:
+            first = next(iter(methods.values()))
+            save_channel_panels(Path(out) / "panels", pairs[: config.panels], first)
     return evaluations
 
 
@@ -233,7 +312,7 @@ def write_results(
     provenance = {
         "config": config.model_dump(mode="json"),
         "images": len(pairs),
-        "unit": next((interval.unit for interval in first.intervals.values()), "image"),
+        "unit": unit_of(evaluations),
         "pairs": [pair.name for pair in pairs],
         "real_hash": content_hash([file_hash(pair.ihc) for pair in pairs]),
         "image_codecs": sorted({pair.ihc.suffix.lower() for pair in pairs}),
@@ -252,11 +331,20 @@ def write_results(
     )
 
 
+def unit_of(evaluations: Sequence[Evaluation]) -> str:
+    """What is independent, as the intervals say."""
+    return next((interval.unit for interval in evaluations[0].scores.intervals.values()), "image")
+
+
 def paired_differences(
     evaluations: Sequence[Evaluation], config: EvaluateConfig | None = None, of: str | None = None
 ) -> dict[str, dict[str, Interval]]:
     """By every other method, the DAB scores of one (``of``, else the first) minus its own, paired by image."""
     config = config or EvaluateConfig()
+    first = evaluations[0].items[0]
+    if isinstance(first, ChannelScores):
+        between = channel_differences(first.target, config, unit_of(evaluations))
+        return evaluation.against_first(evaluations, between, of)
     unit = evaluations[0].scores.intervals[POOLED].unit
     return evaluation.against_first(
         evaluations, lambda own, others: differences(own, others, config, unit=unit), of

@@ -19,8 +19,9 @@ from morphogen.slides import Encoder, get_encoder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.recipes import folder as folders
-from morphogen.stain.recipes.network import HE, StainNetwork, token_encoder
+from morphogen.stain.recipes.network import HE, StainNetwork, target_stage, token_encoder
 from morphogen.stain.recipes.sampling import invert, model_schedule
+from morphogen.stain.targets.values import intensities, spread
 from morphogen.tasks.pretrained import Pretrained
 
 
@@ -30,7 +31,8 @@ class StainOutput:
 
     samples: (B, K, H, W, 3) uint8. mean: (B, H, W, 3) uint8, mean of the samples' colours. uncertainty: (B,
     H, W) float32, SD over the samples of the DAB optical density (zero for one sample). latents: (B, K, C,
-    h, w), scaled.
+    h, w), scaled. Of channels samples and mean are intensities, float32 with C in place of 3, and the uncertainty is
+    (B, H, W, C), the SD of each.
     """
 
     samples: Tensor
@@ -40,7 +42,7 @@ class StainOutput:
 
     @property
     def images(self) -> Tensor:
-        """(B, H, W, 3) uint8: the first sample of each."""
+        """(B, H, W, 3) uint8, or (B, H, W, C) float32: the first sample of each."""
         return self.samples[:, 0]
 
 
@@ -98,6 +100,7 @@ class StainTransfer(Pretrained):
         self.network, self.first_stage, self.config, self.text = network, first_stage, config, text
         self.crop, self.mpp, self.facts = crop, mpp, dict(facts or {})
         self.schedule = model_schedule(config)
+        self.target_stage = target_stage(config, first_stage)
         self._encoder = encoder
 
     # -- what the floor asks for
@@ -133,8 +136,7 @@ class StainTransfer(Pretrained):
     def hashed(self) -> tuple[Any, ...]:
         encoder = self.encoder.identity() if self.encoder is not None else "none"
         mean = [] if self.mean is None else [self.mean.stains, dict(self.mean.network.state_dict())]
-        config = self.config.to_dict() | {"encoder_weights": None}
-        return (config, dict(self.network.state_dict()), encoder, *mean)
+        return (self.config.identity(), dict(self.network.state_dict()), encoder, *mean)
 
     @classmethod
     def from_pretrained(
@@ -218,8 +220,19 @@ class StainTransfer(Pretrained):
             )
         return HE + 1 + self.stains.index(stain)
 
-    def condition(self, latents: Tensor, tokens: Tensor | None, label: int | Tensor) -> dict[str, Any]:
-        """Conditions of the translation task for H&E latents (B, C, h, w), unscaled mode."""
+    def target_pixels(self, images: Tensor) -> Tensor:
+        """Targets, uint8 (B, H, W, 3) or intensities (B, H, W, C), → (B, C, H, W) around −1…1 on the model's device."""
+        if self.config.target.colour:
+            return self.pixels(images)
+        return spread(images.to(self.device).permute(0, 3, 1, 2), self.config.target)
+
+    def condition(
+        self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, base: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Conditions of the translation task for H&E latents (B, C, h, w), unscaled mode, and ``base``, what a
+        regression says, where it is seen."""
+        if self.config.see_mean and base is not None:
+            latents = torch.cat([latents, base], dim=1)
         labels = torch.as_tensor(label, device=self.device).expand(len(latents))
         translate = torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         context, mask = self.network.contexts(tokens, translate)
@@ -240,14 +253,13 @@ class StainTransfer(Pretrained):
         blank start: what a regression is trained to give.
         """
         condition = self.condition(latents, tokens, label)
-        return expectation(
-            self.denoiser(precision), torch.zeros_like(latents), self.schedule, condition=condition
-        )
+        blank = latents.new_zeros(len(latents), self.network.channels, *latents.shape[2:])
+        return expectation(self.denoiser(precision), blank, self.schedule, condition=condition)
 
     def base(
         self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
     ) -> Tensor | None:
-        """What samples scatter around, shaped like ``latents``: the regression's answer; ``None`` without
+        """What samples scatter around, (B, C, h, w) scaled: the regression's answer; ``None`` without
         ``config.residual``. ``label`` is this model's.
         """
         if self.mean is None:
@@ -272,6 +284,7 @@ class StainTransfer(Pretrained):
         noise: Callable[[int], Tensor] | None = None,
         posterior_noise: Tensor | None = None,
         precision: str = "fp32",
+        mean_weight: float = 1.0,
     ) -> StainOutput:
         """Stain a batch of crops.
 
@@ -291,6 +304,8 @@ class StainTransfer(Pretrained):
             given.
         precision:
             ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
+        mean_weight:
+            Of the samples in their mean, for models of residuals; the rest is the regression's answer.
         """
         sampler = SamplerConfig.of(sampler)
         if self.config.regression:
@@ -298,12 +313,20 @@ class StainTransfer(Pretrained):
         pixels = self.pixels(images)
         encoded = self.first_stage.encode(pixels)
         image = encoded.mode()
-        shape = image.shape[1:]
+        shape = self.network.channels, *image.shape[2:]
         if noise is None:
             keys = [(index, k) for index in range(len(images)) for k in range(samples)]
             noise = ItemNoise(seed, keys, shape)
         denoiser = self.denoiser(precision)
+        tokens = self.tokens(images)
+        base = self.base(image, tokens, self.label(stain), precision)
         if sampler.inversion_steps and sampler.solver != "mean":
+            if not self.config.target.colour:
+                raise ConfigError(
+                    "a model of channels cannot generate H&E, which inversion needs",
+                    where="sampler.inversion_steps",
+                    fix="Use --solver fast",
+                )
             if posterior_noise is None:
                 posterior_noise = ItemNoise(seed, [("posterior", i) for i in range(len(images))], shape)(-1)
             latent = self.first_stage.scaling * encoded.sample(posterior_noise)
@@ -318,8 +341,7 @@ class StainTransfer(Pretrained):
             )  # the centre of the noise: no seed in the answer
         else:
             start = noise(-1).to(image)
-        tokens = self.tokens(images)
-        condition = self.condition(image, tokens, self.label(stain))
+        condition = self.condition(image, tokens, self.label(stain), base)
         condition = {
             key: None if value is None else value.repeat_interleave(samples, dim=0)
             for key, value in condition.items()
@@ -327,10 +349,9 @@ class StainTransfer(Pretrained):
         latents = sample(denoiser, start, self.schedule, sampler, noise=noise, condition=condition).unflatten(
             0, (len(images), samples)
         )
-        base = self.base(image, tokens, self.label(stain), precision)
         if base is not None:
             latents = base[:, None] + self.residual_scale * latents
-        return self.output(latents)
+        return self.output(latents, base, mean_weight)
 
     @property
     def residual_scale(self) -> float:
@@ -341,13 +362,20 @@ class StainTransfer(Pretrained):
         """The network as a denoiser of the diffusion core."""
         return network_denoiser(self.network, self.schedule, self.config.output, precision=precision)
 
-    def output(self, latents: Tensor) -> StainOutput:
-        """Decode scaled latents (B, K, C, h, w)."""
+    def output(self, latents: Tensor, base: Tensor | None = None, mean_weight: float = 1.0) -> StainOutput:
+        """Decode scaled latents (B, K, C, h, w); a mean of weight below 1 is drawn towards ``base`` (B, C, h, w)."""
         batch, samples = latents.shape[:2]
         pixels = torch.cat([self.decode(part) for part in latents.flatten(0, 1).split(8)])
         pixels = pixels.unflatten(0, (batch, samples))
+        centre = pixels.mean(dim=1)
+        if base is not None and mean_weight != 1:
+            centre = mean_weight * centre + (1 - mean_weight) * self.decode(base)
+        if not self.config.target.colour:
+            doubt = pixels.std(dim=1) if samples > 1 else torch.zeros_like(centre)
+            centre, doubt = (each.permute(0, 2, 3, 1).contiguous() for each in (centre, doubt))
+            return StainOutput(pixels.permute(0, 1, 3, 4, 2).contiguous(), centre, doubt, latents)
         colours = (pixels * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
-        mean = (pixels.mean(dim=1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        mean = (centre * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         if samples > 1:
             density = dab_density(colours.flatten(0, 1), layout="nhwc").unflatten(0, (batch, samples))
             uncertainty = density.std(dim=1)
@@ -366,5 +394,7 @@ class StainTransfer(Pretrained):
         return self.first_stage.factor * 2 ** (len(self.network.latent.unet.config.block_out_channels) - 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) → colours (B, 3, H, W) in 0…1."""
+        """Scaled latents (B, C, h, w) → colours (B, 3, H, W) in 0…1, or intensities."""
+        if not self.config.target.colour:
+            return intensities(self.target_stage.images(latents), self.config.target)
         return (self.first_stage.images(latents) / 2 + 0.5).clamp(0, 1)

@@ -13,12 +13,13 @@ import numpy as np
 from morphogen.metrics.seams import SeamScore
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.images import list_images, name_of
+from morphogen.slides.recolouring import glass_colour, on_white_glass
 from morphogen.stain.config import ApplyConfig
-from morphogen.stain.data import read_image
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import UNCERTAINTY_UNIT, Stained, image_layers, slide_layers
 from morphogen.stain.pairs.checks import magenta_share
 from morphogen.stain.recipes.translator import StainTranslator
+from morphogen.stain.targets.files import read_image
 from morphogen.tasks.bands import make_images
 from morphogen.tasks.checks import shortened
 from morphogen.tasks.folders import FolderResult, translate_images
@@ -28,9 +29,12 @@ from morphogen.tasks.sources import Outcome, is_slide, run_sources
 
 log = logging.getLogger("morphogen.stain")
 
-NEWER = tuple(  # settings that results of earlier versions do not name; their defaults are what was done then
-    f"apply.sampler.{name}"
-    for name in ("steps_offset", "variance", "guidance_scale", "guidance_interval", "guidance_rescale")
+NEWER = (  # settings that results of earlier versions do not name; their defaults are what was done then
+    "apply.mean_weight",
+    *(
+        f"apply.sampler.{name}"
+        for name in ("steps_offset", "variance", "guidance_scale", "guidance_interval", "guidance_rescale")
+    ),
 )
 LEAST_MAGENTA = 0.11  # see checks.py: H&E lies above, haematoxylin with DAB below
 
@@ -49,8 +53,10 @@ def stain_image(
     """
     config = config or ApplyConfig()
     translator = StainTranslator(model, config, precision=precision, keep_samples=True)
+    if model.config.balance:
+        image = on_white_glass(image, glass_colour(image))
     (band,) = make_images(translator, [image], [name], config.windows, mpp=config.mpp)
-    return Stained.of(band)
+    return Stained.of(band, model.config.target)
 
 
 def stain_folder(
@@ -90,6 +96,8 @@ def stain_files(
     """:func:`stain_folder` for image files by name; what became of each."""
     config = config or ApplyConfig()
     model.label(config.stain)
+    target = model.config.target
+    unit = UNCERTAINTY_UNIT if target.colour else target.step
     doubtful: list[str] = []
 
     def look(name: str, image: np.ndarray) -> None:
@@ -100,14 +108,14 @@ def stain_files(
         StainTranslator(model, config, precision=precision, keep_samples=keep_samples),
         files,
         out,
-        image_layers(config, keep_samples),
+        image_layers(config, keep_samples, target),
         run_facts(model, config, precision),
         windows=config.windows,
         mpp=config.mpp,
-        read=read_image,
+        read=_on_white_glass if model.config.balance else read_image,
         look=look,
         kind="stained images",
-        notes={"uncertainty_unit": UNCERTAINTY_UNIT if config.samples > 1 else None},
+        notes={"uncertainty_unit": unit if config.samples > 1 else None},
         doing="staining images",
         newer=NEWER,
         format=format,
@@ -118,6 +126,11 @@ def stain_files(
             *(len(doubtful), len(files), shortened(doubtful)),
         )
     return result
+
+
+def _on_white_glass(path: Path) -> np.ndarray:
+    image = read_image(path)
+    return on_white_glass(image, glass_colour(image))
 
 
 def looks_like_he(image: np.ndarray) -> bool:
@@ -136,6 +149,7 @@ def run_facts(model: StainTransfer, config: ApplyConfig, precision: str) -> dict
         "precision": precision,
         "encoder": model.config.encoder,
         "model_mpp": model.mpp,
+        **({} if model.config.target.colour else {"target": model.config.target.to_dict()}),
         "evaluations": _evaluations(model, config),
     }
 
@@ -201,12 +215,14 @@ def stain_slide(
     slide = slide if isinstance(slide, Slide) else open_slide(slide, mpp=config.mpp)
     model.label(config.stain)
     stain = config.stain or model.stains[0]
+    notes = {"stain": stain, "model": model.identity[:16], "source": slide.path.name}
+    glass = glass_colour(slide.thumbnail()) if model.config.balance else None
     made = make_slide(
-        StainTranslator(model, config, precision=precision),
+        StainTranslator(model, config, precision=precision, glass=glass),
         slide,
         out,
         f"{name_of(slide.path)}_{stain}",
-        slide_layers(config, {"stain": stain, "model": model.identity[:16], "source": slide.path.name}),
+        slide_layers(config, notes, model.config.target),
         run_facts(model, config, precision),
         windows=config.windows,
         tissue=tissue,

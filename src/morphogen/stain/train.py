@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,22 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
-from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig
+from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig, known_before
 from morphogen.stain.data import FoundPairs, Pair, stains_of
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.fitting.cache import cache_crops
+from morphogen.stain.fitting.colours import fit_colours
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.checks import usable_pairs
-from morphogen.stain.pairs.crops import PairDataset
+from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.pairs.geometry import shared_side
 from morphogen.stain.recipes.folder import Start, load_start
 from morphogen.stain.recipes.network import HE
 from morphogen.stain.registration.shift import register_pairs
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import measured
+from morphogen.stain.targets.values import as_picture
 from morphogen.tasks.latents import Cached
 from morphogen.training import Draws, TrainResult, fit
 
@@ -66,22 +70,23 @@ class StainTask:
         crops = self.latents(batch, draws)
         objective, schedule = self.config.objective, self.stain.schedule
         generate = draws.bernoulli(objective.bias_he_ihc)
-        pick = generate[:, None, None, None]
         translate = HE + 1 + batch["label"].to(generate.device)
-        target, base = (
-            crops["ihc"],
-            self.stain.base(crops["image"], crops.get("tokens"), translate, self.precision),
-        )
+        x0, image = crops["ihc"], crops["image"]
+        base = self.stain.base(image, crops.get("tokens"), translate, self.precision)
         if base is not None:
-            target = (target - base) / self.stain.residual_scale
-        x0 = torch.where(pick, crops["he"], target)
-        image = torch.where(pick, torch.zeros_like(crops["image"]), crops["image"])
+            x0 = (x0 - base) / self.stain.residual_scale
+            if self.stain.config.see_mean:
+                image = torch.cat([image, base], dim=1)
+        if self.stain.config.target.colour:  # channels are not what H&E is made of
+            pick = generate[:, None, None, None]
+            x0, image = torch.where(pick, crops["he"], x0), torch.where(pick, torch.zeros_like(image), image)
         context, mask = model.contexts(crops.get("tokens"), generate)
         label = torch.where(generate, HE, translate)
         condition = {"image": image, "context": context, "mask": mask, "label": label}
+        seen = cells_seen(batch["mask"], self.stain.factor).to(x0) if "mask" in batch else None
         if self.stain.config.regression:
             denoiser = network_denoiser(model, schedule, self.stain.config.output)
-            return regression_loss(denoiser, x0, schedule.last, condition)
+            return regression_loss(denoiser, x0, schedule.last, condition, seen)
         t = draws.integers(schedule.T)
         t = torch.where(draws.bernoulli(objective.last_step_share), schedule.T - 1, t)
         weight = "min_snr" if objective.min_snr_gamma is not None else None
@@ -95,6 +100,7 @@ class StainTask:
             weight=weight,  # type: ignore[arg-type]
             gamma=objective.min_snr_gamma or 5.0,
             condition=condition,
+            seen=seen,
         )
         if self.stain.config.output == "x0" and weight is None:
             sigma = schedule.sigma(t)
@@ -108,9 +114,9 @@ class StainTask:
         """Of a batch of crops or of cached ones: scaled samples ``he`` and ``ihc`` (B, C, h, w), the
         unscaled mode ``image`` of the H&E, and encoder ``tokens`` (B, T, d)."""
         if "he_mean" in batch:
-            scaling = self.stain.first_stage.scaling
+            scaling = {"he": self.stain.first_stage.scaling, "ihc": self.stain.target_stage.scaling}
             found = {
-                name: scaling
+                name: scaling[name]
                 * (batch[f"{name}_mean"] + batch[f"{name}_std"] * draws.normal_like(batch[f"{name}_mean"]))
                 for name in ("he", "ihc")
             }
@@ -118,23 +124,26 @@ class StainTask:
             if "tokens" in batch:
                 found["tokens"] = batch["tokens"]
             return {name: value.float() for name, value in found.items()}
-        he, ihc = (self.stain.first_stage.encode(self.stain.pixels(batch[name])) for name in ("he", "ihc"))
-        scaling = self.stain.first_stage.scaling
+        he = self.stain.first_stage.encode(self.stain.pixels(batch["he"]))
+        ihc = self.stain.target_stage.encode(self.stain.target_pixels(batch["ihc"]))
         found = {
-            "he": scaling * he.sample(draws.normal_like(he.mean)),
-            "ihc": scaling * ihc.sample(draws.normal_like(ihc.mean)),
+            "he": self.stain.first_stage.scaling * he.sample(draws.normal_like(he.mean)),
+            "ihc": self.stain.target_stage.scaling * ihc.sample(draws.normal_like(ihc.mean)),
             "image": he.mode(),
         }
         tokens = self.stain.tokens(batch["he"])
         return found if tokens is None else {**found, "tokens": tokens}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """On the middle crops of the validation pairs: correlation and error of the expected stain's DAB."""
+        """On the middle crops of the validation pairs: correlation and error of the expected stain's DAB, or of the
+        channels' intensities."""
         if not self.validation:
             return {}
         he, ihc, made = self._stained(SamplerConfig.mean())
-        real, found = (dab_density(images, layout="nhwc").numpy() for images in (ihc, made))
         tile = max(8, self.stain.crop // 8)
+        if not self.stain.config.target.colour:
+            return channel_agreement(self.stain.config.target, made.numpy(), ihc.numpy(), tile)
+        real, found = (dab_density(images, layout="nhwc").numpy() for images in (ihc, made))
         tiles = [np.stack([tile_means(density, tile) for density in maps]) for maps in (found, real)]
         return {
             "dab_correlation": correlation(*tiles),
@@ -149,11 +158,20 @@ class StainTask:
         from PIL import Image
 
         he, ihc, made = self._stained(SamplerConfig.fast())
-        rows = torch.cat([torch.cat([a, b, c], dim=1) for a, b, c in zip(he, made, ihc, strict=True)])
-        Image.fromarray(rows.numpy()).save(folder / "stain.png")
+        target = self.stain.config.target
+        rows = [
+            np.concatenate([a.numpy(), *(as_picture(each.numpy(), target) for each in (b, c))], axis=1)
+            for a, b, c in zip(he, made, ihc, strict=True)
+        ]
+        Image.fromarray(np.concatenate(rows)).save(folder / "stain.png")
 
     def _stained(self, sampler: SamplerConfig) -> tuple[Tensor, Tensor, Tensor]:
-        dataset = PairDataset(self.validation, self.stain.stains, crop=self.stain.crop)
+        dataset = PairDataset(
+            self.validation,
+            self.stain.stains,
+            crop=self.stain.crop,
+            balance_glass=self.stain.config.balance,
+        )
         items = [dataset[i] for i in range(len(dataset))]
         made = [
             self.stain(item["he"][None], sampler, stain=pair.stain, seed=self.config.training.seed)
@@ -165,12 +183,26 @@ class StainTask:
         return he, ihc, torch.stack(made)
 
 
-def regression_loss(denoiser: Any, x0: Tensor, last: float, condition: dict[str, Any]) -> dict[str, Tensor]:
+def channel_agreement(
+    target: TargetConfig, made: np.ndarray, real: np.ndarray, tile: int
+) -> dict[str, float]:
+    """Correlation and error of tile means of every channel (N, H, W, C), the mean over channels first."""
+    figures: dict[str, float] = {}
+    for number, name in enumerate(target.channels):
+        a, b = (np.stack([tile_means(each[..., number], tile) for each in maps]) for maps in (made, real))
+        figures |= {f"correlation_{name}": correlation(a, b), f"error_{name}": float(np.abs(a - b).mean())}
+    known = [v for k, v in figures.items() if k.startswith("correlation") and np.isfinite(v)]
+    return {"correlation": float(np.mean(known)) if known else float("nan"), **figures}
+
+
+def regression_loss(
+    denoiser: Any, x0: Tensor, last: float, condition: dict[str, Any], seen: Tensor | None = None
+) -> dict[str, Tensor]:
     """Mean square error of one evaluation from a blank start: what a plain image-to-image network
-    minimises.
+    minimises. ``seen`` (B, 1, h, w) is 1 where the target is known.
     """
     out = denoiser(torch.zeros_like(x0), torch.full((len(x0),), last, device=x0.device), **condition).x0
-    error = ((out.float() - x0.float()) ** 2).flatten(1).mean(1)
+    error = losses.item_means((out.float() - x0.float()) ** 2, seen)
     return {"loss": error, "mse": error.detach()}
 
 
@@ -210,6 +242,9 @@ def train_model(
     device = resolve_device(device)
     pairs, skipped = prepared(found, config, where)
     held = prepared(validation, config, where)[0] if validation is not None else []
+    target = measured(pairs[0].target, [pair.ihc for pair in pairs])
+    pairs, held = ([replace(pair, target=target) for pair in each] for each in (pairs, held))
+    config = config.replace(model=config.model.replace(target=target))
     start = load_start(config.start) if config.start is not None else None
     config = residual.resolved(with_stains(config, pairs, start), start)
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
@@ -248,10 +283,9 @@ def _trained(
 ) -> Trained:
     """One training on checked pairs; around ``mean`` where one is given."""
     objective = config.objective
-    if config.model.regression and objective.bias_he_ihc:
-        config = config.replace(
-            objective=objective.replace(bias_he_ihc=0.0)
-        )  # nothing to generate from a blank start
+    if objective.bias_he_ihc and (config.model.regression or not config.model.target.colour):
+        # Nothing to generate from a blank start, nor of channels.
+        config = config.replace(objective=objective.replace(bias_he_ihc=0.0))
     facts = {
         "pairs": len(pairs),
         "skipped": skipped,
@@ -285,7 +319,11 @@ def _trained(
         orient=config.data.orient,
         memory_gib=config.data.memory_gib,
         balance=config.data.balance_stains,
+        balance_glass=config.model.balance,
+        stain_jitter=config.data.stain_jitter,
     )
+    if model.network.colours is not None and not model.network.colours.weights.any():
+        fit_colours(model, crops)
     if mean is not None:
         residual.attach(model, mean, crops, config.training.seed, precision, out / "residual.json")
     dataset: Dataset = crops
@@ -293,9 +331,9 @@ def _trained(
         folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
         dataset = Cached(folder)
     identity: dict[str, Any] = {
-        "model": config.model.to_dict() | {"encoder_weights": None},
+        "model": config.model.identity(),
         "objective": config.objective.to_dict(),
-        "data": config.data.to_dict(),
+        "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }
     if mean is not None:
@@ -318,6 +356,8 @@ def main_process() -> bool:
 def prepared(found: FoundPairs, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
     """Checked and, where asked for, registered pairs; and how many were left out."""
     data = config.data
+    if data.target is not None:
+        found = replace(found, pairs=[replace(pair, target=data.target) for pair in found.pairs])
     pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)
     if data.register_pairs != "none":
         moved = register_pairs(pairs, data.register_pairs, data.max_shift)

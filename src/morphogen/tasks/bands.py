@@ -89,6 +89,10 @@ class Band:
             colours[fading] = np.rint(mixed).astype(np.uint8)
         return colours
 
+    def channels(self, first: int, count: int) -> np.ndarray:
+        """(h, width, count) float32: planes as they are; 0 where no window was and on glass."""
+        return np.stack([self.values(plane) for plane in range(first, first + count)], axis=-1)
+
     def values(self, plane: int) -> np.ndarray:
         """(h, width) float32: one plane; 0 where no window was and on glass."""
         values = np.where(self.covered, self.planes[plane], 0).astype(np.float32)

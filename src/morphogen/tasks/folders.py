@@ -23,6 +23,7 @@ from morphogen.core.jobs import Job
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import locks_folder
+from morphogen.slides.channels import save_channels
 from morphogen.slides.images import image_size, read_image
 from morphogen.slides.pyramid.ngff import write_image
 from morphogen.tasks.bands import Band, Translator, make_images, together
@@ -67,7 +68,8 @@ def translate_images(
     Parameters
     ----------
     layers:
-        The main one (no name) is ``out/<name>.png``, others are ``out/<layer>/<name>.png``.
+        The main one (no name) is ``out/<name>.png``, others are ``out/<layer>/<name>.png``; several named channels
+        are ``.ome.tif``.
     facts:
         What decides the images besides themselves. A folder of another job is refused; finished images are skipped when
         the same job is taken up again.
@@ -155,7 +157,7 @@ def _one_of_many(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 
 def _path(out: Path, layer: Layer, name: str, format: Format = "tiff") -> Path:
-    suffix = ".png" if format == "tiff" else SUFFIXES[format]
+    suffix = layer.suffix if format == "tiff" else SUFFIXES[format]
     path_name(name, "image", suffix=suffix)
     return out / layer.name / f"{name}{suffix}" if layer.name else out / f"{name}{suffix}"
 
@@ -170,14 +172,23 @@ def save_layers(
 ) -> None:
     """Write the files of one image, each atomically: PNG, or OME-Zarr with the ``format`` ``zarr``."""
     for layer in layers:
-        path = _path(out, layer, name, format)
-        if format == "tiff":
-            save_png(path, layer.pixels(band))
-            continue
-        with atomic_path(path) as temporary:
-            write_image(
-                temporary, layer.pixels(band), mpp=mpp, labels=layer.labels, facts=layer.facts, name=path.name
-            )
+        path, pixels = _path(out, layer, name, format), layer.pixels(band)
+        if format == "tiff" and layer.suffix == ".png":
+            save_png(path, pixels)
+        elif format == "tiff":
+            save_channels(path, pixels, layer.names)
+        else:
+            with atomic_path(path) as temporary:
+                write_image(
+                    temporary,
+                    pixels,
+                    mpp=mpp,
+                    labels=layer.labels,
+                    facts=layer.facts,
+                    name=path.name,
+                    names=layer.names,
+                    colours=layer.colours,
+                )
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:

@@ -25,8 +25,8 @@ class Layer:
         ``""`` for the main one; a word in the name of a slide's file, a folder beside the main images.
     pixels:
         What it shows of a band: (h, w, 3) or (h, w) uint8; of images uint16 too.
-    channels, codec, background:
-        Of its pyramid (:class:`~morphogen.slides.PyramidWriter`).
+    channels, codec, background, dtype, names, colours:
+        Of its pyramid (:class:`~morphogen.slides.PyramidWriter`). Images of more than one named channel are OME-TIFF.
     labels:
         Whether its values are classes, which are never averaged.
     facts:
@@ -35,8 +35,16 @@ class Layer:
 
     name: str
     pixels: Callable[[Band], np.ndarray]
-    channels: Literal[1, 3] = 3
+    channels: int = 3
     codec: Codec = "jpeg"
     background: int = 255
     labels: bool = False
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    names: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """Of the files of images: PNG, or OME-TIFF for what no PNG holds."""
+        return ".ome.tif" if len(self.names) > 1 else ".png"

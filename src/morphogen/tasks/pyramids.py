@@ -124,7 +124,7 @@ class PyramidJob:
             magnification,
         )
         columns, rows = borders
-        seen = bool(columns or rows) and self.layers[0].channels == 3
+        seen = bool(columns or rows) and self.layers[0].channels == 3 and not self.layers[0].names
         self._meter = SeamMeter(width, height, columns, rows, period=JPEG_GRID) if seen else None
         self._writers: list[PyramidWriter] = []
         self._band, self._kept_at, self._midway = 0, 0.0, False
@@ -162,6 +162,9 @@ class PyramidJob:
                         *self._size,
                         mpp=self._mpp,
                         channels=layer.channels,
+                        names=layer.names,
+                        colours=layer.colours,
+                        dtype=layer.dtype,
                         codec=layer.codec,
                         quality=self._quality,
                         background=layer.background,

@@ -1,4 +1,4 @@
-"""Random geometry and colour, as functions of a generator."""
+"""Random geometry, as functions of a generator."""
 
 from __future__ import annotations
 
@@ -39,24 +39,6 @@ def warped(array: np.ndarray, matrix: np.ndarray, labels: bool = False) -> np.nd
     return cv2.warpAffine(
         np.ascontiguousarray(array), matrix, size, flags=how, borderMode=cv2.BORDER_REFLECT_101
     )
-
-
-def colour_map(random: np.random.Generator, size: float) -> np.ndarray:
-    """A random change of stain: (3, 4), a matrix on optical density near the identity and the white that is left.
-
-    size: standard deviation of the amounts of stain, relative; of their directions half of it.
-    """
-    amount = np.exp(random.normal(0, size, 3))
-    turn = np.eye(3) + random.normal(0, 0.25 * size, (3, 3)) * (1 - np.eye(3))
-    white = np.clip(random.normal(0, 0.1 * size, 3), -0.05, 0.08)
-    return np.concatenate([turn * amount[:, None], white[:, None]], axis=1)
-
-
-def recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """(…, 3) uint8 with a change of stain applied to its optical density."""
-    density = -np.log10((image.astype(np.float32) + 1) / 256)
-    density = density @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
-    return np.clip(np.rint(256 * 10**-density - 1), 0, 255).astype(np.uint8)
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError
 from morphogen.layout.config import DataConfig
-from morphogen.layout.sampling.augment import blurred, colour_map, flipped, recoloured
+from morphogen.layout.sampling.augment import blurred, flipped
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import Sheet
+from morphogen.slides.recolouring import colour_map, recoloured
 
 
 def numpy_of(generator: torch.Generator) -> np.random.Generator:

@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from morphogen.slides.pyramid.writer import (
-        Codec,
-        PyramidWriter,
-        write_pyramid,
-    )
+    from morphogen.slides.pyramid.banded import write_pyramid
+    from morphogen.slides.pyramid.writer import Codec, PyramidWriter
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "writer": [
-            "Codec",
-            "PyramidWriter",
-            "write_pyramid",
-        ]
+        "banded": ["write_pyramid"],
+        "writer": ["Codec", "PyramidWriter"],
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ CODECS = ("jpeg", "deflate", "none")
 
 @dataclass(frozen=True)
 class TileCodec:
-    """Square uint8 tiles to bytes and back. Tiles of nothing but ``fill`` become no bytes: they share one
+    """Square tiles of uint8 or uint16 to bytes and back. Tiles of nothing but ``fill`` become no bytes: they share one
     blank."""
 
     tile: int
@@ -26,6 +27,7 @@ class TileCodec:
     quality: int
     subsampling: str
     fill: int
+    dtype: str = "uint8"
 
     def encode(self, pixels: np.ndarray) -> bytes:
         """(h, w, channels) with h, w up to ``tile`` → bytes of a whole tile, or none for background."""
@@ -38,7 +40,7 @@ class TileCodec:
 
     def blank(self) -> bytes:
         """The tile that all background tiles point to."""
-        return self.compress(np.full((self.tile, self.tile, self.channels), self.fill, np.uint8))
+        return self.compress(np.full((self.tile, self.tile, self.channels), self.fill, self.dtype))
 
     def compress(self, pixels: np.ndarray) -> bytes:
         """A whole tile → bytes."""
@@ -63,7 +65,7 @@ class TileCodec:
         shape = (self.tile, self.tile, self.channels)
         if self.codec == "jpeg":
             return np.asarray(imagecodecs.jpeg8_decode(data)).reshape(shape)
-        raw = np.frombuffer(imagecodecs.zlib_decode(data) if self.codec == "deflate" else data, np.uint8)
+        raw = np.frombuffer(imagecodecs.zlib_decode(data) if self.codec == "deflate" else data, self.dtype)
         raw = raw.reshape(shape)
         return np.asarray(imagecodecs.delta_decode(raw, axis=1)) if self.codec == "deflate" else raw
 
@@ -80,10 +82,29 @@ def check_image(
     _refuse(path, problems)
 
 
-def check_tiles(path: Path, channels: int, tile: int, codec: str, quality: int, subsampling: str) -> None:
+def check_tiles(
+    path: Path,
+    channels: int,
+    tile: int,
+    codec: str,
+    quality: int,
+    subsampling: str,
+    dtype: str = "uint8",
+    names: Sequence[str] = (),
+    colours: Sequence[str] = (),
+) -> None:
     """:class:`OutputError` for tiles that no pyramid can hold."""
     problems = [
-        (channels not in (1, 3), f"an image has 1 or 3 channels, not {channels}"),
+        (
+            not names and channels not in (1, 3),
+            f"an image has 1 or 3 channels, not {channels}, or as many as have names",
+        ),
+        (
+            bool(colours) and len(colours) != len(names),
+            f"{len(names)} channels have {len(colours)} colours",
+        ),
+        (dtype not in ("uint8", "uint16"), f"pixels are uint8 or uint16, not {dtype}"),
+        (dtype == "uint16" and codec == "jpeg", "JPEG holds 8 bits; use deflate for uint16"),
         (tile < 16 or tile % 16 != 0, f"the side of a tile is a multiple of 16, not {tile}"),
         (codec not in CODECS, f"unknown codec '{codec}'; use {', '.join(CODECS)}"),
         (not 1 <= quality <= 100, f"JPEG quality is between 1 and 100, not {quality}"),

@@ -32,6 +32,8 @@ class NgffWriter:
         (width, height) of the levels, full resolution first.
     channels, dtype, fill:
         3 or 1; ``uint8`` or ``uint16``; the value of chunks that are never written.
+    names, colours:
+        Of channels that are measurements, as many as there are; colours as ``#rrggbb``.
     mpp:
         µm per pixel (x, y) of the full resolution; ``None`` where it is not known: scales are then relative.
     """
@@ -49,14 +51,17 @@ class NgffWriter:
         dtype: str = "uint8",
         labels: bool = False,
         facts: Mapping[str, object] | None = None,
+        names: Sequence[str] = (),
+        colours: Sequence[str] = (),
     ) -> None:
         import zarr
         from ome_zarr.writer import write_multiscales_metadata
         from zarr.codecs import ZstdCodec
 
         group = zarr.open_group(str(folder), mode="w", zarr_format=3)
-        colour = channels == 3
-        front: tuple[int, ...] = (3,) if colour else ()
+        colour = channels == 3 and not names
+        several = channels > 1
+        front: tuple[int, ...] = (channels,) if several else ()
         self._levels = [
             group.create_array(
                 str(number),
@@ -65,11 +70,11 @@ class NgffWriter:
                 dtype=dtype,
                 fill_value=fill,
                 compressors=[ZstdCodec(level=3)],
-                dimension_names=["c", "y", "x"] if colour else ["y", "x"],
+                dimension_names=["c", "y", "x"] if several else ["y", "x"],
             )
             for number, (width, height) in enumerate(sizes)
         ]
-        self._tile, self._colour = tile, colour
+        self._tile, self._several = tile, several
         unit = {"unit": "micrometer"} if mpp is not None else {}
         space = [{"name": axis, "type": "space", **unit} for axis in "yx"]
         width, height = sizes[0]
@@ -92,11 +97,18 @@ class NgffWriter:
             }
             for number, (w, h) in enumerate(sizes)
         ]
-        axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}, *space] if colour else space
+        axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}, *space] if several else space
         write_multiscales_metadata(group, datasets, axes=axes, name=name)
         most = 255 if dtype == "uint8" else 65535
         window = {"min": 0, "max": most, "start": 0, "end": most}
-        named = _RGB if colour else (("classes" if labels else "values", "FFFFFF"),)
+        named: Sequence[tuple[str, str]] = (
+            _RGB if colour else (("classes" if labels else "values", "FFFFFF"),)
+        )
+        if names:
+            shown = colours or ("#FFFFFF",) * len(names)
+            named = [
+                (label, each.removeprefix("#").upper()) for label, each in zip(names, shown, strict=True)
+            ]
         omero = {
             "channels": [
                 {"label": label, "color": colour, "active": True, "window": window} for label, colour in named
@@ -113,7 +125,7 @@ class NgffWriter:
         array, side = self._levels[level], self._tile
         rows = slice(row * side, row * side + pixels.shape[0])
         columns = slice(column * side, column * side + pixels.shape[1])
-        if self._colour:
+        if self._several:
             array[:, rows, columns] = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         else:
             array[rows, columns] = pixels[..., 0] if pixels.ndim == 3 else pixels
@@ -128,19 +140,24 @@ def write_image(
     labels: bool = False,
     facts: Mapping[str, object] | None = None,
     name: str | None = None,
+    names: Sequence[str] = (),
+    colours: Sequence[str] = (),
 ) -> None:
-    """An image in memory, (H, W, 3) or (H, W) uint8 or uint16, with its reduced levels, into ``folder``."""
+    """An image in memory, (H, W, 3), (H, W) or of named channels, uint8 or uint16, with its reduced levels, into
+    ``folder``."""
     levels = list(_levels(pixels, tile, labels))
     writer = NgffWriter(
         folder,
         name or Path(folder).name,
         [(level.shape[1], level.shape[0]) for level in levels],
-        channels=3 if pixels.ndim == 3 else 1,
+        channels=pixels.shape[2] if pixels.ndim == 3 else 1,
         tile=tile,
         mpp=None if mpp is None else (mpp, mpp),
         dtype=str(pixels.dtype),
         labels=labels,
         facts=facts,
+        names=names,
+        colours=colours,
     )
     for number, level in enumerate(levels):
         for row in range(-(-level.shape[0] // tile)):

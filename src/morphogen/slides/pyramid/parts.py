@@ -34,15 +34,16 @@ class Parts:
     """
 
     def __init__(
-        self, spool: Spool, shape: Callable[[int, int], tuple[int, int]], channels: int, fill: int, limit: int
+        self,
+        spool: Spool,
+        shape: Callable[[int, int], tuple[int, int]],
+        channels: int,
+        fill: int,
+        limit: int,
+        dtype: str = "uint8",
     ) -> None:
-        self._spool, self._shape, self._channels, self._fill, self._limit = (
-            spool,
-            shape,
-            channels,
-            fill,
-            limit,
-        )
+        self._spool, self._shape, self._channels = spool, shape, channels
+        self._fill, self._limit, self._dtype = fill, limit, dtype
         self._held: OrderedDict[Place, Part] = OrderedDict()
         self._bytes = 0
 
@@ -53,7 +54,7 @@ class Parts:
         key = (0, *place)
         if not self._spool.has_part(key):
             return None
-        raw = np.frombuffer(zlib.decompress(self._spool.read(key, PART)), np.uint8)
+        raw = np.frombuffer(zlib.decompress(self._spool.read(key, PART)), self._dtype)
         planes = raw.reshape(*self._shape(*place), self._channels + 1)
         return Part(planes[..., :-1].copy(), planes[..., -1] > 0)
 
@@ -64,7 +65,7 @@ class Parts:
             part = self.look(place)
             if part is None:
                 shape = self._shape(*place)
-                part = Part(np.full((*shape, self._channels), self._fill, np.uint8), np.zeros(shape, bool))
+                part = Part(np.full((*shape, self._channels), self._fill, self._dtype), np.zeros(shape, bool))
             self._held[place] = part
             self._bytes += part.nbytes
         self._held.move_to_end(place)
@@ -82,7 +83,7 @@ class Parts:
         limit = self._limit if limit is None else limit
         while self._held and self._bytes > limit:
             place, part = next(iter(self._held.items()))
-            planes = np.concatenate([part.pixels, part.filled[..., None].astype(np.uint8)], axis=2)
+            planes = np.concatenate([part.pixels, part.filled[..., None].astype(self._dtype)], axis=2)
             self._spool.add((0, *place), zlib.compress(planes.tobytes(), 1), PART)
             self.forget(place)
 

@@ -9,9 +9,8 @@ blocks, nor on whether the run was killed and taken up again in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,10 +23,12 @@ from morphogen.slides.pyramid.codec import SUBSAMPLING, TileCodec, check_image, 
 from morphogen.slides.pyramid.halving import halved, level_sizes
 from morphogen.slides.pyramid.ngff import NgffWriter, is_zarr_name
 from morphogen.slides.pyramid.parts import Parts
-from morphogen.slides.pyramid.spool import Spool
 from morphogen.slides.pyramid.tiff import Layout, Level, ome_xml, write_tiff
+from morphogen.slides.pyramid.tiles import TileStore
 
 Codec = Literal["jpeg", "deflate", "none"]
+
+_WIDER = {"uint8": np.uint16, "uint16": np.uint32}  # holds the sum of four
 
 
 class PyramidWriter:
@@ -43,7 +44,11 @@ class PyramidWriter:
     mpp:
         µm per pixel, one number or (x, y).
     channels:
-        3 (RGB) or 1 (grey), uint8.
+        3 (RGB) or 1 (grey); with ``names`` as many as there are names.
+    names, colours:
+        Of channels that are no picture but measurements, each a plane of its own; colours as ``#rrggbb``.
+    dtype:
+        ``"uint8"``, or ``"uint16"`` for named or grey channels (not with JPEG).
     tile:
         Side of the tiles, a multiple of 16; 256 and 512 are what viewers expect.
     codec, quality, subsampling:
@@ -74,7 +79,10 @@ class PyramidWriter:
         height: int,
         *,
         mpp: float | tuple[float, float],
-        channels: Literal[1, 3] = 3,
+        channels: int = 3,
+        names: Sequence[str] = (),
+        colours: Sequence[str] = (),
+        dtype: Literal["uint8", "uint16"] = "uint8",
         tile: int = 512,
         codec: Codec = "jpeg",
         quality: int = 90,
@@ -94,22 +102,31 @@ class PyramidWriter:
         check_image(self.path, self.width, self.height, self.mpp, background)
         self._zarr = is_zarr_name(self.path)
         codec = "deflate" if self._zarr else codec
-        check_tiles(self.path, channels, tile, codec, quality, subsampling)
-        self.tile, self.channels = tile, channels
+        check_tiles(self.path, channels, tile, codec, quality, subsampling, dtype, names, colours)
+        self.tile, self.channels = tile, len(names) or channels
+        self.names, self.colours, self.dtype = tuple(names), tuple(colours), dtype
         self._background, self._magnification, self._facts = background, magnification, dict(facts or {})
         self._fill = 255 if background is None else background
-        self._codec = TileCodec(tile, channels, codec, quality, subsampling, self._fill)
+        apart = 1 if names else channels  # channels of a compressed tile
+        self._codec = TileCodec(tile, apart, codec, quality, subsampling, self._fill, dtype)
         self._sizes = level_sizes(self.width, self.height, tile)
         across = -(-self.width // tile)
-        limit = pending_bytes if pending_bytes is not None else max(64 << 20, 3 * across * tile**2 * 4)
+        limit = (
+            pending_bytes
+            if pending_bytes is not None
+            else max(64 << 20, 3 * across * tile**2 * (self.channels + 1))
+        )
         self._closed, self._labels = False, labels
         writable_folder(self.path.parent)
         if self.path.is_dir() and not (self._zarr and (self.path / "zarr.json").is_file()):
             raise OutputError("a folder of this name is in the way of the image", where=self.path)
-        settings = {"width": self.width, "height": self.height, **asdict(self._codec)}
+        size = {"width": self.width, "height": self.height}
         with self._explained():
-            self._spool = Spool(self.scratch, settings, resume=resume)
-        self._parts = Parts(self._spool, lambda r, c: self._tile_shape(0, r, c), channels, self._fill, limit)
+            self._tiles = TileStore(self.scratch, self._codec, len(names) or 1, size, resume=resume)
+        self._spool = self._tiles.spool
+        self._parts = Parts(
+            self._spool, lambda r, c: self._tile_shape(0, r, c), self.channels, self._fill, limit, dtype
+        )
 
     @property
     def scratch(self) -> Path:
@@ -124,7 +141,7 @@ class PyramidWriter:
     # ------------------------------------------------------------------ writing
 
     def write(self, block: np.ndarray, y: int, x: int = 0) -> None:
-        """Put ``block`` (h, w, 3) or (h, w), uint8, with its top left pixel at row ``y`` and column ``x``.
+        """Put ``block`` (h, w, channels) or (h, w) with its top left pixel at row ``y`` and column ``x``.
 
         Pixels written twice keep the later value as long as their tile is unfinished; a finished tile stays
         as it is.
@@ -165,8 +182,8 @@ class PyramidWriter:
 
     def _checked(self, block: np.ndarray, y: int, x: int) -> np.ndarray:
         block = np.asarray(block)
-        if block.dtype != np.uint8:
-            raise OutputError(f"blocks are uint8, not {block.dtype}", where=self.path)
+        if block.dtype != self.dtype:
+            raise OutputError(f"blocks are {self.dtype}, not {block.dtype}", where=self.path)
         if block.ndim == 2:
             block = block[..., None]
         if block.ndim != 3 or block.shape[2] != self.channels:
@@ -202,7 +219,7 @@ class PyramidWriter:
             if not part.filled.all():
                 return
             piece = part.pixels
-        self._spool.add((0, row, column), self._codec.encode(piece))
+        self._tiles.add((0, row, column), piece)
         self._parts.forget((row, column))
 
     # ------------------------------------------------------------------ closing
@@ -239,7 +256,7 @@ class PyramidWriter:
                             fix="Write every block, or give a background value",
                         )
         for place in self._parts.places():
-            self._spool.add((0, *place), self._codec.encode(self._parts.open(place).pixels))
+            self._tiles.add((0, *place), self._parts.open(place).pixels)
             self._parts.forget(place)
 
     def _reduce(self, level: int, row: int, column: int) -> np.ndarray | None:
@@ -248,10 +265,9 @@ class PyramidWriter:
         Depth first, so that a few tiles per level are in memory and only the full resolution is decompressed.
         """
         if level == 0:
-            if (0, row, column) not in self._spool or not self._spool.size((0, row, column)):
-                return None
             h, w = self._tile_shape(0, row, column)
-            return self._codec.decode(self._spool.read((0, row, column)))[:h, :w]
+            found = self._tiles.read((0, row, column))
+            return None if found is None else found[:h, :w]
         below: dict[tuple[int, int], np.ndarray | None] = {
             (i, j): self._reduce(level - 1, 2 * row + i, 2 * column + j)
             for i in (0, 1)
@@ -262,15 +278,15 @@ class PyramidWriter:
             return None
         t = self.tile
         h, w = self._tile_shape(level, row, column)
-        quad = np.full((2 * h, 2 * w, self.channels), self._fill, np.uint16)
+        quad = np.full((2 * h, 2 * w, self.channels), self._fill, _WIDER[self.dtype])
         for (i, j), pixels in below.items():
             if pixels is not None:
                 quad[i * t : i * t + pixels.shape[0], j * t : j * t + pixels.shape[1]] = pixels
         last_h, last_w = self._extent(level - 1, row, column)
         quad[last_h:] = quad[last_h - 1]  # an odd side repeats its last row
         quad[:, last_w:] = quad[:, last_w - 1 : last_w]
-        half = halved(quad, self._labels)
-        self._spool.add((level, row, column), self._codec.encode(half))
+        half = halved(quad, self._labels, self.dtype)
+        self._tiles.add((level, row, column), half)
         return half
 
     def _extent(self, below: int, row: int, column: int) -> tuple[int, int]:
@@ -281,15 +297,32 @@ class PyramidWriter:
     def _assemble(self, file: Any) -> None:
         levels = []
         for k, (width, height) in enumerate(self._sizes):
-            sizes = [self._spool.size(key) if key in self._spool else 0 for key in self._keys(k)]
+            sizes = [
+                [self._tiles.size(key, plane) for key in self._keys(k)] for plane in range(self._tiles.planes)
+            ]
             scale = (self.width / width, self.height / height)
             levels.append(Level(width, height, (self.mpp[0] * scale[0], self.mpp[1] * scale[1]), sizes))
         codec = self._codec
-        layout = Layout(self.tile, self.channels, codec.codec, SUBSAMPLING[codec.subsampling])
-        text = ome_xml(
-            self.path.name, self.width, self.height, self.channels, self.mpp, self._magnification, self._facts
+        layout = Layout(
+            self.tile,
+            codec.channels,
+            codec.codec,
+            SUBSAMPLING[codec.subsampling],
+            8 * np.dtype(self.dtype).itemsize,
         )
-        write_tiff(file, layout, levels, text, self._tiles, codec.blank())
+        text = ome_xml(
+            self.path.name,
+            self.width,
+            self.height,
+            self.channels,
+            self.mpp,
+            self._magnification,
+            self._facts,
+            names=self.names,
+            colours=self.colours,
+            dtype=self.dtype,
+        )
+        write_tiff(file, layout, levels, text, self._compressed, codec.blank())
 
     def _assemble_zarr(self, folder: Path) -> None:
         writer = NgffWriter(
@@ -300,18 +333,21 @@ class PyramidWriter:
             tile=self.tile,
             fill=self._fill,
             mpp=self.mpp,
+            dtype=self.dtype,
             labels=self._labels,
             facts=self._facts,
+            names=self.names,
+            colours=self.colours,
         )
         for level in range(len(self._sizes)):
             for key in self._keys(level):
-                if key in self._spool and self._spool.size(key):
+                pixels = self._tiles.read(key)
+                if pixels is not None:
                     h, w = self._tile_shape(*key)
-                    writer.write(*key, self._codec.decode(self._spool.read(key))[:h, :w])
+                    writer.write(*key, pixels[:h, :w])
 
-    def _tiles(self, level: int) -> Iterator[bytes]:
-        for key in self._keys(level):
-            yield self._spool.read(key) if key in self._spool else b""
+    def _compressed(self, plane: int, level: int) -> Iterator[bytes]:
+        return (self._tiles.bytes(key, plane) for key in self._keys(level))
 
     def _keys(self, level: int) -> Iterator[tuple[int, int, int]]:
         return ((level, r, c) for r in range(self._rows(level)) for c in range(self._columns(level)))
@@ -357,37 +393,3 @@ class PyramidWriter:
             yield
         except OSError as error:
             raise output_error(error, self.path) from error
-
-
-def write_pyramid(
-    path: Path | str,
-    bands: Iterable[np.ndarray],
-    width: int,
-    height: int,
-    *,
-    mpp: float | tuple[float, float],
-    **how: Any,
-) -> Path:
-    """Write an image from bands of rows, top to bottom; ``how`` as for :class:`PyramidWriter`.
-
-    ``bands`` are (h, width, 3) or (h, width) uint8 of any heights that add up to ``height``. Raises
-    :class:`OutputError` when they do not; then no file is left.
-    """
-    writer = PyramidWriter(path, width, height, mpp=mpp, **{"resume": False, **how})
-    row = 0
-    try:
-        for band in bands:
-            if band.shape[1] != width or row + band.shape[0] > height:
-                raise OutputError(
-                    f"a band of {band.shape[0]} rows × {band.shape[1]} columns does not fit at row {row} of an image "
-                    f"of {width} × {height} px",
-                    where=path,
-                )
-            writer.write(band, row)
-            row += band.shape[0]
-        if row != height:
-            raise OutputError(f"the bands end at row {row} of {height}", where=path)
-        return writer.close()
-    except BaseException:
-        writer.abandon(delete=True)
-        raise

@@ -11,11 +11,19 @@ import torch
 from morphogen.checkpoints import load_pipeline
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
-from morphogen.nets import DetailHead, UNetConfig, build_unet, widen_input
+from morphogen.nets import UNetConfig, build_unet, widen_input
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.recipes.folder import Start, load_start, pixel_first_stage, text_context
-from morphogen.stain.recipes.network import StainNetwork, add_labels, change_labels, token_encoder
+from morphogen.stain.recipes.network import (
+    StainNetwork,
+    add_labels,
+    change_labels,
+    colour_skip,
+    detail_head,
+    shown_images,
+    token_encoder,
+)
 
 log = logging.getLogger("morphogen.stain")
 
@@ -64,8 +72,8 @@ def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -
     tokens = encoder.spec.width if encoder is not None else 0
     latent = build_unet(
         UNetConfig(
-            in_channels=2 * first_stage.channels,
-            out_channels=first_stage.channels,
+            in_channels=(config.target.width + shown_images(config)) * config.pixel_factor**2,
+            out_channels=config.target.width * config.pixel_factor**2,
             widths=config.widths,
             layers=config.layers,
             attention=config.attention if encoder is not None else (),
@@ -82,8 +90,9 @@ def _small(config: ModelConfig, encoder: Any, seed: int, made: dict[str, Any]) -
     if config.detail:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "stain detail"))
-            detail = DetailHead(config.pixel_factor, config.detail)
-    return StainTransfer(StainNetwork(latent, detail=detail), first_stage, config, encoder=encoder, **made)
+            detail = detail_head(config)
+    network = StainNetwork(latent, detail=detail, colours=colour_skip(config))
+    return StainTransfer(network, first_stage, config, encoder=encoder, **made)
 
 
 def _from_pipeline(
@@ -127,7 +136,9 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     x0 its last layers are zeroed, and it begins as the regression alone.
     """
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
-    same = ["encoder", "texture_grid", "prediction"]
+    same = ["encoder", "texture_grid", "prediction", "balance", "colour_start", "see_mean"]
+    # The answer of a model that is no diffusion of residuals was never shown to it.
+    seen = model.config.see_mean and model.config.residual
     if config.regression:
         if model.mean is not None:
             model.mean._encoder, model.mean.facts = model._encoder, model.facts
@@ -138,9 +149,15 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             silenced(model)
         # The unit is measured again: what is left over of other pairs may be more.
         model.config = model.config.replace(
-            regression=False, residual=True, residual_scale=config.residual_scale
+            regression=False, residual=True, residual_scale=config.residual_scale, see_mean=seen
         )
+        model.network.colours = None  # the regression's answer holds what colour tells
         model.mean = None
+    if config.target.channels != model.config.target.channels:
+        has, wanted = (
+            ", ".join(each.target.channels) or "pictures in colour" for each in (model.config, config)
+        )
+        raise ConfigError(f"the model to start from makes {has}, the pairs show {wanted}", where="start")
     defaults = ModelConfig()
     for name in same:
         wanted, has = getattr(config, name), getattr(model.config, name)

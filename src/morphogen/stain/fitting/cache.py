@@ -12,7 +12,7 @@ from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.tasks.latents import cache_items
 
-_NOT_OF_LATENTS = ("encoder_weights", "regression", "residual", "residual_scale")
+_NOT_OF_LATENTS = ("encoder_weights", "regression", "residual", "residual_scale", "colour_start", "see_mean")
 
 
 def cache_crops(
@@ -23,7 +23,7 @@ def cache_crops(
     An item holds ``he_mean, he_std, ihc_mean, ihc_std`` (C, h, w), mean and SD of the latents of both images, the
     encoder's ``tokens`` (T, d), in float16, ``label`` and ``index``.
     """
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_OF_LATENTS}
+    settings = {key: value for key, value in model.config.identity().items() if key not in _NOT_OF_LATENTS}
     encoder = model.encoder.identity() if model.encoder is not None else "none"
     pairs = [pair.identity() for pair in dataset.pairs]
     facts = {
@@ -49,9 +49,16 @@ def cache_crops(
 def _encode(model: StainTransfer, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     out = {key: torch.stack([item[key] for item in items]) for key in ("label", "index")}
     for name in ("he", "ihc"):
-        encoded = model.first_stage.encode(model.pixels(torch.stack([item[name] for item in items])))
+        images = torch.stack([item[name] for item in items])
+        encoded = (
+            model.first_stage.encode(model.pixels(images))
+            if name == "he"
+            else model.target_stage.encode(model.target_pixels(images))
+        )
         spread = encoded.std if encoded.std is not None else torch.zeros_like(encoded.mean)
         out[f"{name}_mean"], out[f"{name}_std"] = encoded.mean.half().cpu(), spread.half().cpu()
+    if "mask" in items[0]:
+        out["mask"] = torch.stack([item["mask"] for item in items])
     tokens = model.tokens(torch.stack([item["he"] for item in items]))
     if tokens is not None:
         out["tokens"] = tokens.half().cpu()

@@ -18,7 +18,7 @@ from morphogen.core.files import read_json, write_json
 from morphogen.core.seeds import generator
 from morphogen.stain.config import TrainConfig
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.pairs.crops import PairDataset
+from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.recipes.folder import Start
 
 log = logging.getLogger("morphogen.stain")
@@ -88,7 +88,7 @@ def attach(
     A measured unit is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
     depend on a GPU summing to the same digit.
     """
-    for name in ("encoder", "texture_grid", "pixel_factor", "pixel_scale", "size"):
+    for name in ("encoder", "texture_grid", "pixel_factor", "pixel_scale", "size", "target", "balance"):
         has, needed = getattr(mean.config, name), getattr(model.config, name)
         if has != needed:
             raise ConfigError(f"the regression has {name} {has}, the model {needed}", where="mean")
@@ -117,10 +117,16 @@ def measured_scale(model: StainTransfer, dataset: PairDataset, seed: int, precis
         ]
         he, ihc = (torch.stack([item[name] for item in drawn]) for name in ("he", "ihc"))
         label = 1 + torch.stack([item["label"] for item in drawn])
-        image, stain = (model.first_stage.encode(model.pixels(images)).mode() for images in (he, ihc))
+        image = model.first_stage.encode(model.pixels(he)).mode()
+        stain = model.target_stage.encode(model.target_pixels(ihc)).mode()
         base = model.base(image, model.tokens(he), label, precision)
         assert base is not None
-        rest = (model.first_stage.scaling * stain - base).double()
+        rest = (model.target_stage.scaling * stain - base).double()
+        if "mask" in drawn[0]:
+            seen = cells_seen(torch.stack([item["mask"] for item in drawn]), model.factor).to(rest)
+            rest = rest * seen
+            total += int(seen.sum()) * rest.shape[1]
+        else:
+            total += rest.numel()
         squares += float((rest**2).sum())
-        total += rest.numel()
-    return max(round((squares / total) ** 0.5 / SPREAD, 4), 1e-4)
+    return max(round((squares / max(total, 1)) ** 0.5 / SPREAD, 4), 1e-4)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.slides.channels import channel_facts, read_channels
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import decode
-from morphogen.stain.data import GREY, FoundPairs, Pair
+from morphogen.stain.data import COLOUR, FoundPairs, Pair
 from morphogen.stain.pairs.geometry import shared_box
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import GREY
 from morphogen.tasks.checks import CheckReport, inspected, shortened, usable
 
 _TISSUE_DENSITY = 0.1  # mean optical density above which a pixel holds stain
 _SWAP_MARGIN = 0.03  # in magenta share; in the pairs at hand H&E has 0.13 to 0.29, immunostains −0.01 to 0.10
+_SATURATED = 0.05  # share of pixels at the largest value from which a channel is cut off
 _OVERVIEW = 512  # px of the longer side that stain statistics are taken from
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank)."""
+    """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank); of channels
+    their type and which are ``empty`` or ``saturated``."""
 
     size: tuple[int, int] | None
     problem: str | None
     magenta: float | None
+    dtype: str | None = None
+    empty: tuple[str, ...] = ()
+    saturated: tuple[str, ...] = ()
 
 
 def magenta_share(image: np.ndarray) -> float | None:
@@ -60,27 +70,80 @@ def inspect_image(path: Path) -> ImageFacts:
     return ImageFacts(size, None, magenta_share(np.ascontiguousarray(picture.pixels[::step, ::step])))
 
 
+def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
+    """Read an image of named channels once and say what it is."""
+    if not path.is_file():
+        return ImageFacts(None, "the file is missing", None)
+    try:
+        facts = channel_facts(path)
+        size = facts.size[1], facts.size[0]
+        if facts.channels != target.width:
+            count = f"the image has {facts.channels} channels, not {target.width}"
+            return ImageFacts(size, f"{count} ({shortened(list(target.channels))})", None)
+        pixels = read_channels(path).reshape(-1, target.width)
+    except InputError as error:
+        return ImageFacts(None, f"the image {error.what}", None)
+    most = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else np.inf
+    full, flat = (pixels >= most).mean(axis=0) > _SATURATED, ~(pixels != pixels[0]).any(axis=0)
+    empty, saturated = (
+        tuple(name for name, found in zip(target.channels, each, strict=True) if found)
+        for each in (flat, full & ~flat)
+    )
+    return ImageFacts(size, None, None, facts.dtype, empty, saturated)
+
+
+def _inspect(item: tuple[Path, TargetConfig]) -> ImageFacts:
+    path, target = item
+    return inspect_image(path) if target.colour else inspect_channels(path, target)
+
+
+def _channel_warnings(pairs: Sequence[Pair], facts: Sequence[ImageFacts]) -> list[str]:
+    """Channels that show nothing or are cut off, by name and image."""
+    warnings = []
+    for word, kind in (("the same value everywhere", "empty"), ("saturated pixels", "saturated")):
+        found: dict[str, list[str]] = {}
+        for pair, each in zip(pairs, facts, strict=True):
+            for channel in getattr(each, kind):
+                found.setdefault(channel, []).append(pair.name)
+        warnings += [
+            f"channel '{channel}' has {word} in {len(names)} of {len(pairs)} images: {shortened(names)}."
+            for channel, names in found.items()
+        ]
+    return warnings
+
+
 def check_pairs(found: FoundPairs, *, crop: int = 0, threads: int = 8) -> CheckReport[Pair]:
     """Look at every image of every pair; nothing is raised, everything is in the report.
 
     Checked: a partner for each file; readable 8-bit RGB; one size per pair, at least ``crop``; and that the
-    H&E is redder than the IHC (a pair that looks swapped is kept and warned about).
+    H&E is redder than the IHC (a pair that looks swapped is kept and warned about). Of targets that are channels: their
+    number, one type, finite values, and some signal in each.
     """
     report: CheckReport[Pair] = CheckReport()
     for name in found.alone:
         report.add("without a partner", name)
-    facts = inspected(
-        inspect_image, [path for pair in found.pairs for path in (pair.he, pair.ihc)], threads=threads
-    )
+    items = [item for pair in found.pairs for item in ((pair.he, COLOUR), (pair.ihc, pair.target))]
+    facts = inspected(_inspect, items, threads=threads)
     swapped = []
+    kinds = Counter(each.dtype for each in facts if each.dtype is not None and each.problem is None)
+    stated: list[str] = [pair.target.dtype for pair in found.pairs if pair.target.dtype is not None]
+    usual = next(iter([*stated, *(kind for kind, _ in kinds.most_common(1))]), None)
+    targets = []
     for pair, a, b in zip(found.pairs, facts[::2], facts[1::2], strict=True):
         problem = _problem(pair, a, b, crop)
+        if problem is None and b.dtype != usual and b.dtype is not None:
+            problem = f"of {b.dtype} beside {usual}", str(pair.ihc)
         if problem is not None:
             report.add(*problem)
             continue
         report.good.append(pair)
+        targets.append(b)
         if a.magenta is not None and b.magenta is not None and a.magenta < b.magenta - _SWAP_MARGIN:
             swapped.append(pair.name)
+    report.warnings += _channel_warnings(report.good, targets)
+    for channel in report.good[0].target.channels if report.good else ():
+        if all(channel in each.empty for each in targets):
+            report.bad.setdefault("targets without signal", []).append(f"channel '{channel}' in every image")
     if swapped:
         report.warnings.append(
             f"{len(swapped)} of {len(report.good)} pairs look swapped (the H&E image is brown and blue, the IHC image "

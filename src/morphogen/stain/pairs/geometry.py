@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from morphogen.core.errors import InputError
 from morphogen.slides.images import image_size
-from morphogen.stain.data import Pair, read_image
+from morphogen.stain.data import Pair
+from morphogen.stain.targets.files import read_image, read_mask, read_target
 
 Box = tuple[slice, slice]  # rows, columns
 
@@ -80,10 +82,18 @@ def align(pair: Pair, he: np.ndarray, ihc: np.ndarray) -> tuple[np.ndarray, np.n
     size = columns.stop - columns.start, rows.stop - rows.start
     if min(size) == 0:
         return he[rows, columns], he[rows, columns]
-    drawn = cv2.warpAffine(
-        ihc, matrix, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
-    return he[rows, columns], drawn
+    parts = [ihc] if ihc.ndim == 2 or ihc.shape[2] == 3 else np.moveaxis(ihc, 2, 0)
+    drawn = [
+        cv2.warpAffine(
+            np.ascontiguousarray(part),
+            matrix,
+            size,
+            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for part in parts
+    ]
+    return he[rows, columns], drawn[0] if len(drawn) == 1 and ihc.ndim != 3 else np.dstack(drawn)
 
 
 def cut(pair: Pair, image: np.ndarray) -> np.ndarray:
@@ -93,8 +103,23 @@ def cut(pair: Pair, image: np.ndarray) -> np.ndarray:
 
 
 def read_aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """H&E and stain (H, W, 3) uint8 of a pair's files, cut to what they share."""
-    return align(pair, read_image(pair.he), read_image(pair.ihc))
+    """H&E (H, W, 3) uint8 and target of a pair's files, cut to what they share; intensities (H, W, C) are float32."""
+    he, target = read_image(pair.he), read_target(pair.ihc, pair.target)
+    return align(pair, he, target if pair.target.colour else target.astype(np.float32))
+
+
+def scanned(pair: Pair) -> np.ndarray | None:
+    """(H, W) bool, cut like :func:`read_aligned`: where the target of a pair was scanned; ``None`` for everywhere."""
+    if pair.mask is None:
+        return None
+    mask = read_mask(pair.mask)
+    if mask.shape != image_size(pair.he):
+        raise InputError(
+            f"the mask is {mask.shape[1]} × {mask.shape[0]} px, its H&E another size",
+            where=pair.mask,
+            fix="Draw masks on the pixels of the H&E",
+        )
+    return cut(pair, mask)
 
 
 def shared_side(pair: Pair) -> int:

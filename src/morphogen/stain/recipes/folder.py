@@ -16,7 +16,6 @@ from morphogen.checkpoints.folder import NAME, ModelFolder
 from morphogen.core.errors import CheckpointError, ConfigError, nearest
 from morphogen.core.provenance import versions
 from morphogen.nets import (
-    DetailHead,
     KLFirstStage,
     TextEncoder,
     load_first_stage,
@@ -24,7 +23,7 @@ from morphogen.nets import (
     load_unet,
 )
 from morphogen.stain.config import ModelConfig
-from morphogen.stain.recipes.network import PROMPT, StainNetwork
+from morphogen.stain.recipes.network import PROMPT, StainNetwork, colour_skip, detail_head
 
 KIND = "stain"
 PUBLISHED_ENCODER = "phikon"
@@ -113,9 +112,10 @@ def _network(model: ModelFolder, config: ModelConfig, prefix: str = "") -> Stain
         null=null,
         token_width=width,
         learn_null=config.null_context == "learned",
-        detail=DetailHead(config.pixel_factor, config.detail) if config.detail else None,
+        detail=detail_head(config),
+        colours=colour_skip(config),
     )
-    for name in ("projection", "detail"):
+    for name in ("projection", "detail", "colours"):
         module = getattr(network, name)
         if module is not None:
             state = {
@@ -187,7 +187,7 @@ class _Conditioning(nn.Module):
         super().__init__()
         if network.null is not None:
             self.register_buffer("null", network.null.detach().clone())
-        self.projection, self.detail = network.projection, network.detail
+        self.projection, self.detail, self.colours = network.projection, network.detail, network.colours
 
 
 def index(modules: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
-from morphogen.nets import DetailHead, LatentUNet
+from morphogen.nets import DetailHead, FirstStage, LatentUNet, PixelFirstStage
 from morphogen.slides import Encoder, get_encoder
 from morphogen.stain.config import ModelConfig
+from morphogen.stain.recipes.colours import ColourSkip
 
 PROMPT = "H&E"  # the text context of the H&E generation task (HistDiST)
 HE = 0  # label of the H&E generation task; target stains follow from 1
@@ -26,12 +27,44 @@ def token_encoder(config: ModelConfig, device: str | torch.device = "cpu") -> En
     return get_encoder(config.encoder, config.encoder_weights, tokens=grid, device=device)
 
 
+def target_stage(config: ModelConfig, first_stage: FirstStage) -> FirstStage:
+    """Between targets and latents: the first stage of the H&E for pictures in colour, blocks of pixels for channels."""
+    if config.target.colour:
+        return first_stage
+    stage = PixelFirstStage(config.pixel_factor, config.target.width)
+    stage.scaling = config.pixel_scale
+    return stage
+
+
+def shown_images(config: ModelConfig) -> int:
+    """Channels per pixel of what a network sees beside the noisy target: the H&E and, where it is seen, the
+    regression's answer."""
+    return 3 + (config.target.width if config.see_mean and config.residual else 0)
+
+
+def detail_head(config: ModelConfig) -> DetailHead | None:
+    """The head of a network at full resolution, fresh."""
+    if not config.detail:
+        return None
+    width = config.target.width
+    inputs = 2 * width + shown_images(config)
+    return DetailHead(config.pixel_factor, config.detail, channels=width, inputs=inputs)
+
+
+def colour_skip(config: ModelConfig) -> ColourSkip | None:
+    """The path of what colour alone tells, for a network that answers by itself; not fitted yet."""
+    if not config.colour_start or config.residual:
+        return None
+    return ColourSkip(config.pixel_factor, config.target.width, config.pixel_scale)
+
+
 class StainNetwork(nn.Module):
     """``network(x, t, image=…, context=…, label=…)`` → prediction shaped like ``x``.
 
-    x: (B, C, h, w) noisy latent of the target. image: (B, C, h, w) or (1, …) latent of the H&E, joined to x
-    along channels; ``None`` means zeros (H&E generation, inversion). context: (B, T, D) tokens. label: (B,)
-    stain labels, for a U-Net with a label embedding. mask: (B, T) bool, tokens that count.
+    x: (B, C, h, w) noisy latent of the target. image: (B, C′, h, w) or (1, …) latent of the H&E (and of what a
+    regression says of it), joined to x along channels; ``None`` means zeros (H&E generation, inversion). context:
+    (B, T, D) tokens. label: (B,) stain labels, for a U-Net with a label embedding. mask: (B, T) bool, tokens that
+    count.
 
     Parameters
     ----------
@@ -43,6 +76,8 @@ class StainNetwork(nn.Module):
         Width of the encoder's tokens; a projection is made when the U-Net's context is of another width.
     detail:
         Head that corrects the U-Net's output in pixel space.
+    colours:
+        What the colour of a pixel alone tells of the target; the rest of the network learns what is left over.
     """
 
     def __init__(
@@ -53,9 +88,10 @@ class StainNetwork(nn.Module):
         token_width: int = 0,
         learn_null: bool = True,
         detail: DetailHead | None = None,
+        colours: ColourSkip | None = None,
     ) -> None:
         super().__init__()
-        self.latent, self.detail = latent, detail
+        self.latent, self.detail, self.colours = latent, detail, colours
         width = latent.context_dim
         self.projection = nn.Linear(token_width, width) if width and token_width not in (0, width) else None
         if width and null is None:
@@ -120,7 +156,9 @@ class StainNetwork(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         batch = len(x)
-        image = torch.zeros_like(x) if image is None else image.expand(batch, -1, -1, -1).to(x.dtype)
+        if image is None:
+            image = x.new_zeros(batch, self.latent.in_channels - x.shape[1], *x.shape[2:])
+        image = image.expand(batch, -1, -1, -1).to(x.dtype)
         joined = torch.cat([x, image], dim=1)
         if joined.shape[1] != self.latent.in_channels:
             raise InputError(
@@ -138,7 +176,8 @@ class StainNetwork(nn.Module):
             options["encoder_attention_mask"] = mask
         time = torch.as_tensor(t, device=x.device).expand(batch)
         out = self.latent.unet(joined, time, **options).sample
-        return out if self.detail is None else self.detail(out, x, image)
+        out = out if self.detail is None else self.detail(out, x, image)
+        return out if self.colours is None else out + self.colours(image)
 
 
 def add_labels(latent: LatentUNet, stains: Sequence[str]) -> None:

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.slides.recolouring import on_white_glass
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.streams.noise import ImageNoise
 from morphogen.tasks.windows import WindowPlan
 
-SAMPLE, MEAN, UNCERTAINTY, SAMPLES = 0, 3, 6, 7  # first planes of what is made of a window
+
+@dataclass(frozen=True)
+class Planes:
+    """Which planes hold what: first sample, mean, uncertainty, then all samples that are kept."""
+
+    target: TargetConfig
+
+    @property
+    def mean(self) -> int:
+        """First plane of the mean; those of the first sample begin at 0."""
+        return self.target.width
+
+    @property
+    def uncertainty(self) -> int:
+        """First plane of the uncertainty."""
+        return 2 * self.target.width
+
+    @property
+    def samples(self) -> int:
+        """First plane of the samples that are kept."""
+        return self.uncertainty + (1 if self.target.colour else self.target.width)
 
 
 class StainTranslator:
-    """Windows of H&E → planes of the stain: first sample (3), mean (3), uncertainty (1), and all K samples (3·K) where
-    they are kept. Colours lie in 0…255, the uncertainty is the SD of the DAB optical density.
+    """Windows of H&E → planes of the stain: first sample (C), mean (C), uncertainty (1 or C), and all K samples (C·K)
+    where they are kept. Colours lie in 0…255 and their uncertainty is the SD of the DAB optical density; channels are
+    intensities, with the SD of each.
+
+    ``glass`` is the colour of the light of the slide, for a model that takes it out.
     """
 
     def __init__(
@@ -28,12 +54,14 @@ class StainTranslator:
         *,
         precision: str = "fp32",
         keep_samples: bool = False,
+        glass: tuple[float, float, float] | None = None,
     ) -> None:
         self.model, self.config, self.precision = model, config or ApplyConfig(), precision
+        self.glass, self.laid = glass, Planes(model.config.target)
         self.kept = self.config.samples if keep_samples else 0
         self.multiple, self.factor = model.multiple, model.factor
         self.crop, self.mpp = model.crop, model.mpp
-        self.planes = SAMPLES + 3 * self.kept
+        self.planes = self.laid.samples + self.laid.target.width * self.kept
 
     def noise(self, plan: WindowPlan, name: str) -> ImageNoise:
         """The K noise fields over an image: a function of the seed and its name."""
@@ -53,6 +81,8 @@ class StainTranslator:
         self, images: np.ndarray, noise: Callable[[int], Tensor] | None, posterior_noise: Tensor | None
     ) -> Tensor:
         """One batch of windows (B, window, window, 3) uint8 through the model."""
+        if self.glass is not None:
+            images = on_white_glass(images, self.glass)
         out = self.model(
             torch.from_numpy(images),
             self.config.sampler,
@@ -61,7 +91,9 @@ class StainTranslator:
             noise=noise,
             posterior_noise=posterior_noise,
             precision=self.precision,
+            mean_weight=self.config.mean_weight,
         )
         kept = out.samples[:, : self.kept].permute(0, 1, 4, 2, 3).flatten(1, 2)
         first, mean = (part.permute(0, 3, 1, 2) for part in (out.samples[:, 0], out.mean))
-        return torch.cat([first.float(), mean.float(), out.uncertainty[:, None].float(), kept.float()], dim=1)
+        doubt = out.uncertainty[:, None] if self.laid.target.colour else out.uncertainty.permute(0, 3, 1, 2)
+        return torch.cat([first.float(), mean.float(), doubt.float(), kept.float()], dim=1)

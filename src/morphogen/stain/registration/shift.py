@@ -15,9 +15,10 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.writing.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import image_size
-from morphogen.stain.data import Pair, read_image
+from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import align, pair_map, shared_box
 from morphogen.stain.registration.motion import estimate_motion
+from morphogen.stain.targets.files import read_image
 
 MOTIONS = ("shift", "rigid", "affine")
 
@@ -157,6 +158,14 @@ def register_pairs(
     """:func:`register_pair` of all, ``workers`` at a time (default: as many as cores); what was found is logged in one
     line. Pairs in ``journal`` whose files are unchanged are taken from there, the others are added to it.
     """
+
+    channels = next((pair for pair in pairs if not pair.target.colour), None)
+    if channels is not None:
+        raise InputError(
+            "images of channels are not registered here: they share no stain with the H&E",
+            where=channels.ihc,
+            fix="Give the maps of pairs in the columns shift_x, shift_y or affine",
+        )
 
     def registered(pair: Pair) -> tuple[Any, ...]:
         each = register_pair(pair, motion, max_shift)

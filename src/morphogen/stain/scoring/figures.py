@@ -11,6 +11,9 @@ from morphogen.core.files import writable_folder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import cut, read_aligned
+from morphogen.stain.scoring.channels import ChannelMethod, Made, fitting
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.values import as_picture
 from morphogen.tasks.folders import save_png
 
 STRONGEST = 1.0  # DAB optical density drawn darkest
@@ -49,9 +52,40 @@ def panel(
     pictures = [he, predicted, real, dab_picture(density_of(predicted)), dab_picture(density_of(real))]
     if uncertainty is not None:
         pictures.append(uncertainty_picture(uncertainty))
-    gap = np.full((he.shape[0], GAP, 3), 255, np.uint8)
+    return in_a_row(pictures)
+
+
+def in_a_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) of one height side by side, with white between them."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
+
+
+def channel_panel(he: np.ndarray, real: np.ndarray, made: Made, target: TargetConfig) -> np.ndarray:
+    """One row: H&E | one sample | real | mean (or what was made) | uncertainty; (H, W', 3) uint8."""
+    sample = made.image if made.samples is None else made.samples[0]
+    pictures = [
+        he,
+        *(as_picture(each, target) for each in (sample.astype(np.float32), real.astype(np.float32))),
+    ]
+    mean = made.image if made.samples is None else made.samples.mean(axis=0)
+    pictures.append(as_picture(mean.astype(np.float32), target))
+    if made.uncertainty is not None:
+        full = np.asarray(target.full if target.full is not None else (1.0,) * target.width)
+        pictures.append(uncertainty_picture((made.uncertainty / full).max(axis=2), DOUBTFUL))
+    return in_a_row(pictures)
+
+
+def save_channel_panels(folder: Path | str, pairs: Sequence[Pair], method: ChannelMethod) -> list[Path]:
+    """``<name>.png`` for each pair of channels; returns the files."""
+    folder, files = writable_folder(folder), []
+    for pair in pairs:
+        he, real = read_aligned(pair)
+        path = folder / f"{pair.name}.png"
+        save_png(path, channel_panel(he, real, fitting(method(pair, he), real.shape[:2], pair), pair.target))
+        files.append(path)
+    return files
 
 
 def save_panels(

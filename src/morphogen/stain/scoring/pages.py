@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from morphogen.core.files import read_json
+from morphogen.stain.scoring.channels import COMPARED, KEYS, ChannelScores, channel_tables
 from morphogen.tasks import evaluation
 from morphogen.tasks.evaluation import Columns, Evaluation
 
@@ -61,6 +62,20 @@ def write_page(folder: Path | str, evaluations: Sequence[Evaluation]) -> Path:
     """``report.html`` of the results that :func:`~morphogen.stain.evaluate.write_results` left in ``folder``."""
     results = read_json(Path(folder) / "metrics.json")
     images, unit = results["images"], results["unit"]
+    first = evaluations[0].items[0]
+    if isinstance(first, ChannelScores):
+        return evaluation.write_page(
+            folder,
+            evaluations,
+            f"Virtual staining: {', '.join(first.target.channels)}",
+            f"{images} image pairs; intervals over {unit}s",
+            channel_tables(first.target),
+            lead="Means of tiles first: where the signal lies within images, and how much there is over all.",
+            compared={key: KEYS[key][0] for key in COMPARED},
+            compared_note=f"Paired differences with their 95 % intervals over {unit}s: where an interval holds 0, no "
+            "difference is shown.",
+            pictures="From left to right: H&E, one sample, real, mean of the samples, where they disagree (bright).",
+        )
     chance, notes = results.get("mra_chance"), []
     if chance:
         notes.append(
@@ -94,10 +109,18 @@ def short_table(evaluations: Sequence[Evaluation]) -> list[str]:
         "dab_tile_correlation": "DAB tile r",
         "dab_tile_correlation_pooled": "pooled r",
         "dab_tile_mae": "DAB MAE",
+        "tile_correlation": "tile r",
+        "tile_correlation_pooled": "pooled r",
+        "tile_mae": "tile MAE",
+        "crps": "CRPS",
+        "coverage90": "90 % covers",
+        "dice": "Dice",
         "mra_top1": "MRA-1",
         "ssim": "SSIM",
         "sharpness": "sharpness",
     }
+    known = {key for evaluation in evaluations for key in evaluation.scores.values}
+    columns = {key: title for key, title in columns.items() if key in known}
     lines = ["".join([f"{'method':24}", *(f"{title:>12}" for title in columns.values())])]
     for each in evaluations:
         scores = each.scores

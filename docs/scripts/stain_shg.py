@@ -1,0 +1,262 @@
+"""Measure virtual second-harmonic (collagen) images and write the tables into docs/stain.md.
+
+``python docs/scripts/stain_shg.py --data ../shared/data/pairs/he_shg --out runs/shg`` trains on some of the cores of
+two breast arrays and a third from another scanner and scores the others, for every fold named (``--folds``): a plain
+regression, and the diffusion of what a regression that begins as a colour map leaves over. Runs and scores that are
+there already are taken as they are. ``--write`` puts the tables into the page.
+
+Everything that was chosen was chosen within 1B and 2B, on the folds ``inner0`` to ``inner2``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from morphogen.metrics.signals import gaussian_crps, seen_tiles
+from morphogen.metrics.stain import tile_means
+from morphogen.slides.images import read_image
+from morphogen.stain.config import ApplyConfig, EvaluateConfig, SamplerConfig, TrainConfig, WindowConfig
+from morphogen.stain.data import FoundPairs, Pair, find_pairs
+from morphogen.stain.evaluate import write_results
+from morphogen.stain.model import StainTransfer
+from morphogen.stain.pairs.geometry import read_aligned, scanned
+from morphogen.stain.predict import stain_image
+from morphogen.stain.scoring.baselines import ChannelBaselines
+from morphogen.stain.scoring.channels import KEYS, ChannelMethod, Made, evaluate_channels, made_from
+from morphogen.stain.scoring.figures import channel_panel
+from morphogen.stain.train import train_model
+from morphogen.tasks.folders import save_png
+
+PAGE = Path(__file__).resolve().parents[1] / "stain.md"
+PICTURES = PAGE.parent / "images"
+FOLDS = {"X": "train on 1B and 2B, test on X", "2B": "train on X and 1B, test on 2B"}
+TILE, SAMPLES, WEIGHT = 16, 16, 0.5
+OURS, ONE, PLAIN, START = "mean of 16 samples", "one sample", "regression U-Net", "its own regression"
+
+
+def prepare(data: Path, out: Path) -> Path:
+    """A table of all pairs with masks of what was not scanned, and what the target is."""
+    (out / "masks").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for path in sorted((data / "HE").glob("*.jpg")):
+        he, mask = read_image(path), ""
+        white = (he >= 250).all(axis=2)
+        if white.mean() > 0.05:  # a border beyond the scan, in one piece
+            mask = str((out / "masks" / f"{path.stem}.png").resolve())
+            Image.fromarray((~_opened(white)).astype(np.uint8) * 255).save(mask)
+        shg = (data / "SHG" / f"{path.stem}.png").resolve()
+        rows.append(
+            {"name": path.stem, "he": str(path.resolve()), "ihc": str(shg), "stain": "SHG", "mask": mask}
+        )
+    with open(out / "pairs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "target.yaml").write_text("channels: [SHG]\n")
+    return out / "pairs.csv"
+
+
+def _opened(white: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import binary_opening
+
+    return np.asarray(binary_opening(white, iterations=4))
+
+
+def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
+    """Training and test pairs: a group held out, or every third or fifth core of 1B and 2B."""
+    group = {pair.name: pair.name[0] if pair.name[0] == "X" else pair.name[:2] for pair in pairs}
+    breast = [pair for pair in pairs if group[pair.name] != "X"]
+    cores = [pair for pair in breast if "ROI" not in pair.name]
+    if name == "X":
+        return breast, [pair for pair in pairs if group[pair.name] == "X"]
+    if name == "2B":
+        return [p for p in pairs if group[p.name] != "2B"], [p for p in cores if group[p.name] == "2B"]
+    number = int(name.removeprefix("inner"))
+    held = {pair.name for pair in cores[number::3]}
+    return [p for p in breast if p.name not in held], [p for p in cores if p.name in held]
+
+
+def settings(kind: str, steps: int, **changes: Any) -> TrainConfig:
+    """How the two are trained; the same network, batches and number of steps."""
+    ours = {"residual": True, "balance": True, "colour_start": True, "see_mean": True}
+    given = {
+        "model.encoder": "none",
+        "model.attention": [],
+        "model.widths": [32, 64, 96],
+        "data.crop": 128,
+        "training.steps": steps,
+        "training.batch_size": 8,
+        "training.ema_decay": 0.98,
+        "training.save_every": 10_000,
+        **(
+            {f"model.{key}": value for key, value in ours.items()}
+            if kind == "ours"
+            else {"model.regression": True}
+        ),
+        **({"data.stain_jitter": 0.2} if kind == "ours" else {}),
+        **changes,
+    }
+    return TrainConfig.load(overrides=given)
+
+
+def sampled(
+    models: dict[str, StainTransfer], pairs: Sequence[Pair], samples: int = SAMPLES
+) -> dict[str, ChannelMethod]:
+    """Methods whose answers are made once for every pair."""
+    config = ApplyConfig(
+        samples=samples,
+        sampler=SamplerConfig(steps=8),
+        windows=WindowConfig(window=512, overlap=0, batch=1),
+    )
+    made: dict[str, dict[str, Made]] = {name: {} for name in (OURS, ONE, START, PLAIN)}
+    ours = models["ours"]
+    for pair in pairs:
+        he = read_aligned(pair)[0]
+        out = stain_image(ours, he, config, name=pair.name)
+        assert ours.mean is not None
+        base = stain_image(ours.mean, he, config.replace(samples=1), name=pair.name).sample
+        mean = WEIGHT * out.mean + (1 - WEIGHT) * base
+        made[OURS][pair.name] = Made(mean, out.samples, out.uncertainty)
+        made[ONE][pair.name] = Made(out.sample)
+        made[START][pair.name] = Made(base)
+        if "plain" in models:
+            plain = stain_image(models["plain"], he, config.replace(samples=1), name=pair.name).sample
+            made[PLAIN][pair.name] = Made(plain)
+    return {name: _kept(found) for name, found in made.items() if found}
+
+
+def _kept(found: dict[str, Made]) -> ChannelMethod:
+    return lambda pair, he: found[pair.name]
+
+
+def residual_sd(method: ChannelMethod, pairs: Sequence[Pair]) -> float:
+    """SD over the tiles of training pairs of what a method misses: the width of its Gaussian forecast."""
+    errors = []
+    for pair in pairs:
+        he, real = read_aligned(pair)
+        keep = seen_tiles(scanned(pair), real.shape[:2], TILE)
+        made = method(pair, he).image[..., 0]
+        errors.append((tile_means(real[..., 0], TILE) - tile_means(made, TILE))[keep])
+    return float(np.concatenate(errors).std())
+
+
+def add_gaussian(
+    evaluations: Sequence[Any], method: ChannelMethod, name: str, pairs: Sequence[Pair], sd: float
+) -> None:
+    """CRPS of a method's answer with a Gaussian of ``sd`` around it, into its scores."""
+    rows = next(each.items for each in evaluations if each.method == name)
+    for row, pair in zip(rows, pairs, strict=True):
+        he, real = read_aligned(pair)
+        keep = seen_tiles(scanned(pair), real.shape[:2], TILE)
+        a, b = (tile_means(each[..., 0], TILE)[keep] for each in (real, method(pair, he).image))
+        row.values["crps"] = float(gaussian_crps(a, b, sd).mean())
+
+
+def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int) -> None:
+    """One fold: train, score, keep the scores in ``out/scores``."""
+    train, test = fold(pairs, name)
+    models, seconds = {}, {}
+    for kind in ("plain", "ours"):
+        begun = time.perf_counter()
+        run = train_model(FoundPairs(train, []), settings(kind, steps), out / kind, where=name)
+        seconds[kind], models[kind] = time.perf_counter() - begun, run.model
+    target = models["ours"].config.target
+    train, test = ([replace(pair, target=target) for pair in each] for each in (train, test))
+    methods = sampled(models, test)
+    baselines = {key: made_from(make) for key, make in ChannelBaselines(train).methods().items()}
+    config = EvaluateConfig(tile=TILE)
+    evaluations = evaluate_channels(test, {**methods, **baselines}, config)
+    forecasts = {"plain": PLAIN, "ours": START}
+    for kind, method in forecasts.items():
+        model = models[kind] if kind == "plain" else models[kind].mean
+        assert model is not None
+        apply = ApplyConfig(windows=WindowConfig(window=512, overlap=0, batch=1))
+        on_train = _kept({p.name: Made(stain_image(model, read_aligned(p)[0], apply).sample) for p in train})
+        add_gaussian(evaluations, methods[method], method, test, residual_sd(on_train, train))
+    evaluations = rescored(evaluations, config)
+    write_results(out / "scores", evaluations, test, config, {"seconds of training": seconds, "fold": name})
+    for pair in test[:3]:
+        he, real = read_aligned(pair)
+        save_png(
+            out / "panels" / f"{pair.name}.png", channel_panel(he, real, methods[OURS](pair, he), target)
+        )
+
+
+def rescored(evaluations: Sequence[Any], config: EvaluateConfig) -> list[Any]:
+    """Intervals again, with the scores that were added."""
+    from morphogen.stain.scoring.channels import scores_of
+
+    return [replace(each, scores=scores_of(each.items, config)) for each in evaluations]
+
+
+SHOWN = (
+    "tile_correlation",
+    "tile_correlation_pooled",
+    "tile_mae",
+    "crps",
+    "coverage50",
+    "coverage90",
+    "dice",
+    "sharpness",
+)
+
+
+def markdown(folder: Path) -> str:
+    """The tables of one fold: scores, then differences of the first method and the others."""
+    results = json.loads((folder / "metrics.json").read_text())
+    heads = [KEYS[key][0] for key in SHOWN]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for method, found in results["methods"].items():
+        cells = [_cell(found["intervals"].get(key)) for key in SHOWN]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    minutes = {kind: seconds / 60 for kind, seconds in results["seconds of training"].items()}
+    lines += [
+        "",
+        f"{results['images']} test cores. Training: "
+        + ", ".join(f"{k} {v:.1f} min" for k, v in minutes.items()),
+    ]
+    keys = ("tile_correlation", "tile_correlation_pooled", "tile_mae", "crps", "sharpness")
+    lines += ["", f"| {OURS}, minus | " + " | ".join(KEYS[key][0] for key in keys) + " |"]
+    lines.append("|---" * (len(keys) + 1) + "|")
+    for method, found in results["differences"]["to"].items():
+        lines.append(f"| {method} | " + " | ".join(_cell(found.get(key), "+") for key in keys) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(interval: dict[str, Any] | None, sign: str = "") -> str:
+    if interval is None or interval["value"] is None:
+        return "–"
+    bounds = (
+        "" if interval["low"] is None else f" [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
+    )
+    return f"{interval['value']:{sign}.3f}{bounds}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--folds", nargs="+", default=["X", "2B", "inner0", "inner1", "inner2"])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    pairs = find_pairs(prepare(arguments.data, arguments.out)).pairs
+    for name in arguments.folds:
+        folder = arguments.out / name
+        if not (folder / "scores" / "manifest.json").is_file():
+            measure(pairs, name, folder, arguments.steps)
+        print(name, markdown(folder / "scores"), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""Targets of any kind: named channels of 8, 16 bits or floats, through reading, training, images, slides and scores."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from morphogen.core.errors import ConfigError, InputError
+from morphogen.slides.channels import channel_facts, read_channels, save_channels
+from morphogen.slides.pyramid import PyramidWriter
+from morphogen.slides.recolouring import glass_colour, on_white_glass
+from morphogen.stain import StainTransfer, stain_folder, stain_image, stain_slide
+from morphogen.stain.config import (
+    ApplyConfig,
+    DataConfig,
+    EvaluateConfig,
+    SamplerConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from morphogen.stain.data import find_pairs
+from morphogen.stain.evaluate import evaluate_folder
+from morphogen.stain.fitting.build import build_model
+from morphogen.stain.pairs.checks import check_pairs
+from morphogen.stain.pairs.crops import PairDataset, cells_seen
+from morphogen.stain.recipes.colours import QuadraticMap
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import measured, read_target
+from morphogen.stain.targets.values import as_picture, intensities, levels, spread
+from morphogen.stain.train import train_model
+from morphogen.training import TrainingConfig
+
+from .conftest import TINY, he_like, lively
+
+NAMES = ("DNA", "membrane", "stroma", "CD8", "empty-ish")
+LOOP = TrainingConfig(steps=4, batch_size=2, lr=1e-3, save_every=4, log_every=1)
+QUICK = WindowConfig(window=64, overlap=16, batch=4)
+
+
+def channels_of(he, count, most):
+    """Signals that follow the colours of an H&E."""
+    dark = 255 - he.astype(np.float64)
+    planes = [dark[..., k % 3] / 255 * most / (1 + k) for k in range(count)]
+    return np.stack(planes, axis=-1)
+
+
+@pytest.fixture
+def make_channels(tmp_path):
+    """``make_channels(count, dtype, suffix)``: a folder of H&E with targets of channels, stated in target.yaml."""
+
+    def make(
+        count=1,
+        dtype="uint8",
+        suffix=".png",
+        n=3,
+        size=64,
+        root=tmp_path / "channels",
+        split="train",
+        mask=False,
+    ):
+        (root / "he").mkdir(parents=True, exist_ok=True)
+        (root / "target").mkdir(exist_ok=True)
+        most = {"uint8": 255, "uint16": 40_000, "float32": 3.0}[dtype]
+        rows = []
+        for k in range(n):
+            he = he_like(np.random.default_rng(k), size)
+            Image.fromarray(he).save(root / "he" / f"p{k}.png")
+            made = channels_of(he, count, most).astype(dtype)
+            path = root / "target" / f"p{k}{suffix}"
+            if suffix == ".npy":
+                np.save(path, made)
+            elif suffix == ".ome.tif":
+                save_channels(path, made, NAMES[:count])
+            else:
+                Image.fromarray(made[..., 0]).save(path)
+            row = {"he": f"he/p{k}.png", "ihc": f"target/p{k}{suffix}", "split": "train"}
+            if mask:
+                seen = np.full((size, size), 255, np.uint8)
+                seen[:, : size // 4] = 0
+                Image.fromarray(seen).save(root / f"mask{k}.png")
+                row["mask"] = f"mask{k}.png"
+            rows.append(row)
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        (root / "pairs.csv").write_text("\n".join(lines) + "\n")
+        (root / "target.yaml").write_text(f"channels: {json.dumps(list(NAMES[:count]))}\n")
+        return root / "pairs.csv"
+
+    return make
+
+
+def config(**model):
+    return TrainConfig(data=DataConfig(crop=32), model=TINY.replace(**model), training=LOOP)
+
+
+@pytest.mark.parametrize("transform", ["linear", "sqrt", "asinh"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_what_is_spread_comes_back(transform, dtype):
+    target = TargetConfig(channels=("a", "b"), dtype=dtype, transform=transform, full=(100.0, 3.0))
+    values = torch.rand(1, 2, 8, 8) * torch.tensor([120.0, 3.5])[:, None, None]
+    seen = spread(values, target)
+    assert float(spread(torch.zeros(1, 2, 1, 1), target).max()) == -1
+    full = torch.tensor(target.full)[None, :, None, None]
+    torch.testing.assert_close(spread(full, target), torch.ones(1, 2, 1, 1))
+    torch.testing.assert_close(intensities(seen, target), values, rtol=1e-4, atol=1e-4)
+    made = levels(intensities(seen, target).numpy(), target)
+    assert made.dtype == target.kept
+    np.testing.assert_allclose(made * target.step, values.numpy(), atol=target.step)
+    assert intensities(torch.full((1, 2, 1, 1), 9e9), target).max() <= (target.most or np.inf)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [("uint8", ".npy"), ("uint16", ".ome.tif"), ("float32", ".npy")]
+)
+def test_channels_are_read_as_they_are(make_channels, dtype, suffix):
+    table = make_channels(3, dtype, suffix)
+    found = find_pairs(table)
+    pair = found.pairs[1]
+    assert pair.target.channels == NAMES[:3] and channel_facts(pair.ihc).dtype == dtype
+    he = np.array(Image.open(pair.he))
+    np.testing.assert_array_equal(
+        read_target(pair.ihc, pair.target),
+        channels_of(he, 3, {"uint8": 255, "uint16": 40_000}.get(dtype, 3.0)).astype(dtype),
+    )
+    report = check_pairs(found)
+    assert len(report.good) == 3 and not report.bad and not report.warnings
+    target = measured(pair.target, [each.ihc for each in found.pairs])
+    pixels = np.concatenate([read_channels(each.ihc).reshape(-1, 3) for each in found.pairs])
+    assert target.dtype == dtype and np.allclose(target.full, np.percentile(pixels, 99.9, axis=0), rtol=0.05)
+    assert all(
+        low < value < high
+        for low, value, high in zip(pixels.min(0), target.threshold, pixels.max(0), strict=True)
+    )
+
+
+def test_bad_targets_are_named_in_one_sentence(make_channels, tmp_path):
+    def sentence(change, **how):
+        table = make_channels(root=tmp_path / f"bad{len(list(tmp_path.iterdir()))}", **how)
+        change(table.parent / "target")
+        with pytest.raises(InputError) as error:
+            train_model(find_pairs(table), config(regression=True), tmp_path / "run", where=table)
+        assert len(str(error.value)) <= 420
+        return str(error.value)
+
+    def other_count(folder):
+        np.save(folder / "p1.npy", np.zeros((64, 64, 2), np.uint8))
+
+    def other_bits(folder):
+        Image.fromarray(np.full((64, 64), 900, np.uint16)).save(folder / "p1.png")
+
+    def other_size(folder):
+        Image.fromarray(np.zeros((40, 64), np.uint8)).save(folder / "p2.png")
+
+    def not_finite(folder):
+        values = np.load(folder / "p0.npy")
+        values[3, 4, 1] = np.nan
+        np.save(folder / "p0.npy", values)
+
+    def nothing(folder):
+        for path in folder.iterdir():
+            values = read_channels(path)
+            values[..., 1] = 0
+            np.save(path, values)
+
+    assert "2 channels, not 3" in sentence(other_count, count=3, suffix=".npy")
+    assert "of uint16 beside uint8" in sentence(other_bits)
+    assert "of two sizes" in sentence(other_size) and "p2" in sentence(other_size)
+    assert "NaN" in sentence(not_finite, count=2, dtype="float32", suffix=".npy")
+    assert "channel 'membrane'" in sentence(nothing, count=2, suffix=".npy")
+
+
+def test_saturated_and_empty_channels_are_warned_about(make_channels):
+    table = make_channels(2, "uint16", ".npy")
+    values = np.load(table.parent / "target" / "p0.npy")
+    values[:20, :, 0], values[..., 1] = 65535, 7
+    np.save(table.parent / "target" / "p0.npy", values)
+    warnings = check_pairs(find_pairs(table)).warnings
+    assert len(warnings) == 2
+    assert any("'DNA' has saturated pixels in 1 of 3 images: p0" in each for each in warnings)
+    assert any("'membrane' has the same value everywhere" in each for each in warnings)
+
+
+def test_targets_that_cannot_be():
+    for wrong, words in (
+        ({"channels": ("a", "a")}, "named once"),
+        ({"channels": ("a/b",)}, "channel"),
+        ({"channels": ("a",), "full": (1.0, 2.0)}, "2 values, but there are 1"),
+        ({"channels": ("a",), "colours": ("red",)}, "#rrggbb"),
+        ({"channels": ("a",), "vector": (0.1, 0.2, 0.3)}, "pictures in colour"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            TargetConfig(**wrong)
+    with pytest.raises(ConfigError, match="size 'small'"):
+        TINY.replace(size="paper", target=TargetConfig(channels=("a",)))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_five_channels_from_training_to_slides(make_channels, tmp_path, residual):
+    """uint16 OME-TIFF pairs → a model → images with samples and a pyramid of five named channels → scores."""
+    table = make_channels(5, "uint16", ".ome.tif", n=4, mask=True)
+    settings = config(residual=residual, balance=True, colour_start=True, see_mean=residual)
+    trained = train_model(find_pairs(table), settings, tmp_path / "run", where=table)
+    target = trained.model.config.target
+    assert target.channels == NAMES and target.dtype == "uint16" and len(target.full) == 5
+    model = StainTransfer.from_pretrained(trained.folder)
+    assert model.identity == trained.model.identity
+
+    apply = ApplyConfig(samples=3, windows=QUICK, sampler=SamplerConfig(steps=2))
+    out = stain_folder(model, table.parent / "he", tmp_path / "made", apply, keep_samples=True)
+    again = stain_image(model, np.array(Image.open(table.parent / "he/p1.png")), apply, name="p1")
+    made = read_channels(out / "p1.ome.tif")
+    assert made.dtype == np.uint16 and made.shape == (64, 64, 5)
+    assert np.abs(made.astype(int) - levels(again.sample, target)).max() <= 1  # of 65535
+    np.testing.assert_allclose(again.mean, again.samples.mean(axis=0), rtol=1e-3, atol=2)
+    np.testing.assert_allclose(again.uncertainty, again.samples.std(axis=0, ddof=1), rtol=1e-3, atol=2)
+    with tifffile.TiffFile(out / "mean" / "p1.ome.tif") as file:
+        assert all(f'Name="{name}"' in file.ome_metadata for name in NAMES)
+    settings = EvaluateConfig(tile=16, resamples=200)
+    found, *rest = evaluate_folder(
+        out, find_pairs(table), tmp_path / "scores", settings, training=find_pairs(table), where=table
+    )
+    assert {"crps", "coverage50", "DNA tile_correlation", "dice", "risk"} <= set(found.scores.values)
+    by_name = {each.method: each.scores.values for each in rest}
+    assert by_name["colour map"]["tile_correlation"].value > 0.95  # the channels follow the colours
+    assert len(list((tmp_path / "scores" / "panels").iterdir())) == 4
+
+    path = tmp_path / "slide.ome.tif"
+    image = np.full((150, 130, 3), 245, np.uint8)
+    image[20:140, 10:120] = he_like(np.random.default_rng(0), 120)[:, :110]
+    with PyramidWriter(path, 130, 150, mpp=0.5, tile=64, codec="deflate") as writer:
+        writer.write(image, 0)
+    model.mpp = 0.5
+    slide = stain_slide(model, path, tmp_path / "slides", apply.replace(samples=2))
+    for file in (slide.image, slide.uncertainty):
+        with tifffile.TiffFile(file) as opened:
+            series = opened.series[0]
+            assert series.axes == "CYX" and series.shape == (5, 150, 130) and series.dtype == np.uint16
+            assert [f'Name="{name}"' in opened.ome_metadata for name in NAMES] == [True] * 5
+
+
+def test_one_channel_is_a_grey_png_and_a_float_one_says_its_unit(make_channels, tmp_path):
+    for dtype, suffix in (("uint8", ".png"), ("float32", ".npy")):
+        table = make_channels(1, dtype, suffix, root=tmp_path / dtype)
+        trained = train_model(
+            find_pairs(table), config(regression=True), tmp_path / f"run-{dtype}", where=table
+        )
+        out = stain_folder(
+            trained.model,
+            table.parent / "he",
+            tmp_path / f"made-{dtype}",
+            ApplyConfig(samples=2, windows=QUICK),
+        )
+        made = np.array(Image.open(out / "p0.png"))
+        target = trained.model.config.target
+        assert made.dtype == target.kept and made.shape == (64, 64)
+        assert json.loads((out / "manifest.json").read_text())["uncertainty_unit"] == target.step
+        assert (target.step == 1) == (dtype == "uint8")
+
+
+def test_the_solver_that_inverts_is_refused(tmp_path):
+    target = TargetConfig(channels=("a",), dtype="uint8", full=(255.0,), threshold=(50.0,))
+    model = lively(build_model(TINY.replace(target=target), crop=32))
+    with pytest.raises(ConfigError, match="cannot generate H&E"):
+        model(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "reference")
+
+
+def test_what_was_not_scanned_does_not_train(make_channels, tmp_path):
+    """Rubbish behind the mask changes no weight."""
+    states = []
+    for rubbish in (False, True):
+        table = make_channels(1, root=tmp_path / str(rubbish), mask=True)
+        if rubbish:
+            for path in (table.parent / "target").iterdir():
+                values = np.array(Image.open(path))
+                values[:, :16] = 200
+                Image.fromarray(values).save(path)
+        target = TargetConfig(channels=("DNA",), dtype="uint8", full=(255.0,), threshold=(90.0,))
+        settings = config(regression=True, colour_start=True).replace(data=DataConfig(crop=32, target=target))
+        trained = train_model(find_pairs(table), settings, tmp_path / f"run{rubbish}", where=table)
+        states.append(trained.model.network.state_dict())
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=1e-5, atol=1e-6)
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    assert cells_seen(mask, 4)[0, 0].tolist() == [[0, 1], [1, 1]]
+
+
+def test_the_colour_map_is_where_training_begins(make_channels, tmp_path):
+    """The untrained network with a fitted colour path gives what the map gives."""
+    table = make_channels(2, "uint8", ".npy")
+    settings = config(regression=True, colour_start=True)
+    settings = settings.replace(training=LOOP.replace(lr=1e-9, steps=1, save_every=1))
+    trained = train_model(find_pairs(table), settings, tmp_path / "run", where=table)
+    pairs = [(np.array(Image.open(pair.he)), read_channels(pair.ihc)) for pair in find_pairs(table).pairs]
+    fitted = QuadraticMap(2)
+    for he, values in pairs:
+        seen = spread(torch.from_numpy(values).permute(2, 0, 1)[None], trained.model.config.target)
+        fitted.add(he, seen[0].permute(1, 2, 0).double().numpy())
+    made = trained.model(torch.from_numpy(pairs[0][0])[None], "mean").images[0].numpy()
+    wanted = intensities(
+        torch.from_numpy(fitted.values(pairs[0][0])).permute(2, 0, 1)[None], trained.model.config.target
+    )
+    np.testing.assert_allclose(made, wanted[0].permute(1, 2, 0).numpy(), atol=0.5)
+
+
+def test_the_weight_of_the_mean_leads_from_the_regression_to_the_samples():
+    target = TargetConfig(
+        channels=("a",), dtype="uint8", transform="linear", full=(255.0,), threshold=(50.0,)
+    )
+    settings = TINY.replace(target=target, residual=True, residual_scale=0.3)
+    model = lively(build_model(settings, crop=32, seed=1))
+    model.mean = lively(
+        build_model(settings.replace(residual=False, residual_scale=None, regression=True), crop=32)
+    )
+    images = torch.from_numpy(he_like(np.random.default_rng(0), 32))[None]
+    none, half, all_of_it = (model(images, samples=2, mean_weight=weight).mean for weight in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(none, model.mean(images, "mean").images)
+    torch.testing.assert_close(half, (none + all_of_it) / 2)
+    assert (none - all_of_it).abs().max() > 0.1
+
+
+def test_models_of_before_are_what_they_were():
+    """The identity is part of every result: the settings that are new must not change it."""
+    from morphogen.demo.workspace import stain_model
+
+    model = StainTransfer.from_pretrained(stain_model())
+    assert model.identity == "340d01fe55e0ce46912b0dbf726220db7a1b82cbf23790fd08a232f8ce3e6f45"
+    new = build_model(TINY.replace(residual=True), crop=64, seed=3)
+    assert new.identity == "dcfa5b7e17921db4f399995669b800de4f917c7fc533246b5744926ef5d45815"
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    made = stain_image(model, image, ApplyConfig(samples=2)).sample[::32, ::32]
+    before = [
+        [[189, 176, 192], [177, 144, 163], [148, 126, 153]],
+        [[236, 231, 241], [180, 166, 188], [165, 146, 166]],
+        [[205, 190, 212], [161, 131, 157], [230, 210, 227]],
+    ]
+    assert np.abs(made.astype(int) - before).max() <= 1  # the same bytes on one machine
+
+
+def test_glass_is_made_white_and_white_paper_is_no_glass():
+    he = he_like(np.random.default_rng(0), 64)
+    he[:20] = 255
+    light = (he * np.array([0.6, 0.62, 0.7])).astype(np.uint8)
+    light[:3] = 255  # beyond the scan
+    found = glass_colour(light)
+    np.testing.assert_allclose(found, [153, 158, 178], atol=2)
+    made = on_white_glass(light, found)
+    assert np.abs(made[3:].astype(int) - he[3:]).max() <= 3
+    assert glass_colour(np.full((8, 8, 3), 255, np.uint8)) == (255.0, 255.0, 255.0)
+
+
+def test_stain_is_jittered_in_training_crops_only(make_channels):
+    pairs = find_pairs(make_channels()).pairs
+    plain, jittered = (PairDataset(pairs, ("IHC",), crop=32, stain_jitter=size) for size in (0.0, 0.2))
+    draws = [each.draw(0, torch.Generator().manual_seed(1)) for each in (plain, jittered)]
+    assert torch.equal(draws[0]["ihc"], draws[1]["ihc"]) and not torch.equal(draws[0]["he"], draws[1]["he"])
+    assert torch.equal(plain[0]["he"], jittered[0]["he"])
+
+
+def test_channels_can_be_looked_at():
+    target = TargetConfig(
+        channels=("a", "b"), full=(100.0, 100.0), transform="linear", colours=("#ff0000", "#0000ff")
+    )
+    values = np.zeros((1, 3, 2), np.float32)
+    values[0, 1], values[0, 2] = (100, 0), (50, 200)
+    assert as_picture(values, target).tolist() == [[[0, 0, 0], [255, 0, 0], [128, 0, 255]]]
