@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.slides.channels import channel_facts, read_channels, save_channels
+from morphogen.slides.formats.channels import channel_facts, read_channels, save_channels
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.slides.recolouring import glass_colour, on_white_glass
 from morphogen.stain import StainTransfer, stain_folder, stain_image, stain_slide

@@ -32,7 +32,7 @@ from morphogen.core.reading.cells import without_suffix
 from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import Table, read_table
 from morphogen.core.reading.text import clean
-from morphogen.slides.channels import CHANNEL_SUFFIXES
+from morphogen.slides.formats.channels import CHANNEL_SUFFIXES
 from morphogen.slides.images import IMAGE_SUFFIXES, TIFF_SUFFIXES, list_images
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import stated_target

@@ -49,6 +49,7 @@ from morphogen.stain.scoring.scores import (
     score_pair,
     score_set,
 )
+from morphogen.stain.scoring.signals import dye_vectors, thresholds_of
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import read_image, read_made
 from morphogen.tasks import evaluation
@@ -234,6 +235,8 @@ def evaluate_methods(
             _SCORING * height * width, "to be scored", pair.he, "Cut the images of the pair into tiles"
         )
     stains = stain_vectors(pairs, config)
+    (positive,) = thresholds_of(pairs[0].target, config.positive)
+    config = config.replace(positive=positive)
     encoder = get_encoder(config.encoder, config.encoder_weights)
     resnet = resnet50_layers(config.resnet_weights) if config.resnet_weights else None
     rows: dict[str, list[ImageScores]] = {name: [] for name in methods}
@@ -292,7 +295,10 @@ def _fitting(image: np.ndarray, real: np.ndarray, pair: Pair, method: str) -> np
 
 
 def stain_vectors(pairs: Sequence[Pair], config: EvaluateConfig, most: int = 20) -> Any:
-    """``"hdab"``, or vectors estimated from up to ``most`` real images (Macenko et al. 2009)."""
+    """``"hdab"``, the vectors of the dye that the data state, or vectors estimated from up to ``most`` real images
+    (Macenko et al. 2009)."""
+    if pairs[0].target.vector is not None:
+        return dye_vectors(pairs[0].target)
     if config.vectors == "hdab":
         return "hdab"
     step = max(1, len(pairs) // most)

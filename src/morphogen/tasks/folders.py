@@ -23,7 +23,7 @@ from morphogen.core.jobs import Job
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import locks_folder
-from morphogen.slides.channels import save_channels
+from morphogen.slides.formats.channels import save_channels
 from morphogen.slides.images import image_size, read_image
 from morphogen.slides.pyramid.ngff import write_image
 from morphogen.tasks.bands import Band, Translator, make_images, together

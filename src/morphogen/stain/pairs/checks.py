@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.slides.channels import channel_facts, read_channels
 from morphogen.slides.colour import optical_density
+from morphogen.slides.formats.channels import channel_facts, read_channels
 from morphogen.slides.images import decode
 from morphogen.stain.data import COLOUR, FoundPairs, Pair
 from morphogen.stain.pairs.geometry import shared_box

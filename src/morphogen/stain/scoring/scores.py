@@ -25,6 +25,7 @@ from morphogen.metrics.stain import (
 )
 from morphogen.slides.colour import dab_density
 from morphogen.stain.config import EvaluateConfig
+from morphogen.stain.scoring.signals import signal_values
 from morphogen.tasks.evaluation import ItemScores, SetScores, mean_intervals, paired_differences
 
 PROTOCOL = "stain-1"  # changes whenever a figure would change on the same images
@@ -78,6 +79,8 @@ def score_pair(
         "sharpness": sharpness_ratio(real, predicted),
         "detail": detail_ratio(real, predicted),
     }
+    found, _ = signal_values(maps[1], maps[0], tile=tile, threshold=config.positive, uncertainty=uncertainty)
+    values |= {f"dab_{key}": found[key] for key in ("dice", "iou", "hausdorff95", "risk") if key in found}
     if uncertainty is not None:
         error = np.abs(maps[0] - maps[1])
         values["uncertainty_error_correlation"] = correlation(uncertainty, error)
@@ -90,6 +93,10 @@ def score_pair(
 INTERVALS = (
     "dab_tile_correlation",
     "dab_tile_mae",
+    "dab_dice",
+    "dab_iou",
+    "dab_hausdorff95",
+    "dab_risk",
     "ssim",
     "psnr",
     "phv",

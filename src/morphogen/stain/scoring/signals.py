@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,30 +11,15 @@ from morphogen.metrics.intervals import moments
 from morphogen.metrics.probabilistic import coverage, crps
 from morphogen.metrics.signals import overlap, risk_coverage, seen_tiles
 from morphogen.metrics.stain import correlation, sharpness_ratio, tile_means
-from morphogen.slides.colour import dab_density
 from morphogen.stain.targets.config import TargetConfig
 
 HAEMATOXYLIN = (0.65, 0.70, 0.29)  # Ruifrok and Johnston (2001)
 LEVELS = (0.5, 0.9)  # of the samples' intervals
 
-Maps = Callable[[np.ndarray], np.ndarray]
-"""An image of the target → (H, W, S) float64, its signals."""
-
 
 def dye_vectors(target: TargetConfig, vectors: Any = "hdab") -> Any:
     """Stain vectors of a picture in colour, of which the second is scored."""
     return vectors if target.vector is None else np.array([HAEMATOXYLIN, target.vector])
-
-
-def signals_of(target: TargetConfig, vectors: Any = "hdab") -> tuple[tuple[str, ...], Maps]:
-    """Names of a target's signals, and what takes them from an image."""
-    if not target.colour:
-        return target.channels, lambda image: np.asarray(image, np.float64)
-    stains = dye_vectors(target, vectors)
-    name = "dab" if target.vector is None else "dye"
-    return (
-        name,
-    ), lambda image: dab_density(np.array(image), stains, layout="nhwc")[0].double().numpy()[..., None]
 
 
 def signal_values(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.slides.channels import read_channels
+from morphogen.slides.formats.channels import read_channels
 from morphogen.slides.images import decode, read_raw
 from morphogen.stain.targets.config import TargetConfig
 
