@@ -111,6 +111,13 @@ def test_pages_of_other_sites_are_refused(server, origin):
     assert ask(server, f"/{server.token}/view.js", Origin=own, Sec_Fetch_Site="same-origin")[0] == 200
 
 
+def test_a_link_to_the_page_may_be_followed_but_not_framed(server):
+    """From a notebook, say: the token is in the link."""
+    sent = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert ask(server, f"/{server.token}/", Sec_Fetch_Dest="document", **sent)[0] == 200
+    assert ask(server, f"/{server.token}/", Sec_Fetch_Dest="iframe", **sent)[0] == 403
+
+
 def regions(server, body, **headers):
     own = {"Origin": f"http://127.0.0.1:{server.port}", **{k.replace("-", "_"): v for k, v in JSON.items()}}
     return ask(server, f"/{server.token}/regions.geojson", "POST", body, **{**own, **headers})

@@ -155,7 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if (origin is not None and not self._is_ours(origin)) or (writing and origin is None):
             return failure(403, "Pages of other sites are not answered.")
-        if self.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        link = (self.headers.get("Sec-Fetch-Mode"), self.headers.get("Sec-Fetch-Dest")) == (
+            "navigate",
+            "document",
+        )
+        own = self.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
+        if not own and (writing or not link):  # a link to the page, in a notebook say, may be followed
             return failure(403, "Pages of other sites are not answered.")
         if writing and self.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
             return failure(415, "Regions are sent as application/json.")
