@@ -15,7 +15,7 @@ from morphogen.slides import open_slide
 from morphogen.slides.pyramid.writer import write_pyramid
 from morphogen.view import open_view
 from morphogen.view.config import ViewConfig
-from morphogen.view.layers.display import lookup
+from morphogen.view.layers.display import STAINS, lookup, stain_density
 from morphogen.view.layers.images import open_image
 from morphogen.view.layers.outlines import OutlineLayer
 from morphogen.view.layers.spots import SpotLayer
@@ -87,6 +87,16 @@ def test_deep_grey_images_keep_their_numbers(tmp_path):
     assert layer.value(5, 7) == {"value": int(values[7, 5])}
     assert np.array_equal(layer.pixels(layer.levels - 1, 1, 1), values[128:200, 128:256])
     assert 4900 < layer.limits[1] <= 5000
+
+
+@pytest.mark.parametrize("stain", sorted(STAINS))
+def test_stain_densities_are_those_of_the_package(stain):
+    from morphogen.slides.colour import deconvolve
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    name, channel, _ = STAINS[stain]
+    wanted = deconvolve(pixels[None], name)[0, channel].numpy().clip(0)
+    assert np.allclose(stain_density(pixels, stain), wanted, atol=2e-3)
 
 
 def test_stains_are_shown_alone(results):

@@ -92,7 +92,7 @@
     const text = JSON.stringify(R.geojson(), null, 1);
     if (M.view.regions && !M.view.static) {
       const answer = await fetch("regions.geojson", { method: "POST", headers: { "Content-Type": "application/json" }, body: text });
-      return M.say(answer.ok ? `${list.length} regions were saved.` : await answer.text(), 5000);
+      return M.say(answer.ok ? `${list.length} ${list.length === 1 ? "region was" : "regions were"} saved.` : await answer.text(), 5000);
     }
     const address = URL.createObjectURL(new Blob([text], { type: "application/geo+json" }));
     M.make("a", { href: address, download: "regions.geojson" }).click();

@@ -35,11 +35,16 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def stain_density(pixels: np.ndarray, stain: str) -> np.ndarray:
-    """(H, W) optical density of a stain by name, of (H, W, 3) uint8."""
-    from morphogen.slides.colour import deconvolve
+    """(H, W) optical density (base 10) of a stain by name, of (H, W, 3) uint8; nothing below 0.
 
-    stains, channel, _ = STAINS[stain]
-    return deconvolve(pixels[None], stains)[0, channel].cpu().numpy()
+    The numbers of :func:`morphogen.slides.colour.deconvolve`, without torch, whose import a page would wait for.
+    """
+    from skimage.color import colorconv
+
+    name, channel, _ = STAINS[stain]
+    matrix = {"hed": colorconv.hed_from_rgb, "hdab": colorconv.hdx_from_rgb}[name]
+    # scikit-image counts in sixths of the optical density; a channel of 0 is 1/255, the darkest a camera can tell.
+    return 6 * colorconv.separate_stains(np.maximum(pixels, 1), matrix)[..., channel]
 
 
 def shown_stain(pixels: np.ndarray, stain: str) -> np.ndarray:
