@@ -1,15 +1,30 @@
-"""SpatialData stores: sections out of them."""
+"""SpatialData stores: sections out of them, predictions back into them, cells as units."""
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
+from morphogen.cli.main import main
 from morphogen.core.errors import InputError
-from morphogen.expression import DataConfig, PrepareConfig, load_section, prepare_sections, read_sections
+from morphogen.core.files import read_json
+from morphogen.expression import (
+    DataConfig,
+    ExpressionConfig,
+    PrepareConfig,
+    load_section,
+    prepare_sections,
+    read_sections,
+    train_model,
+)
 from morphogen.expression.data import facts
 from morphogen.expression.sections.readers import find_sections
+from morphogen.expression.stores.cells import pitched_neighbours
 from morphogen.slides import crop_fields, get_encoder
 from morphogen.slides.formats.spatial import open_image
 
@@ -137,3 +152,184 @@ def test_what_a_store_lacks_is_said(stores, tmp_path):
         with pytest.raises(InputError, match=message) as error:
             read_sections(place, config)
         assert len(str(error.value)) <= 300 and "\n" not in str(error.value)
+
+
+# --- predictions back into them -------------------------------------------------------------------------------
+
+
+TINY = {
+    "network": {"width": 16, "depth": 1, "heads": 2, "genes_per_token": 2, "condition_heads": 4},
+    "training": {"steps": 3, "batch_size": 16, "warmup_steps": 0, "validate_every": 3, "save_every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(stores, tmp_path_factory):
+    """A model of the spots of the Visium store, and the prepared section."""
+    root = tmp_path_factory.mktemp("trained")
+    config = PrepareConfig(data=DataConfig(mpp=1.0, pitch_um=48))
+    (path,) = prepare_sections(stores["visium"].parent, root / "prepared", config)
+    recipe = ExpressionConfig(recipe="stem", panel={"size": 8, "highly_variable": 12}, **TINY)
+    train_model([load_section(path)], recipe, root / "run", device="cpu")
+    return root / "run" / "model", path
+
+
+def test_predictions_go_back_to_the_shapes_they_came_from(trained, stores, tmp_path):
+    import spatialdata as sd
+
+    store = tmp_path / "visium.zarr"
+    shutil.copytree(stores["visium"], store)
+    before = sd.read_zarr(store)
+    model, section = trained
+    options = ["--samples", "2", "--device", "cpu", "--store", str(store)]
+    assert (
+        run("expression", "predict", section, "--model", model, "--out", tmp_path / "map.h5ad", *options) == 0
+    )
+    data = sd.read_zarr(store)
+    table, result = data.tables["prediction"], ad.read_h5ad(tmp_path / "map.h5ad")
+    assert table.uns["spatialdata_attrs"]["region"] in ("spots", ["spots"])
+    assert np.allclose(table.X, result.layers["pred_mean"]) and np.allclose(
+        table.layers["pred_std"], result.layers["pred_std"]
+    )
+    matched = sd.match_table_to_element(data, "spots", "prediction")
+    assert len(matched) == len(data.shapes["spots"]) == table.n_obs
+    assert set(data.images) == set(before.images) and np.array_equal(
+        data["table"].X.toarray(), before["table"].X.toarray()
+    )
+    # A second time it replaces its own table, and a section of the store is still the one it was.
+    assert (
+        run("expression", "predict", section, "--model", model, "--out", tmp_path / "map.h5ad", *options) == 0
+    )
+    assert [facts(s).section for s in read_sections(store)] == ["visium"]
+    plotted(data, "spots", "prediction", table.var_names[0], "full", tmp_path / "plot.png")
+
+
+def plotted(data, shapes, table, gene, image, path):
+    """What spatialdata-plot draws of it, unedited."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import spatialdata_plot  # noqa: F401
+    from PIL import Image
+
+    chain = data.pl.render_images(image).pl.render_shapes(shapes, color=gene, table_name=table)
+    chain.pl.show(coordinate_systems="global", save=str(path), dpi=60)
+    plt.close("all")
+    drawn = np.asarray(Image.open(path).convert("RGB"))
+    assert drawn.std() > 20 and len(np.unique(drawn.reshape(-1, 3), axis=0)) > 200
+
+
+def test_cells_of_a_store_of_a_mask_and_of_geojson_are_the_same(trained, stores, tmp_path):
+    import spatialdata as sd
+    from PIL import Image
+
+    model, _ = trained
+    store = tmp_path / "xenium.zarr"
+    shutil.copytree(stores["xenium"], store)
+    one = ["--model", model, "--samples", "0", "--device", "cpu"]
+    out = ["--out", tmp_path / "a.h5ad", "--geojson", tmp_path / "a.geojson", "--store", store]
+    assert run("expression", "predict", store, "--cells", "nuclei", *one, *out) == 0
+    result = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert result.n_obs == 80 and list(result.obs_names)[:2] == ["cell0", "cell1"]
+    centres, radii = cells()
+    assert np.allclose(result.obsm["spatial"], centres, atol=0.1)
+    features = read_json(tmp_path / "a.geojson")["features"]
+    assert (
+        features[3]["properties"]["name"] == "cell3" and len(features[3]["geometry"]["coordinates"][0]) > 20
+    )
+    data = sd.read_zarr(store)
+    table, gene = data.tables["prediction"], result.var_names[0]
+    outlines = data.shapes["prediction_spots"]
+    assert np.allclose(outlines.geometry.area, np.pi * radii**2, rtol=0.02)
+    assert np.allclose(table[:, gene].X.ravel(), result.layers["pred_mean"][:, 0])
+    plotted(data, "prediction_spots", "prediction", gene, "he", tmp_path / "plot.png")
+
+    mask = np.asarray(data.labels["mask"].data).astype(np.uint16)
+    Image.fromarray(picture().transpose(1, 2, 0)).save(tmp_path / "he.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for cells_file, name in ((tmp_path / "mask.png", "b"), (tmp_path / "a.geojson", "c")):
+        line = ["--cells", cells_file, "--mpp", "1", *one, "--out", tmp_path / f"{name}.h5ad"]
+        assert run("expression", "predict", tmp_path / "he.png", *line) == 0
+        other = ad.read_h5ad(tmp_path / f"{name}.h5ad")
+        assert np.allclose(other.layers["pred_mean"], result.layers["pred_mean"], atol=0.05)
+
+
+def test_a_slide_gets_a_store_of_its_own(trained, tmp_path):
+    import spatialdata as sd
+    from PIL import Image
+
+    Image.fromarray(picture().transpose(1, 2, 0)).save(tmp_path / "he.png")
+    line = ["--model", trained[0], "--mpp", "1", "--samples", "0", "--device", "cpu"]
+    out = [
+        "--out",
+        tmp_path / "map.h5ad",
+        "--store",
+        tmp_path / "he.zarr",
+        "--table",
+        "genes",
+        "--tissue",
+        "all",
+    ]
+    assert run("expression", "predict", tmp_path / "he.png", *line, *out) == 0
+    data = sd.read_zarr(tmp_path / "he.zarr")
+    assert set(data.images) == {"he"} and set(data.tables) == {"genes"}
+    plotted(data, "genes_spots", "genes", data["genes"].var_names[0], "he", tmp_path / "plot.png")
+
+
+def test_neighbours_of_cells_lie_at_the_pitch_of_training():
+    coords = np.stack(np.meshgrid(np.arange(0, 200, 10.0), np.arange(0, 200, 10.0)), axis=-1).reshape(-1, 2)
+    near = pitched_neighbours(coords, 9, 50.0)
+    middle = int(np.flatnonzero((coords == (100, 100)).all(axis=1))[0])
+    away = coords[near[middle]] - coords[middle]
+    assert near[middle, 0] == middle and set(map(tuple, np.abs(away))) == {(0, 0), (50, 0), (0, 50), (50, 50)}
+    corner = int(np.flatnonzero((coords == (0, 0)).all(axis=1))[0])
+    assert (near[corner] == -1).sum() == 5  # nothing lies beyond the border
+
+
+def test_what_is_wrong_with_cells_and_stores(trained, tmp_path, capsys):
+    from PIL import Image
+
+    Image.fromarray(picture().transpose(1, 2, 0)).save(tmp_path / "he.png")
+    Image.fromarray(np.ones((480, 480), np.uint16)).save(tmp_path / "square.png")
+    (tmp_path / "no.geojson").write_text("{")
+    (tmp_path / "empty.geojson").write_text('{"features": []}')
+    far = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [9999, 5]}}
+    (tmp_path / "far.geojson").write_text(json.dumps({"features": [far]}))
+    (tmp_path / "bad.geojson").write_text(
+        json.dumps({"features": [{"geometry": {"type": "Polygon", "coordinates": [[["a", 1]]]}}]})
+    )
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "other.zarr" / "x").write_text("mine")
+    one = [
+        "expression",
+        "predict",
+        tmp_path / "he.png",
+        "--model",
+        trained[0],
+        "--mpp",
+        "1",
+        "--samples",
+        "0",
+    ]
+    one += ["--tissue", "all", "--device", "cpu", "--out", tmp_path / "out.h5ad"]
+    for option, message in (
+        (["--cells", tmp_path / "no.geojson"], "this is not GeoJSON"),
+        (["--cells", tmp_path / "empty.geojson"], "no cells in it"),
+        (["--cells", tmp_path / "far.geojson"], "lie outside the image"),
+        (["--cells", tmp_path / "bad.geojson"], "feature 1 cannot be read"),
+        (["--cells", tmp_path / "square.png"], "not of the shape of the image"),
+        (["--cells", "nuclei"], "cells come as .geojson"),
+        (["--store", tmp_path / "other.zarr"], "something else here"),
+        (["--store", tmp_path / "new.zarr", "--table", "a b"], "cannot be called 'a b'"),
+    ):
+        assert run(*one, *option) == 2
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said
+    assert (tmp_path / "other.zarr" / "x").read_text() == "mine"
+
+
+def run(*line) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in line])
+    return int(end.value.code or 0)

@@ -66,8 +66,8 @@ def prepare(
     Parameters
     ----------
     folder
-        HEST-1k, Space Ranger, ST tables with images, .h5ad with images, or a folder with Stem's or HisDiff's
-        processed_data.
+        HEST-1k, Space Ranger, ST tables with images, .h5ad with images, SpatialData stores, or a folder with Stem's
+        or HisDiff's processed_data.
     """
     from morphogen.expression.config import PrepareConfig
     from morphogen.expression.sections.folders import prepare_folder
@@ -164,6 +164,19 @@ def predict(
     geojson: Annotated[
         Path | None, Parameter(help="Also write GeoJSON for QuPath: a file, or a folder for several inputs.")
     ] = None,
+    cells: Annotated[
+        str | None,
+        Parameter(
+            help="Predict cells, not a grid: GeoJSON, a mask of instances, or shapes or labels of a SpatialData store."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        Parameter(
+            help="Also write into a SpatialData store, made when it is not there; a folder for several inputs."
+        ),
+    ] = None,
+    table: Annotated[str, Parameter(help="Name of the table in the store.")] = "prediction",
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
@@ -179,7 +192,7 @@ def predict(
     Parameters
     ----------
     inputs
-        Prepared .h5ad files, slides (SVS, NDPI, TIFF, PNG, JPEG …), folders or lists of them.
+        Prepared .h5ad files, slides (SVS, NDPI, TIFF, PNG, JPEG …), SpatialData stores, folders or lists of them.
     """
     from morphogen.expression.config import PredictConfig
     from morphogen.expression.inputs import predict_inputs
@@ -207,6 +220,9 @@ def predict(
         mpp=mpp,
         weights=str(weights) if weights else None,
         geojson=geojson,
+        cells=cells,
+        store=store,
+        table=table,
         device=device,
         precision=precision,
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 
@@ -16,8 +16,16 @@ from morphogen.expression.config import PredictConfig
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.sections.grid import slide_section, write_geojson
 from morphogen.expression.sections.prepare import load_section
+from morphogen.expression.stores.cells import read_cells
+from morphogen.expression.stores.elements import stored_image
+from morphogen.expression.stores.finding import is_store
+from morphogen.expression.stores.writing import TABLE, write_predictions
 from morphogen.slides.batch import collect
+from morphogen.slides.formats.spatial import open_image, slide_name
 from morphogen.tasks.sources import concerns_all
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
 
 PREPARED = ".h5ad"
 
@@ -28,6 +36,11 @@ class SectionInput:
 
     path: Path
     mpp: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return slide_name(self.path)
 
     @property
     def prepared(self) -> bool:
@@ -42,6 +55,7 @@ class Predicted:
     source: Path
     out: Path | None = None
     geojson: Path | None = None
+    store: Path | None = None
     spots: int = 0
     genes: int = 0
     samples: int = 0
@@ -58,19 +72,24 @@ class Predicted:
             f"{self.spots} spots × {self.genes} genes, {self.samples} samples",
             f"{self.source} → {self.out}",
         ]
-        return lines if self.geojson is None else [*lines, f"QuPath: {self.geojson}"]
+        lines += [] if self.geojson is None else [f"QuPath: {self.geojson}"]
+        return lines if self.store is None else [*lines, f"SpatialData: {self.store}"]
 
 
 def section_inputs(inputs: Iterable[Path | str], *, mpp: float | None = None) -> list[SectionInput]:
     """Prepared sections and slides of what is named, in order, each once.
 
-    A folder gives its .h5ad files where it holds any, else its slides; lists are read as by
-    :func:`morphogen.slides.batch.collect`. :class:`InputError` for what is not there.
+    A folder gives its .h5ad files where it holds any, else its slides; a SpatialData store its H&E; lists are read as
+    by :func:`morphogen.slides.batch.collect`. :class:`InputError` for what is not there.
     """
     found: dict[Path, SectionInput] = {}
     for item in map(Path, inputs):
         if not item.exists():
             raise InputError("there is no such file or folder", where=item)
+        if is_store(item):
+            path, stated = stored_image(item)
+            found[path] = SectionInput(path, mpp or stated)
+            continue
         own = list_files(item, suffixes=(PREPARED,))
         if item.suffix.lower() == PREPARED:
             own = [item]
@@ -92,35 +111,46 @@ def predict_inputs(
     mpp: float | None = None,
     weights: str | None = None,
     geojson: Path | str | None = None,
+    cells: Path | str | None = None,
+    store: Path | str | None = None,
+    table: str = TABLE,
     device: str = "auto",
     precision: str = "auto",
 ) -> Iterator[Predicted]:
     """Predict everything that is named, an outcome as each is finished.
 
-    out, geojson: files for a single input; folders for several, in which a result has the name of its input. One bad
-    input among several is an outcome with its error, and the others go on; a single one raises.
+    out, geojson, store: files (a SpatialData store) for a single input; folders for several, in which a result has the
+    name of its input. cells: outlines that are the spots of a slide, as by
+    :func:`~morphogen.expression.stores.cells.read_cells`. table: of the predictions in the store. One bad input among
+    several is an outcome with its error, and the others go on; a single one raises.
     """
     named = section_inputs(inputs, mpp=mpp)
     out = Path(out)
     alone = len(named) == 1 and out.suffix.lower() == PREPARED
-    stems = [each.path.stem for each in named]
-    twice = next((each.path for each in named if stems.count(each.path.stem) > 1), None)
+    stems = [each.name for each in named]
+    twice = next((each.path for each in named if stems.count(each.name) > 1), None)
     if twice is not None:
         raise InputError("two inputs have this name, and so would their results", where=twice)
     if not alone and out.suffix.lower() == PREPARED:
         raise InputError(f"{len(named)} inputs do not fit into one file", where=out, fix="Give a folder")
+    if cells is not None and (len(named) > 1 or named[0].prepared):
+        raise InputError("cells are of one slide", where="--cells", fix="Name that slide alone")
     for each in named:
         try:
-            section = _section(model, each, config, weights, device, precision)
-            place = out if alone else writable_folder(out) / f"{each.path.stem}{PREPARED}"
+            outlines = None
+            if cells is not None:
+                outlines = read_cells(cells, open_image(each.path, mpp=each.mpp))
+            section = _section(model, each, config, weights, device, precision, outlines)
+            place = out if alone else writable_folder(out) / f"{each.name}{PREPARED}"
             result = model(section, config, device=device, precision=precision, out=place)
-            drawn = _qupath(result, each, geojson, alone, config)
+            drawn = _qupath(result, each, geojson, alone, config, outlines)
+            stored = _stored(result, each, store, alone, table, outlines)
         except MorphogenError as error:
             if len(named) == 1 or concerns_all(error):
                 raise
             yield Predicted(each.path, error=str(error))
             continue
-        yield Predicted(each.path, place, drawn, result.n_obs, result.n_vars, config.draws)
+        yield Predicted(each.path, place, drawn, stored, result.n_obs, result.n_vars, config.draws)
 
 
 def _section(
@@ -130,20 +160,41 @@ def _section(
     weights: str | None,
     device: str,
     precision: str,
+    cells: GeoDataFrame | None,
 ) -> ad.AnnData:
     if each.prepared:
         return load_section(each.path)
-    return slide_section(
-        each.path, model, config, mpp=each.mpp, weights=weights, device=device, precision=precision
-    )
+    options: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "cells": cells}
+    return slide_section(each.path, model, config, mpp=each.mpp, **options)
+
+
+def _stored(
+    result: ad.AnnData,
+    each: SectionInput,
+    store: Path | str | None,
+    alone: bool,
+    table: str,
+    outlines: GeoDataFrame | None,
+) -> Path | None:
+    if store is None:
+        return None
+    path = Path(store)
+    if not alone:
+        path = writable_folder(path) / f"{each.name}.zarr"
+    return write_predictions(result, path, table, outlines)
 
 
 def _qupath(
-    result: ad.AnnData, each: SectionInput, geojson: Path | str | None, alone: bool, config: PredictConfig
+    result: ad.AnnData,
+    each: SectionInput,
+    geojson: Path | str | None,
+    alone: bool,
+    config: PredictConfig,
+    outlines: GeoDataFrame | None,
 ) -> Path | None:
     if geojson is None:
         return None
     path = Path(geojson)
     if not alone:
-        path = writable_folder(path) / f"{each.path.stem}.geojson"
-    return write_geojson(result, path, config.geojson_genes)
+        path = writable_folder(path) / f"{each.name}.geojson"
+    return write_geojson(result, path, config.geojson_genes, outlines)

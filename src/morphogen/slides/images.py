@@ -77,7 +77,12 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_raw(path: Path | str) -> np.ndarray:
-    """The samples of a grey PNG as they are, (H, W) uint8 or uint16: a map that this package wrote."""
+    """The samples of a grey PNG or TIFF as they are, (H, W): a map that this package wrote, or a mask."""
+    if sniff(path) == "TIFF":
+        with open_tiff(path) as file:
+            series = main_series(file)
+            _check_memory(int(series.size) * int(series.dtype.itemsize), path)
+            return np.squeeze(series.asarray())
     with open_flat(path) as image:
         return np.asarray(image)
 

@@ -105,27 +105,52 @@ def write_store(
 
     Raises :class:`OutputError` when the place is not writable or the disk is full; the store is then as before.
     """
-    from spatialdata import SpatialData
-
-    shapes, tables = shapes or {}, tables or {}
     properties = slide.reader.properties.to_dict()
-    merged = {**read_attrs(slide.store), **(attrs or {}), "slide_properties": properties}
-    with atomic_path(slide.store) as temporary, _quiet():
-        if not slide.store.exists():
-            SpatialData(shapes=shapes, tables=tables, attrs=merged).write(temporary)
-            return slide.store
-        _clone(slide.store, temporary)
-        for kind, name in [(k, n) for k in ("shapes", "tables") for n in (*drop, *shapes, *tables)]:
+    attrs = {**(attrs or {}), "slide_properties": properties}
+    update_store(slide.store, shapes=shapes, tables=tables, attrs=attrs, drop=drop)
+    slide.__dict__.pop("wsi", None)  # it would show the store as it was
+    return slide.store
+
+
+def update_store(
+    store: Path,
+    *,
+    images: dict[str, Any] | None = None,
+    shapes: dict[str, Any] | None = None,
+    tables: dict[str, Any] | None = None,
+    attrs: dict[str, Any] | None = None,
+    drop: Iterable[str] = (),
+) -> Path:
+    """:func:`write_store` for any SpatialData store; one of the older Zarr format 2 is written anew as a whole."""
+    from spatialdata import SpatialData, read_zarr
+
+    made: dict[str, dict[str, Any]] = {"images": images or {}, "shapes": shapes or {}, "tables": tables or {}}
+    names = [name for elements in made.values() for name in elements]
+    with atomic_path(store) as temporary, _quiet():
+        if not store.exists():
+            SpatialData(**made, attrs=attrs or {}).write(temporary)
+            return store
+        if not (store / "zarr.json").is_file():
+            whole = read_zarr(store)
+            for name in (*drop, *names):
+                if name in whole:
+                    del whole[name]
+            for name, element in ((n, e) for elements in made.values() for n, e in elements.items()):
+                whole[name] = element
+            whole.attrs.update(attrs or {})
+            whole.write(temporary)
+            return store
+        _clone(store, temporary)
+        for kind, name in [(k, n) for k in made for n in (*drop, *names)]:
             shutil.rmtree(temporary / kind / name, ignore_errors=True)
-        data = SpatialData(shapes=shapes, tables=tables, attrs=merged)
+        data = SpatialData(**made, attrs={**read_attrs(store), **(attrs or {})})
         data.path = temporary
-        for name in (*shapes, *tables):
+        for name in names:
             data.write_element(name)
         data.write_attrs()
         _drop_metadata_of_gone(temporary)
         data.write_consolidated_metadata()
-    slide.__dict__.pop("wsi", None)  # it would show the store as it was
-    return slide.store
+    return store
 
 
 def read_attrs(store: Path) -> dict[str, Any]:

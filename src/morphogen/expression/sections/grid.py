@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -15,7 +15,12 @@ from morphogen.expression.config import PredictConfig, PrepareConfig
 from morphogen.expression.data import SectionFacts, facts, set_facts
 from morphogen.expression.sections.neighbours import nearest_spots
 from morphogen.expression.sections.prepare import add_images, embed, slide_fields
-from morphogen.slides import Slide, get_encoder, open_slide
+from morphogen.expression.stores.cells import cell_section, pitched_neighbours
+from morphogen.slides import Slide, get_encoder
+from morphogen.slides.formats.spatial import open_image, slide_name
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
 
 DEFAULT_PITCH_UM = 100.0
 GEOJSON_GENES = 20
@@ -38,17 +43,22 @@ def slide_section(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int = 64,
+    cells: GeoDataFrame | None = None,
 ) -> ad.AnnData:
     """A slide as a section to predict: a square grid of spots over its tissue, embedded as the model needs.
 
-    mpp: µm per pixel where the file does not say. Spots are named ``row x column`` of the grid. Raises
-    :class:`InputError` when there is no tissue.
+    mpp: µm per pixel where the file does not say. cells: outlines in level-0 pixels, which are the spots instead of a
+    grid (:func:`morphogen.expression.stores.cells.read_cells`). Spots are named ``row x column`` of the grid, or as
+    the cells. Raises :class:`InputError` when there is no tissue.
     """
-    slide = open_slide(image, mpp=mpp)
+    slide = open_image(image, mpp=mpp)
     slide.require_mpp()
     trained = float(model.prepared.get("pitch_um", 0.0) or 0.0) or DEFAULT_PITCH_UM
     spacing = config.grid_um or trained
-    section = grid_section(slide, spacing, config.tissue)
+    if cells is None:
+        section = grid_section(slide, spacing, config.tissue)
+    else:
+        section = cell_section(slide, cells, trained)
     prepare = PrepareConfig(
         encoder=model.encoder["name"],
         weights=weights,
@@ -62,7 +72,11 @@ def slide_section(
     # "auto" is a choice for the model's own network; embeddings stay as training had them.
     wanted = "fp32" if precision == "auto" else precision
     encoder = get_encoder(prepare.encoder, weights, device=device, precision=wanted)
-    near = grid_neighbours(section, max(prepare.near, prepare.region), every=max(1, round(trained / spacing)))
+    wide = max(prepare.near, prepare.region)
+    if cells is None:
+        near = grid_neighbours(section, wide, every=max(1, round(trained / spacing)))
+    else:
+        near = pitched_neighbours(section.obsm["spatial"], wide, trained / slide.require_mpp())
     embed(section, slide_fields(section, slide, prepare), prepare, encoder, near)
     add_images(section, slide)
     return section
@@ -103,7 +117,7 @@ def grid_section(slide: Slide, spacing_um: float, tissue: str = "otsu") -> ad.An
     set_facts(
         section,
         SectionFacts(
-            section=Path(slide.path).stem,
+            section=slide_name(slide.path),
             image=str(slide.path),
             mpp=slide.require_mpp(),
             mpp_source=slide.mpp_source or "",
@@ -133,8 +147,10 @@ def grid_neighbours(section: ad.AnnData, k: int, every: int = 1) -> np.ndarray:
     return out
 
 
-def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] = ()) -> Path:
-    """Predictions for QuPath: one square per spot in level-0 pixels, numeric measurements per gene.
+def write_geojson(
+    result: ad.AnnData, path: Path | str, genes: tuple[str, ...] = (), outlines: GeoDataFrame | None = None
+) -> Path:
+    """Predictions for QuPath: one square per spot in level-0 pixels, or its outline, with a number per gene.
 
     QuPath crops slides with OpenSlide bounds (SCN, MRXS) to them: coordinates count from their corner, which the file
     states as ``origin`` (level-0 pixels of the whole slide).
@@ -154,20 +170,14 @@ def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] =
     features = []
     origin = np.array([f.origin_x, f.origin_y])
     for i, (x, y) in enumerate(np.asarray(result.obsm["spatial"], dtype=np.float64) - origin):
-        ring = [
-            [x - half, y - half],
-            [x + half, y - half],
-            [x + half, y + half],
-            [x - half, y + half],
-            [x - half, y - half],
-        ]
+        geometry = _square(x, y, half) if outlines is None else _outline(outlines.geometry.iloc[i], origin)
         measurements = {gene: round(float(mean[i, j]), 4) for j, gene in enumerate(chosen)}
         if std is not None:
             measurements |= {f"{gene} sd": round(float(std[i, j]), 4) for j, gene in enumerate(chosen)}
         features.append(
             {
                 "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [np.round(ring, 2).tolist()]},
+                "geometry": geometry,
                 "properties": {
                     "objectType": "detection",
                     "name": str(result.obs_names[i]),
@@ -177,6 +187,20 @@ def write_geojson(result: ad.AnnData, path: Path | str, genes: tuple[str, ...] =
         )
     collection = {"type": "FeatureCollection", "origin": origin.tolist(), "features": features}
     return write_json(path, collection)
+
+
+def _square(x: float, y: float, half: float) -> dict[str, Any]:
+    corners = [(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)]
+    ring = np.round([[x + right, y + down] for right, down in corners], 2)
+    return {"type": "Polygon", "coordinates": [ring.tolist()]}
+
+
+def _outline(geometry: Any, origin: np.ndarray) -> dict[str, Any]:
+    import shapely
+    from shapely.geometry import mapping
+
+    moved = shapely.transform(geometry, lambda points: np.round(points - origin, 2))
+    return dict(mapping(moved))
 
 
 def _most_varied(result: ad.AnnData) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from morphogen.core.errors import InputError, SlideError, nearest
 from morphogen.core.reading.codecs import check_codecs
 from morphogen.core.writing.h5ad import check_stored_matrices
-from morphogen.slides.formats.spatial import levels_of
+from morphogen.slides.formats.spatial import image_of, levels_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -114,6 +114,16 @@ def place_image(
     element = data.images[name]
     to_system = affine(element, system, where)
     return Placed(name, element, system, _inverse(to_system, name, where), _stated_mpp(element, where))
+
+
+def stored_image(store: Path) -> tuple[Path, float | None]:
+    """The H&E of a store, its largest image in red, green and blue, as a path; its µm/px where the store says it."""
+    data = read_store(store)
+    coloured = [name for name in data.images if _coloured(data.images[name])]
+    if not coloured:
+        raise InputError("it has no image in red, green and blue", where=store)
+    name = max(coloured, key=lambda each: _area(data.images[each]))
+    return image_of(store, name), _stated_mpp(data.images[name], store) or None
 
 
 def affine(element: Any, system: str, where: Path) -> np.ndarray:

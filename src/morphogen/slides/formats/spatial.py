@@ -30,6 +30,12 @@ def is_image_of_store(path: Path | str) -> bool:
     return path.parent.name == IMAGES and path.is_dir()
 
 
+def slide_name(path: Path | str) -> str:
+    """What a slide is called: the stem of its file, or of its store."""
+    path = Path(path)
+    return path.parents[1].name.removesuffix(".zarr") if is_image_of_store(path) else path.stem
+
+
 def open_image(path: Path | str, mpp: float | None = None) -> Slide:
     """:func:`~morphogen.slides.open_slide`, for image elements of SpatialData stores too."""
     if not is_image_of_store(path):
