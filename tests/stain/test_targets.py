@@ -135,6 +135,16 @@ def test_channels_are_read_as_they_are(make_channels, dtype, suffix):
     )
 
 
+def test_the_layout_of_hemit(tmp_path):
+    for side in ("input", "label"):
+        (tmp_path / "val" / side).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "val" / side / "[1,2]_patch_0_0.tif", np.full((64, 64, 3), 90, np.uint8))
+    (tmp_path / "target.yaml").write_text("channels: [DAPI, panCK, CD3]\n")
+    (pair,) = find_pairs(tmp_path, "val").pairs
+    assert pair.he.parent.name == "input" and pair.target.channels == ("DAPI", "panCK", "CD3")
+    assert read_target(pair.ihc, pair.target).shape == (64, 64, 3)
+
+
 def test_bad_targets_are_named_in_one_sentence(make_channels, tmp_path):
     def sentence(change, **how):
         table = make_channels(root=tmp_path / f"bad{len(list(tmp_path.iterdir()))}", **how)

@@ -5,6 +5,7 @@ These layouts are read:
 * MIST and BCI folders: ``<root>/[TrainValAB/]{train,val,test}{A,B}`` with A = H&E, B = IHC, one file name
 per pair;
 * BCI as published: ``<root>/HE/{train,val,test}`` and ``<root>/IHC/{train,val,test}``;
+* HEMIT as published: ``<root>/{train,val,test}/{input,label}``;
 * two folders, one of H&E and one of IHC, likewise;
 * a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask``;
   paths relative to the CSV.
@@ -202,6 +203,7 @@ def _sides(root: Path, split: str) -> tuple[Path, Path] | None:
     """The folders of H&E and of IHC in a root, of which one at least is there."""
     both = [(base / f"{split}A", base / f"{split}B") for base in (root / "TrainValAB", root)]
     both.append((root / "HE" / split, root / "IHC" / split))  # BCI
+    both.append((root / split / "input", root / split / "label"))  # HEMIT
     return next((sides for sides in both if sides[0].is_dir() or sides[1].is_dir()), None)
 
 
