@@ -197,8 +197,12 @@ def train(
         data__skip_bad=skip_bad or None,
     )
     tile = max(1024, resolved.data.crop)
-    found = read_pairs(data, split, out, tile=tile, mpp=resolved.data.mpp)
-    held = read_pairs(data, validation, out, tile=tile, mpp=resolved.data.mpp) if validation else None
+    found = read_pairs(data, split, out, tile=tile, mpp=resolved.data.mpp, target=resolved.data.target)
+    held = (
+        read_pairs(data, validation, out, tile=tile, mpp=resolved.data.mpp, target=resolved.data.target)
+        if validation
+        else None
+    )
     trained = train_model(
         found,
         resolved,

@@ -19,6 +19,7 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.tiles import tissue_windows
 from morphogen.stain.data import SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name
+from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.folders import save_png
 from morphogen.tasks.sources import is_slide
 
@@ -198,12 +199,24 @@ def read_warped(slide: Slide, affine: np.ndarray, x: float, y: float, side: floa
     )
 
 
-def read_pairs(data: Path | str, split: str, out: Path | str, *, tile: int, mpp: float | None) -> FoundPairs:
+def read_pairs(
+    data: Path | str,
+    split: str,
+    out: Path | str,
+    *,
+    tile: int,
+    mpp: float | None,
+    target: TargetConfig | None = None,
+) -> FoundPairs:
     """Pairs of any layout; a table of slides is cut into ``out/pairs`` first, at ``mpp`` (0.5 when not
-    given).
+    given). ``target`` is what their second images are, where the data do not state it.
     """
     slides = slide_table(data)
     if slides is None:
-        return find_pairs(data, split)
+        return find_pairs(data, split, target)
+    if target is not None and not target.colour:
+        raise InputError(
+            "slides of channels are not cut into pairs here", where=data, fix="Give a table of their tiles"
+        )
     table = cut_slide_pairs(slides, Path(out) / "pairs", tile=tile, mpp=mpp or 0.5)
     return find_pairs(table, split)
