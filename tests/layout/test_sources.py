@@ -107,6 +107,7 @@ def test_a_class_that_nobody_shows(tmp_path, data, caplog):
         ({"annotated": ("P1",), "test": ("P1",)}, "patient P1 is annotated and in the test"),
         ({"classes": ("bone",)}, "there is no class 'bone'"),
         ({"patient": "(x"}, "no regular expression|names no patient"),
+        ({"patient": "p(x)?"}, "finds no patient in 'p1_0'"),
     ],
 )
 def test_splits_and_classes_that_cannot_be(tissue, data, changes, said, tmp_path):
@@ -235,6 +236,14 @@ def test_the_flowers_convention(tmp_path):
     assert (sheets[0].labels(0, 0, 32) == truth).mean() > 0.95
     kept = read_sources([tmp_path], DataConfig(crop=32, class_train_samples=1))
     assert len(kept.annotated) == 2  # one of each of two classes
+    savemat(tmp_path / "setid.mat", {"trnid": [[1, 9]], "valid": [[2]], "tstid": [[3]]})
+    with pytest.raises(InputError, match="trnid names images 1 to 9, imagelabels.mat has 3"):
+        flowers_folder(tmp_path)
+    whole = (tmp_path / "imagelabels.mat").read_bytes()
+    for harmed in (whole[:150], b"", b"x" * 300, whole.replace(b"labels", b"others")):
+        (tmp_path / "imagelabels.mat").write_bytes(harmed)
+        with pytest.raises(InputError, match="this is no file of the flowers data set"):
+            flowers_folder(tmp_path)
 
 
 def test_simulated_tissue_of_different_laboratories(tmp_path):

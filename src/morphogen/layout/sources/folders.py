@@ -103,9 +103,10 @@ def patients_of(root: Path, pattern: str | None, images: Mapping[str, Path]) -> 
     found = {}
     for name in images:
         match = rule.search(name)
-        if match is None:
+        patient = (match.group(1) if rule.groups else match.group(0)) if match else None
+        if not patient:
             raise InputError(f"the pattern {pattern!r} finds no patient in '{name}'", where="data.patient")
-        found[name] = match.group(1) if rule.groups else match.group(0)
+        found[name] = patient
     return found
 
 
@@ -115,15 +116,14 @@ def flowers_folder(root: Path, split: str = "train") -> tuple[list[ImageSheet], 
     The background of a segmentation is the blue that its JPEG keeps: R ≤ 10, G ≤ 10, B ≥ 220. split: train, valid or
     test (the 6149 images of ``tstid``). A sheet's ``kind`` is its class, 0-based; its patient is the image.
     """
-    from scipy.io import loadmat
-
-    try:
-        labels = loadmat(root / "imagelabels.mat")["labels"].ravel()
-        chosen = loadmat(root / "setid.mat")[
-            {"train": "trnid", "valid": "valid", "test": "tstid"}[split]
-        ].ravel()
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise InputError(f"this is not the flowers data set ({error})", where=root) from None
+    labels = _numbers(root / "imagelabels.mat", "labels")
+    key = {"train": "trnid", "valid": "valid", "test": "tstid"}[split]
+    chosen = _numbers(root / "setid.mat", key)
+    if len(chosen) and not 1 <= int(chosen.min()) <= int(chosen.max()) <= len(labels):
+        raise InputError(
+            f"{key} names images {int(chosen.min())} to {int(chosen.max())}, imagelabels.mat has {len(labels)}",
+            where=root / "setid.mat",
+        )
     sheets = []
     for number in sorted(chosen.tolist()):
         name = f"image_{number:05d}"
@@ -131,6 +131,17 @@ def flowers_folder(root: Path, split: str = "train") -> tuple[list[ImageSheet], 
         kind = str(int(labels[number - 1]) - 1)
         sheets.append(ImageSheet(name, name, path, partial(read_image, path), partial(_flower, mask), kind))
     return sheets, Classes(("background", "flower"), {0: 0, 1: 1})
+
+
+def _numbers(path: Path, key: str) -> np.ndarray:
+    """(N,) integers of a MATLAB file."""
+    from scipy.io import loadmat
+
+    try:
+        return np.asarray(loadmat(path)[key]).ravel().astype(np.int64)
+    except Exception as error:  # what scipy meets in a damaged file has no class in common
+        line = " ".join(str(error).split())[:100]
+        raise InputError(f"this is no file of the flowers data set ({line})", where=path) from None
 
 
 def _flower(path: Path) -> np.ndarray:
