@@ -8,7 +8,13 @@ from diffusers import AutoencoderKL, VQModel
 
 from morphogen.checkpoints import load_compvis_first_stage, load_ldm
 from morphogen.core.errors import CheckpointError, InputError
-from morphogen.nets import KLFirstStage, PixelFirstStage, VQFirstStage, load_first_stage
+from morphogen.nets import (
+    ComponentFirstStage,
+    KLFirstStage,
+    PixelFirstStage,
+    VQFirstStage,
+    load_first_stage,
+)
 
 
 def close(ours, reference, atol=3e-5, rtol=1e-4):
@@ -32,10 +38,11 @@ def stages() -> dict:
             VQModel(**blocks(2), latent_channels=3, num_vq_embeddings=9, scaling_factor=2.0)
         ).eval(),
         "pixel": PixelFirstStage(4),
+        "components": ComponentFirstStage.fit(torch.rand(9, 3, 16, 16) * 2 - 1, channels=20),
     }
 
 
-@pytest.mark.parametrize("name", ["kl", "vq", "pixel"])
+@pytest.mark.parametrize("name", ["kl", "vq", "pixel", "components"])
 @torch.no_grad()
 def test_contract(name, tmp_path):
     stage = stages()[name]
@@ -111,4 +118,40 @@ def test_kl_gives_the_published_numbers(shared, tensors):
 def test_a_foreign_component_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
     with pytest.raises(CheckpointError, match="names the class 'AutoencoderDC', not one of AutoencoderKL"):
+        load_first_stage(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_components_of_blocks(whitening, tmp_path):
+    """Against numpy: leading eigenvectors of the blocks' covariance, each divided by its SD to a power."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(
+        torch.randn(40, 3, 6, 6, generator=generator), 24, mode="bilinear"
+    )
+    images = (0.3 * smooth + 0.02 * torch.randn(40, 3, 24, 24, generator=generator)).clamp(-1, 1)
+    stage = ComponentFirstStage.fit(images, factor=4, channels=10, whitening=whitening)
+    blocks = torch.nn.functional.pixel_unshuffle(images, 4).permute(0, 2, 3, 1).reshape(-1, 48).double()
+    expected = torch.linalg.eigvalsh(torch.cov(blocks.T)).flip(0)[:10]
+    latents = stage.encode(images).mode().permute(1, 0, 2, 3).reshape(10, -1).double()
+    covariance = torch.cov(latents)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3
+    variance = expected ** (1 - whitening)
+    torch.testing.assert_close(covariance.diag(), variance / variance.mean(), atol=1e-3, rtol=1e-3)
+    lost = (stage.decode(stage.encode(images).mode()) - images).square().mean()
+    rest = (torch.cov(blocks.T).trace() - expected.sum()) / 48
+    assert lost == pytest.approx(float(rest), rel=1e-2)  # what is left out is what the other components hold
+    whole = ComponentFirstStage.fit(images, factor=4, channels=48, whitening=whitening)
+    torch.testing.assert_close(whole.decode(whole.encode(images).mode()), images, atol=1e-4, rtol=0)
+
+
+def test_components_that_do_not_fit_are_refused(tmp_path):
+    images = torch.rand(9, 3, 16, 16)
+    with pytest.raises(InputError, match="1 to 48 components, not 49"):
+        ComponentFirstStage.fit(images, factor=4, channels=49)
+    with pytest.raises(InputError, match="16 blocks are too few"):
+        ComponentFirstStage.fit(images[:1], factor=4)
+    ComponentFirstStage.fit(images, channels=5).save_pretrained(tmp_path)
+    (tmp_path / "components.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="components do not load"):
         load_first_stage(tmp_path)

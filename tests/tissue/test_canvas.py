@@ -10,10 +10,10 @@ import tifffile
 import torch
 
 from morphogen.core.errors import ConfigError, InputError, OutputError
+from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.draw import CanvasPlan, draw_canvas
 from morphogen.tissue.canvases.edits import edit_image, outpaint_image
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions, interpolated, slerp, vectors_at
-from morphogen.tissue.config import CanvasConfig
 from morphogen.tissue.sampling import TissueSampler
 
 

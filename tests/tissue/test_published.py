@@ -9,10 +9,10 @@ import torch
 from morphogen.core.errors import CheckpointError
 from morphogen.diffusion import WindowLayout
 from morphogen.tissue import TissueDiffusion, TissueSampler
+from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import decoded_bands
 from morphogen.tissue.canvases.draw import CanvasPlan, draw_latents
 from morphogen.tissue.canvases.grid import EmbeddingGrid, vectors_at
-from morphogen.tissue.config import CanvasConfig
 
 
 def close(ours, reference, tolerance):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from morphogen.core.errors import CheckpointError, ConfigError, InputError
 from morphogen.tissue import ModelConfig, TissueDiffusion, TrainConfig, new_model, train_model
 from morphogen.tissue.config import DataConfig, ObjectiveConfig
+from morphogen.tissue.data import TileDataset
 from morphogen.tissue.network import Standardiser
 from morphogen.tissue.train import TissueTask
 from morphogen.training import Draws
@@ -69,6 +72,21 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     assert resumed.model.identity == straight.model.identity != whole.model.identity
 
 
+def test_components_are_fitted_to_the_tiles_and_kept(tmp_path):
+    settings = config(2)
+    settings = settings.replace(model=ModelConfig.of("tiny", first_stage="components", whitening=1.0))
+    table = coloured_tiles(24, groups=24)
+    trained = train_model(table, settings, tmp_path / "run", device="cpu").model
+    assert (trained.channels, trained.first_stage.factor, trained.network.detail) == (48, 4, None)
+    again = TissueDiffusion.from_pretrained(tmp_path / "run" / "model")
+    images = torch.from_numpy(table.read(range(4)))
+    assert torch.equal(again.latents(images), trained.latents(images)) and again.identity == trained.identity
+    assert (again.decode(again.latents(images)).float() - images.float()).abs().max() <= 1
+    more = settings.replace(init=str(tmp_path / "run" / "model"), data=settings.data.replace(hold_out=0.6))
+    onwards = train_model(table, more, tmp_path / "more", device="cpu").model  # its own components are kept
+    assert torch.equal(onwards.first_stage.basis, trained.first_stage.basis)
+
+
 def test_tokens_are_dropped_alone_and_together():
     settings = ModelConfig.of("tiny", embeddings={"patch": 3, "region": 2})
     model = new_model(settings, tile_px=32)
@@ -115,6 +133,33 @@ def test_embeddings_are_standardised_and_normalised_as_the_model_says():
         statistics.inverse("patch", statistics("patch", torch.tensor(values))),
         torch.tensor(values),
         atol=1e-4,
+    )
+
+
+def test_a_column_that_hardly_varies_does_not_outweigh_the_others():
+    values = np.random.default_rng(0).normal(0, [1, 1, 1e-4], (200, 3)).astype(np.float32)
+    settings = ModelConfig.of("tiny", embeddings={"patch": 3})
+    model = new_model(settings, tile_px=32, statistics=Standardiser.of({"patch": values}))
+    assert model.vectors("patch", np.array([[0, 0, 1]], np.float32)).abs().max() == 5
+    settings = settings.replace(feature_limit=None)
+    model = new_model(settings, tile_px=32, statistics=Standardiser.of({"patch": values}))
+    assert model.vectors("patch", np.array([[0, 0, 1]], np.float32)).abs().max() > 5000
+
+
+def test_tiles_are_drawn_in_all_eight_positions():
+    table = coloured_tiles()
+    corner = np.zeros((32, 32, 3), np.uint8)
+    corner[:4, :8] = 255
+    table = replace(table.take([0]), read=lambda indices: corner[None])
+    whole = TileDataset(table, flip=True, turn=True)
+    seen = {whole.draw(0, torch.Generator().manual_seed(i))["image"].numpy().tobytes() for i in range(60)}
+    assert len(seen) == 8
+    mirrored = TileDataset(table, flip=True)
+    assert (
+        len(
+            {mirrored.draw(0, torch.Generator().manual_seed(i))["image"].numpy().tobytes() for i in range(60)}
+        )
+        == 4
     )
 
 

@@ -214,9 +214,9 @@ def canvas(
     json: AsJson = False,
 ) -> int:
     """Draw an image of any size as OUT/canvas.ome.tif: a twin of a region, from a grid, or from a prior."""
+    from morphogen.tissue.canvases.config import CanvasConfig
     from morphogen.tissue.canvases.draw import draw_canvas
     from morphogen.tissue.canvases.sources import grid_from
-    from morphogen.tissue.config import CanvasConfig
     from morphogen.tissue.model import TissueDiffusion
 
     resolved = load_config(

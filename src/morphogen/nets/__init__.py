@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from morphogen.nets.config import GeneTransformerConfig, UNetConfig
     from morphogen.nets.embedders import ImageEmbedder, RepresentationTokens, TimeEmbedder, sinusoid
     from morphogen.nets.first_stages import (
+        ComponentFirstStage,
         FirstStage,
         KLFirstStage,
         LatentDistribution,
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["GeneTransformerConfig", "UNetConfig"],
         "embedders": ["ImageEmbedder", "RepresentationTokens", "TimeEmbedder", "sinusoid"],
         "first_stages": [
+            "ComponentFirstStage",
             "FirstStage",
             "KLFirstStage",
             "LatentDistribution",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from morphogen.tissue.canvases.config import CanvasConfig
     from morphogen.tissue.canvases.draw import CanvasResult, draw_canvas
     from morphogen.tissue.canvases.edits import edit_image, outpaint_image
     from morphogen.tissue.canvases.grid import EmbeddingGrid, interpolated
     from morphogen.tissue.canvases.sources import grid_of_picks, grid_of_region
     from morphogen.tissue.config import (
-        CanvasConfig,
         DataConfig,
         EvaluateConfig,
         ModelConfig,
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "canvases.config": ["CanvasConfig"],
         "canvases.draw": ["CanvasResult", "draw_canvas"],
         "canvases.edits": ["edit_image", "outpaint_image"],
         "canvases.grid": ["EmbeddingGrid", "interpolated"],
         "canvases.sources": ["grid_of_picks", "grid_of_region"],
         "config": [
-            "CanvasConfig",
             "DataConfig",
             "EvaluateConfig",
             "ModelConfig",

@@ -58,6 +58,10 @@ class DataConfig(Config):
         description="Mirror each axis of a tile with probability one half. Its embedding is that of the tile as it "
         "lies: an encoder that hardly sees orientation is assumed.",
     )
+    turn: bool = Field(
+        False,
+        description="Swap the axes of a tile with probability one half; with flip, all eight positions of a square.",
+    )
     min_tissue: float = Field(
         0.1, ge=0, le=1, description="Images cut here: least share of a tile that is not background."
     )
@@ -73,20 +77,32 @@ class ModelConfig(Config):
     """What the network is; saved with it."""
 
     size: Size = Field("small", description="Preset that the other settings of this section come from.")
-    first_stage: Literal["pixels", "vq", "kl"] = Field(
-        "pixels", description="What is diffused: blocks of pixels, or latents of a VQ or KL autoencoder."
+    first_stage: Literal["components", "pixels", "vq", "kl"] = Field(
+        "components",
+        description="What is diffused: principal components of blocks of pixels, fitted to the training tiles; the "
+        "blocks themselves; or latents of a VQ or KL autoencoder.",
     )
     autoencoder: str | None = Field(
         None, description="first_stage vq or kl: CompVis file or diffusers folder of its weights."
     )
-    pixel_factor: int = Field(4, ge=1, description="pixels: blocks of this side become channels.")
+    pixel_factor: int = Field(4, ge=1, description="components, pixels: blocks of this side become channels.")
+    components: int | None = Field(
+        None, ge=1, description="components: how many are kept. null = all, 3 · pixel_factor²."
+    )
+    whitening: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="components: each is divided by this power of its standard deviation; 0 = as they are, 1 = all of "
+        "one size.",
+    )
     pixel_scale: float = Field(
         1.0, gt=0, description="pixels: factor on pixels in -1…1 before noise is added."
     )
     detail: int = Field(
         16, ge=0, description="pixels: channels of a head at full resolution across the borders of blocks."
     )
-    widths: tuple[int, ...] = Field((96, 128, 160), min_length=1, description="Channels per U-Net level.")
+    widths: tuple[int, ...] = Field((64, 128, 192), min_length=1, description="Channels per U-Net level.")
     layers: int = Field(1, ge=1, description="Residual blocks per level.")
     attention: tuple[int, ...] = Field((2,), description="U-Net levels (0 = finest) with transformer blocks.")
     heads: int = Field(4, ge=1, description="Attention heads.")
@@ -105,9 +121,15 @@ class ModelConfig(Config):
     )
     encoder_weights: str | None = Field(None, description="Weights of that encoder on disk.")
     features: Literal["normalise", "standardise", "standardise+normalise"] = Field(
-        "standardise+normalise",
+        "standardise",
         description="What is done to an embedding first: length one (published), columns of mean 0 and SD 1 over the "
         "training tiles, or both.",
+    )
+    feature_limit: float | None = Field(
+        5.0,
+        gt=0,
+        description="Standardised embeddings are cut to plus and minus this many SD, so that a column that hardly "
+        "varies in training cannot outweigh all others elsewhere. null = not cut.",
     )
     unit_features: bool = Field(
         True, description="Entries of a normalised embedding have root mean square 1, not length 1."
@@ -135,11 +157,13 @@ class ModelConfig(Config):
         """The preset of a size.
 
         ``paper``: Graikos et al. (CVPR 2024), 401 M parameters in VQ latents. ``base``: 80 M, for one GPU.
-        ``small``: 8 M in blocks of pixels, trains on a CPU. ``tiny``: for tests.
+        ``small``: 10 M in components of blocks of pixels, trains on a CPU. ``tiny``: for tests.
         """
         return cls(**{"size": size, **_SIZES[size], **changes})
 
 
+SMALL_STEPS = 5000
+"""80,000 tiles of 64 px: 20 minutes on two cores."""
 _LATENT = {"pixel_factor": 4, "detail": 0, "groups": 32, "token_width": 512}
 _SIZES: dict[str, dict[str, Any]] = {
     "paper": {
@@ -164,7 +188,15 @@ _SIZES: dict[str, dict[str, Any]] = {
         "detail": 24,
     },
     "small": {},
-    "tiny": {"widths": (16, 32), "attention": (1,), "heads": 2, "groups": 8, "token_width": 16, "detail": 4},
+    "tiny": {
+        "first_stage": "pixels",
+        "widths": (16, 32),
+        "attention": (1,),
+        "heads": 2,
+        "groups": 8,
+        "token_width": 16,
+        "detail": 4,
+    },
 }
 
 
@@ -237,80 +269,22 @@ class TrainConfig(Config):
                 save_every=5000,
             )
             return cls(model=ModelConfig.of(size), training=training)
-        steps = steps or (1500 if size == "small" else 20)
+        small = size == "small"
+        steps = steps or (SMALL_STEPS if small else 20)
         training = TrainingConfig(
             steps=steps,
-            batch_size=16 if size == "small" else 4,
-            lr=6e-4,
+            batch_size=16 if small else 4,
+            lr=1e-3 if small else 6e-4,
             weight_decay=1e-2,
-            warmup_steps=min(50, steps // 10),
+            warmup_steps=min(100 if small else 50, steps // 10),
             lr_schedule="cosine",
-            ema_decay=0.999 if steps > 3000 else 0.995,
+            ema_decay=0.998 if steps > 3000 else 0.995,
             save_every=250,
         )
-        data = DataConfig(
-            tile_px=128 if size == "small" else 32, tile_mpp=1.0, stride=64 if size == "small" else None
-        )
+        data = DataConfig(tile_px=64 if small else 32, tile_mpp=1.0, stride=32 if small else None, turn=small)
         # With the usual bound of 5 a network of this size leaves out the fine structure.
-        objective = ObjectiveConfig(x0_weight=40.0 if size == "small" else 5.0)
+        objective = ObjectiveConfig(x0_weight=40.0 if small else 5.0)
         return cls(data=data, model=ModelConfig.of(size), objective=objective, training=training)
-
-
-class CanvasConfig(Config):
-    """How a canvas is drawn from a grid of embeddings."""
-
-    sampler: TissueSampler = Field(default_factory=TissueSampler, description="Solver, steps and guidance.")
-    blend: Literal["shifted", "feather", "uniform"] = Field(
-        "shifted",
-        description="How windows become one canvas at every step: shifted: they do not overlap and their grid moves; "
-        "feather: half a window of overlap, blended softly; uniform: plain means (published).",
-    )
-    stride: int | None = Field(
-        None,
-        ge=1,
-        description="Overlapping windows: latent cells from one to the next. null = half a window; a quarter for "
-        "uniform.",
-    )
-    overlapped_steps: int = Field(
-        3, ge=0, description="shifted: so many last steps overlap and are feathered, against seams."
-    )
-    batch: int = Field(8, ge=1, description="Windows through the network together.")
-    memory_gib: float = Field(
-        1.0,
-        ge=0,
-        description="Canvases whose state needs more are kept on disk, beside the result, while drawn.",
-    )
-    save_every: int = Field(1, ge=1, description="Steps between states kept for a killed run.")
-    seed: int = Field(0, ge=0, description="Seed of all noise.")
-    format: Literal["tiff", "zarr"] = Field(
-        "tiff", description="The image is a pyramidal OME-TIFF, or OME-Zarr, which is lossless."
-    )
-    codec: Literal["jpeg", "deflate"] = Field(
-        "jpeg", description="Compression of the OME-TIFF; deflate is lossless."
-    )
-    quality: int = Field(90, ge=1, le=100, description="JPEG quality.")
-    mpp: float | None = Field(
-        None, gt=0, description="µm per pixel written into the file where the model does not know it."
-    )
-
-    @classmethod
-    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """How windows are blended, as the sampler's preset wants it: the published canvas code takes plain means of
-        169 windows per 1024² at each of its 50 steps."""
-        sampler = given.get("sampler")
-        name = sampler.get("preset") if isinstance(sampler, Mapping) else None
-        return _BLENDS.get(str(name), {})
-
-    @classmethod
-    def named(cls, name: str) -> CanvasConfig:
-        """``standard``, ``fast`` or ``reference-canvas``."""
-        return cls.load(overrides={"sampler.preset": name})
-
-
-_BLENDS: dict[str, dict[str, Any]] = {
-    "reference-canvas": {"blend": "uniform", "overlapped_steps": 0},
-    "fast": {"overlapped_steps": 2},
-}
 
 
 class PatchesConfig(Config):

@@ -25,8 +25,10 @@ class TileDataset(Dataset):
     Tiles are decoded once and kept as long as they fit into ``memory_gib``.
     """
 
-    def __init__(self, table: TileTable, *, flip: bool = True, memory_gib: float = 2.0) -> None:
-        self.table, self.flip = table, flip
+    def __init__(
+        self, table: TileTable, *, flip: bool = True, turn: bool = False, memory_gib: float = 2.0
+    ) -> None:
+        self.table, self.flip, self.turn = table, flip, turn
         size = 3 * table.tile_px**2 * len(table)
         self._kept: np.ndarray | None = None
         if size <= memory_gib * 2**30 and len(table):
@@ -48,11 +50,13 @@ class TileDataset(Dataset):
         return {**item, "index": torch.tensor(index)}
 
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """An item with its axes mirrored at random."""
+        """An item with its axes mirrored, and swapped, at random."""
         item = self[index]
         if self.flip:
             axes = [axis for axis in (1, 2) if torch.rand((), generator=generator) < 0.5]
             item["image"] = item["image"].flip(axes) if axes else item["image"]
+        if self.turn and torch.rand((), generator=generator) < 0.5:
+            item["image"] = item["image"].transpose(1, 2)
         return item
 
 

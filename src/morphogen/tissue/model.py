@@ -181,7 +181,11 @@ class TissueDiffusion(Pretrained):
             raise InputError(
                 "the embeddings hold NaN or infinite numbers", where="embeddings", fix="Encode again"
             )
-        return self.statistics(name, tensor) if "standardise" in self.config.features else tensor
+        if "standardise" not in self.config.features:
+            return tensor
+        limit = self.config.feature_limit
+        standard = self.statistics(name, tensor)
+        return standard if limit is None else standard.clamp(-limit, limit)
 
     def context(self, patch: Tensor | np.ndarray, region: Tensor | np.ndarray | None = None) -> Tensor:
         """(B, T, width) tokens of embeddings (B, D); a missing region is the zero vector, as published."""

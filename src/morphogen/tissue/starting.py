@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from morphogen.checkpoints import load_compvis_first_stage, load_ldm
 from morphogen.core.errors import CheckpointError, ConfigError
-from morphogen.nets import FirstStage, PixelFirstStage, load_first_stage, load_unet
+from morphogen.nets import ComponentFirstStage, FirstStage, PixelFirstStage, load_first_stage, load_unet
 from morphogen.tissue.config import ModelConfig
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.network import Standardiser, TissueNetwork, new_network
@@ -30,15 +32,19 @@ def new_model(
     init: Path | str | None = None,
     seed: int = 0,
     facts: dict[str, Any] | None = None,
+    tiles: np.ndarray | None = None,
 ) -> TissueDiffusion:
     """A model to be trained, on the CPU; ``init`` as in :class:`~morphogen.tissue.TrainConfig`.
+
+    tiles: (N, px, px, 3) uint8, what the components of a first stage ``components`` are fitted to; without them its
+    components are the pixels of a block. A start that is a tissue model of ours gives its own.
 
     Raises :class:`ConfigError` for a first stage without weights and tiles that do not fit the network,
     :class:`CheckpointError` when the start matches less than 95 % of the parameters.
     """
     if not config.embeddings:
         raise ConfigError("the widths of the embeddings are not known", where="model.embeddings")
-    stage = new_first_stage(config)
+    stage = new_first_stage(config, tiles, init)
     network = new_network(config, stage.channels, seed)
     notes = dict(facts or {})
     if init is not None:
@@ -55,8 +61,28 @@ def new_model(
     return model
 
 
-def new_first_stage(config: ModelConfig) -> FirstStage:
-    """Blocks of pixels, or the autoencoder of ``config.autoencoder``."""
+def new_first_stage(
+    config: ModelConfig, tiles: np.ndarray | None = None, init: Path | str | None = None
+) -> FirstStage:
+    """Components or blocks of pixels, or the autoencoder of ``config.autoencoder``; see :func:`new_model`."""
+    if config.first_stage == "components":
+        own = Path(init) / "first_stage" if init is not None else None
+        if (
+            own is not None
+            and own.is_dir()
+            and isinstance(stage := load_first_stage(own), ComponentFirstStage)
+        ):
+            return stage
+        size = 3 * config.pixel_factor**2
+        count = config.components or size
+        if tiles is None:
+            return ComponentFirstStage(
+                config.pixel_factor, torch.zeros(size), torch.eye(size)[:count], torch.ones(min(count, size))
+            )
+        images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return ComponentFirstStage.fit(
+            images, factor=config.pixel_factor, channels=count, whitening=config.whitening
+        )
     if config.first_stage == "pixels":
         stage = PixelFirstStage(config.pixel_factor)
         stage.scaling = config.pixel_scale

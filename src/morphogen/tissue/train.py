@@ -26,6 +26,7 @@ from morphogen.training import Draws, TrainResult, fit
 
 _VALIDATED = 128  # held-out tiles whose loss is measured
 _LEVELS = 4  # at so many noise levels each
+_FITTED = 500  # tiles whose blocks the components are fitted to
 
 
 class TissueTask:
@@ -204,6 +205,9 @@ def train_model(
         init=config.init,
         seed=config.training.seed,
         facts=facts,
+        tiles=train.read(_spread(len(train), _FITTED).tolist())
+        if config.model.first_stage == "components"
+        else None,
     ).to(device)
     config.save(out / "config.yaml")
     write_json(out / "split.json", {"train": sorted(set(train.groups)), "held_out": sorted(set(held.groups))})
@@ -212,9 +216,12 @@ def train_model(
         "objective": config.objective.to_dict(),
         "tiles": train.identity(),
         "flip": config.data.flip,
+        "turn": config.data.turn,
         "init": facts.get("init"),
     }
-    dataset = TileDataset(train, flip=config.data.flip, memory_gib=config.data.memory_gib)
+    dataset = TileDataset(
+        train, flip=config.data.flip, turn=config.data.turn, memory_gib=config.data.memory_gib
+    )
     task = TissueTask(model, dataset, config, held, identity)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())

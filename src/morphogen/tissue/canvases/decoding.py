@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morphogen.diffusion import Canvas, WindowLayout, feather
-from morphogen.nets import FirstStage, PixelFirstStage
+from morphogen.nets import ComponentFirstStage, FirstStage, PixelFirstStage
 
 WIDTH = 0.8
 """Width of the feather over a decoded window, as published."""
@@ -24,7 +24,7 @@ def decoded_bands(
     x: (1, C, H, W) scaled latents, a tensor or a canvas. window, stride: of the decoded windows in latent cells; they
     are blended by a feather. Blocks of pixels do not see one another, so they are laid out without overlap.
     """
-    blocks = isinstance(stage, PixelFirstStage)
+    blocks = isinstance(stage, PixelFirstStage | ComponentFirstStage)
     layout = WindowLayout(tuple(x.shape[-2:]), window, window if blocks else (stride or max(1, window // 4)))
     factor, (height, width) = stage.factor, layout.size
     side = [min(extent, window) * factor for extent in layout.size]

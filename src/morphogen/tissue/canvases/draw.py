@@ -39,9 +39,9 @@ from morphogen.diffusion.sampler import sample
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides.pyramid import write_pyramid
 from morphogen.tasks.layers import SUFFIXES
+from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import as_bytes, decoded_bands
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions
-from morphogen.tissue.config import CanvasConfig
 from morphogen.tissue.model import TissueDiffusion
 
 NOISE_BLOCK = 64
