@@ -99,6 +99,29 @@ ImageFormat = Annotated[
     ),
 ]
 Updates = Annotated[int | None, Parameter(name="--steps", help="Updates of the weights.")]
+TwinCanvas = Annotated[
+    Path | None,
+    Parameter(name="--canvas", help="A twin to hold against the one slide that is given, and its --region."),
+]
+TrainingImages = Annotated[
+    list[Path] | None,
+    Parameter(
+        name="--training",
+        consume_multiple=True,
+        negative=(),
+        help="Training images: looks for copies of them.",
+    ),
+]
+UseImages = Annotated[
+    list[Path] | None,
+    Parameter(
+        name="--use",
+        consume_multiple=True,
+        negative=(),
+        help="Test images in a folder per class: do variations of the inputs, labelled likewise, help a classifier "
+        "with few labels?",
+    ),
+]
 
 
 def names(values: Iterable[str] | None) -> list[str] | None:

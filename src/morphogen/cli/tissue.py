@@ -29,7 +29,10 @@ from morphogen.cli.options import (
     Region,
     Steps,
     TissueModel,
+    TrainingImages,
+    TwinCanvas,
     Updates,
+    UseImages,
     Weights,
 )
 
@@ -316,22 +319,10 @@ def evaluate(
     *,
     model: TissueModel,
     out: Out,
-    canvas: Annotated[
-        Path | None,
-        Parameter(
-            name="--canvas", help="A twin to hold against the one slide that is given, and its --region."
-        ),
-    ] = None,
+    canvas: TwinCanvas = None,
     region: Region = None,
-    training: Annotated[
-        list[Path] | None,
-        Parameter(
-            name="--training",
-            consume_multiple=True,
-            negative=(),
-            help="Training images: looks for copies of them.",
-        ),
-    ] = None,
+    training: TrainingImages = None,
+    use: UseImages = None,
     encoders: Names = None,
     solver: Preset = None,
     steps: Steps = None,
@@ -348,20 +339,29 @@ def evaluate(
     """Draw held-out tiles again and score them in several encoders, beside real against real; table and HTML page."""
     from morphogen.cli.options import names
     from morphogen.tissue.canvases.sources import parse_region
-    from morphogen.tissue.config import EvaluateConfig
+    from morphogen.tissue.config import EvaluateConfig, UseConfig
     from morphogen.tissue.evaluate import evaluate_model, evaluate_twin
     from morphogen.tissue.model import TissueDiffusion
     from morphogen.tissue.train import tiles_for
+    from morphogen.tissue.use import evaluate_use
 
-    resolved = load_config(
-        EvaluateConfig,
-        config,
-        settings,
-        sampler__preset=solver,
-        sampler__steps=steps,
-        encoders=names(encoders),
-        seed=seed,
-    )
+    given: dict[str, Any] = {
+        "sampler__preset": solver,
+        "sampler__steps": steps,
+        "encoders": names(encoders),
+        "seed": seed,
+    }
+    if use:
+        asked = load_config(UseConfig, config, settings, **given)
+        loaded = TissueDiffusion.from_pretrained(model, device=device)
+        labelled, test = (
+            tiles_for(loaded, sources, out, encoder=encoder, weights=weights, mpp=mpp)
+            for sources in (inputs, use)
+        )
+        answer = evaluate_use(loaded, labelled, test, out, asked, precision=precision)
+        result(json, {"gains": answer.gains}, answer.lead, f"Results: {out / 'use.json'}")
+        return 0
+    resolved = load_config(EvaluateConfig, config, settings, **given)
     loaded = TissueDiffusion.from_pretrained(model, device=device)
     if canvas is not None:
         twin = evaluate_twin(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ObjectiveConfig,
         PriorConfig,
         TrainConfig,
+        UseConfig,
     )
     from morphogen.tissue.data import TileTable, read_tiles
     from morphogen.tissue.evaluate import evaluate_model, evaluate_twin
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from morphogen.tissue.sampling import TissueSampler
     from morphogen.tissue.starting import new_model
     from morphogen.tissue.train import train_model
+    from morphogen.tissue.use import evaluate_use
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -48,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "ObjectiveConfig",
             "PriorConfig",
             "TrainConfig",
+            "UseConfig",
         ],
         "data": ["TileTable", "read_tiles"],
         "evaluate": ["evaluate_model", "evaluate_twin"],
@@ -58,5 +61,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sampling": ["TissueSampler"],
         "starting": ["new_model"],
         "train": ["train_model"],
+        "use": ["evaluate_use"],
     },
 )

@@ -315,6 +315,33 @@ class EvaluateConfig(Config):
     seed: int = Field(0, ge=0, description="Seed of noise, halves and groups.")
 
 
+class UseConfig(Config):
+    """What `morphogen tissue evaluate --use` asks: whether variations help a classifier."""
+
+    sampler: TissueSampler = Field(
+        default_factory=lambda: TissueSampler.named("fast"), description="How variations are drawn."
+    )
+    shares: tuple[float, ...] = Field(
+        (0.01, 0.1), min_length=1, description="Shares of the labels that are used, each between 0 and 1."
+    )
+    copies: int = Field(4, ge=2, description="Variations, or recoloured copies, per labelled tile.")
+    stain: float = Field(0.2, ge=0, description="Size of the random changes of stain of a recoloured copy.")
+    seeds: int = Field(8, ge=2, description="Choices of labelled tiles that the intervals are over.")
+    encoders: tuple[str, ...] = Field(
+        ("model",),
+        min_length=1,
+        description="Encoders whose features are classified; model = the model's own.",
+    )
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples of the intervals.")
+    seed: int = Field(0, ge=0, description="Seed of choices, noise and stain.")
+
+    @model_validator(mode="after")
+    def _between(self) -> UseConfig:
+        if not all(0 < share <= 1 for share in self.shares):
+            raise ValueError(f"shares are {list(self.shares)}, but each must lie in (0, 1]")
+        return self
+
+
 class PriorConfig(Config):
     """A run of `morphogen tissue prior`: a diffusion transformer over grids of embeddings."""
 
