@@ -195,6 +195,29 @@ KINDS |= {
 }
 FOUND: dict[str, Path] = {}
 
+_DRAW = "tissue patches images/a.png --model tissue/model --out {out} --steps 1 --mpp 1 --device cpu"
+#: Of what other verbs wrote first.
+WRITTEN = {
+    "tissue model json": Kind(("images", "tissue"), "tissue/model/morphogen.json", "json", _DRAW, 20),
+    "tissue components": Kind(
+        ("images", "tissue"), "tissue/model/first_stage/components.safetensors", "bytes", _DRAW, 10
+    ),
+    "tissue image": Kind(
+        ("images", "tissue"),
+        "images/a.png",
+        "bytes",
+        "tissue patches images --model tissue/model --out {out} --steps 1 --mpp 1 --most 4 --device cpu",
+        15,
+    ),
+    "tissue grid": Kind(
+        ("drawn", "tissue"),
+        "drawn/grid.npz",
+        "bytes",
+        "tissue canvas --grid {target} --model tissue/model --out {out} --steps 1 --device cpu",
+        20,
+    ),
+}
+
 
 def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:
     """One malformed input through its command; what is wrong with the answer."""
@@ -227,4 +250,12 @@ def test_malformed_input_is_answered_in_one_sentence(name, request, tmp_path):
     wrong = [
         fault for seed in range(kind.cases) for fault in attempt(kind, seed, originals, tmp_path / "case")
     ]
+    assert not wrong, f"{len(wrong)} faults of {kind.cases} cases:\n" + "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_malformed_results_are_answered_in_one_sentence(name, written, tmp_path):
+    kind = WRITTEN[name]
+    wrong = [fault for seed in range(kind.cases) for fault in attempt(kind, seed, written, tmp_path / "case")]
     assert not wrong, f"{len(wrong)} faults of {kind.cases} cases:\n" + "\n".join(wrong)

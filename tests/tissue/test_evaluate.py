@@ -13,12 +13,14 @@ from PIL import Image
 from morphogen.cli.main import main
 from morphogen.core.errors import InputError
 from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, memorisation
-from morphogen.tissue import scoring
+from morphogen.slides.pyramid import write_pyramid
+from morphogen.tissue import EvaluateConfig, evaluate_twin, scoring
 from morphogen.tissue.canvases.sources import grid_of_picks, grid_of_table, region_boxes
 from morphogen.tissue.config import PriorConfig
 from morphogen.tissue.priors.model import Components, TissuePrior
 from morphogen.tissue.priors.train import GridDataset, check_prior, full_grids, train_prior
 from morphogen.tissue.reading.samples import import_sample_file, transposed_grid
+from morphogen.tissue.scoring import crops
 
 from .conftest import coloured_tiles
 
@@ -126,6 +128,22 @@ def test_a_twin_is_drawn_and_judged(trained, capsys):
     bad = ("--like", trained / "data" / "b.png", "--region", "0,0,900,96")
     assert run("tissue", "canvas", "--out", trained / "y", *bad, *common) == 2
     assert "not within the slide" in capsys.readouterr().err
+
+
+def test_crops_of_a_region_are_as_near_to_it_as_its_floor(tiny, tmp_path):
+    """A canvas that is the region itself: its crops are real ones, its seams the region's."""
+    image = np.random.default_rng(0).integers(90, 220, (160, 192, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "slide.png")
+    write_pyramid(tmp_path / "canvas.ome.tif", [image], 192, 160, mpp=1.0, codec="deflate")
+    config = EvaluateConfig(encoders=("model",))
+    found = evaluate_twin(
+        tiny, tmp_path / "canvas.ome.tif", tmp_path / "slide.png", tmp_path / "out", mpp=1.0, config=config
+    )
+    assert found["cells"] == 30 and found["texture"]["cell_top1"] == 1
+    assert found["texture"]["crop_frechet_ratio"] == pytest.approx(1, abs=1e-4)
+    assert found["seams"] == found["seams_of_region"] and found["nuclear_area_r"] == pytest.approx(1)
+    places = crops(image, 32, 30)
+    assert places.shape == (30, 32, 32, 3) and np.array_equal(places, crops(image.copy(), 32, 30))
 
 
 def test_held_out_tiles_are_drawn_again_and_scored(trained, capsys):

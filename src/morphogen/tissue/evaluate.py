@@ -211,8 +211,10 @@ def evaluate_twin(
 ) -> dict[str, Any]:
     """Hold a canvas drawn with ``--like SLIDE --region`` against that region, cell by cell.
 
-    Per encoder: the own cell found among 64, matched − shuffled cosine. Nuclear area per cell, real against drawn
-    (Pearson). Seams at the borders of windows, by the place of the border within a block of 8 px (JPEG's).
+    Per encoder: the own cell found among 64, matched − shuffled cosine; and, for 24 or more cells, the Fréchet distance
+    of crops at random places, which cross the borders of cells, beside real against real. Nuclear area per cell, real
+    against drawn (Pearson). Seams at the borders of windows, by their place within a block of 8 px (JPEG's),
+    and what the region itself has there.
     """
     if model.mpp is None:
         raise InputError("the model does not know its µm per pixel", where="--model")
@@ -222,6 +224,8 @@ def evaluate_twin(
     with open_slide(slide, mpp=mpp) as opened:
         boxes, shape = region_boxes(opened, region, model.tile_px, model.mpp)
         real = read_boxes(opened, boxes, model.tile_px)
+        height, width = (cells * model.tile_px for cells in shape)
+        region_image = opened.read_region(*boxes[0, :2], width, height, mpp=model.mpp)
     with open_slide(image) as opened:
         side = float(model.tile_px)
         at, drawn_shape = region_boxes(opened, None, model.tile_px, opened.require_mpp())
@@ -237,11 +241,21 @@ def evaluate_twin(
     for name, encoder in judges(model, config.encoders).items():
         a, b = scoring.encoded(encoder, real), scoring.encoded(encoder, drawn)
         found[name] = scoring.twin_scores(a, b, group=min(64, len(a)), seed=config.seed)
+        if len(real) >= 2 * scoring.LEAST:
+            sets = (
+                scoring.encoded(encoder, scoring.crops(picture, model.tile_px, len(real), config.seed))
+                for picture in (region_image, whole)
+            )
+            scores = scoring.set_scores(*sets, seed=config.seed)
+            found[name] |= {
+                f"crop_{key}": scores[key] for key in ("frechet", "frechet_floor", "frechet_ratio")
+            }
     area = [scoring.nuclear_area(images) for images in (real, drawn)]
     varied = min(np.std(area[0]), np.std(area[1])) > 1e-8
     found["nuclear_area_r"] = float(np.corrcoef(area[0], area[1])[0, 1]) if varied else float("nan")
     found["nuclear_area"] = [float(values.mean()) for values in area]
     found["seams"] = seams_by_phase(whole, model.tile_px)
+    found["seams_of_region"] = seams_by_phase(region_image, model.tile_px)
     write_json(out / "twin.json", found)
     Manifest.write(out, kind="twin evaluation", model=model.identity)
     return found

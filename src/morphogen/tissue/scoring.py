@@ -84,6 +84,13 @@ def twin_scores(
     return {"cell_top1": found.top1, "cell_gain": found.gain, "group": found.group}
 
 
+def crops(image: np.ndarray, side: int, count: int, seed: int = 0) -> np.ndarray:
+    """(count, side, side, 3) of an image (H, W, 3), at random places that are the same for images of one size."""
+    generator = numpy_generator(seed, "crops")
+    top, left = (generator.integers(0, extent - side + 1, count) for extent in image.shape[:2])
+    return np.stack([image[y : y + side, x : x + side] for y, x in zip(top, left, strict=True)])
+
+
 def nuclear_area(images: np.ndarray) -> np.ndarray:
     """(N,) share of each tile (N, H, W, 3) that is nuclei, as the ``texture`` encoder segments them."""
     encoder = get_encoder("texture", device="cpu")
