@@ -205,6 +205,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("there is no such file", where=path) from None
+    except RecursionError:
+        raise InputError("this is not a valid JSON file (it nests too deeply)", where=path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"this is not a valid JSON file ({error})", where=path) from None
 

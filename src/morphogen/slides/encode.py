@@ -20,6 +20,7 @@ from morphogen.core.files import Manifest, atomic_path, content_hash, writable_f
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job
 from morphogen.core.provenance import versions
+from morphogen.core.reading.arrays import DAMAGED
 from morphogen.core.writing.places import own_place
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.fields import read_boxes, reading_order
@@ -285,7 +286,7 @@ def _prefetched(
 def _load_part(path: Path, rows: int) -> np.ndarray | None:
     try:
         part = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except DAMAGED:
         return None
     return part if part.ndim == 2 and len(part) == rows else None
 

@@ -33,6 +33,7 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.core.jobs import Job, kept_facts
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
+from morphogen.core.reading.arrays import DAMAGED
 from morphogen.core.running.pipeline import Behind
 from morphogen.core.writing.locks import file_lock
 from morphogen.metrics.seams import SeamMeter, SeamScore
@@ -191,7 +192,7 @@ class PyramidJob:
         try:
             with np.load(self.state, allow_pickle=False) as file:
                 values = {key: file[key] for key in file.files}
-        except (OSError, ValueError):
+        except DAMAGED:
             return None
         # Without its scratch file a pyramid holds nothing of what the state says is written.
         whole = all(path.with_name(f".{path.name}.scratch").is_file() for path in self.images.values())

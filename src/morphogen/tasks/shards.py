@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, writable_folder
+from morphogen.core.reading.arrays import read_arrays
 from morphogen.core.writing.places import own_place
 
 
@@ -37,12 +39,14 @@ class Shards:
         return self.folder / f"{self.key}-{number:06d}.npz"
 
     def read(self, number: int) -> dict[str, np.ndarray] | None:
-        """Arrays of a part by name; ``None`` when it is not finished."""
+        """Arrays of a part by name; ``None`` when it is not finished, or damaged."""
         path = self.path(number)
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        try:
+            return read_arrays(path)
+        except InputError:
+            return None  # a damaged part is made again
 
     def write(self, number: int, values: dict[str, np.ndarray]) -> None:
         """Keep a part, whole or not at all."""

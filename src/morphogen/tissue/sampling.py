@@ -47,7 +47,7 @@ class TissueSampler(SamplerConfig):
         2.0, ge=0, description="Classifier-free guidance, eps_u + s·(eps_c − eps_u). 1 = none."
     )
     guidance_interval: tuple[float, float] | None = Field(
-        (300.0, 870.0), description="Times (low, high) within which guidance acts. null = at all."
+        (300.0, 840.0), description="Times (low, high) within which guidance acts. null = at all."
     )
     time_offset: int = Field(
         0,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, content_hash
+from morphogen.core.reading.arrays import read_arrays
 
 PARALLEL = 0.9995
 """Cosine beyond which two vectors are too nearly parallel, or opposite, for an arc between them."""
@@ -99,18 +100,19 @@ class EmbeddingGrid:
     @classmethod
     def load(cls, path: Path | str) -> EmbeddingGrid:
         """Read ``.npz`` (patch, region) or ``.npy`` (R, C, D); :class:`InputError` for anything else."""
-        try:
-            read = np.load(path, allow_pickle=False)
-            if isinstance(read, np.ndarray):
-                return cls(read.astype(np.float32), facts={"from": Path(path).name})
-            with read:
-                region = read["region"].astype(np.float32) if "region" in read else None
-                return cls(read["patch"].astype(np.float32), region, {"from": Path(path).name})
-        except (OSError, ValueError, KeyError) as error:
-            line = " ".join(str(error).split())[:120]
+        arrays = read_arrays(path)
+        patch, region = arrays.get("patch", arrays.get("")), arrays.get("region")
+        if patch is None:
             raise InputError(
-                f"is not a grid of embeddings ({line})", where=path, fix="Give an .npz with 'patch' (R, C, D)"
-            ) from None
+                "is not a grid of embeddings: it has no 'patch'",
+                where=path,
+                fix="Give an .npz with 'patch' (R, C, D)",
+            )
+        try:
+            parts = [None if part is None else part.astype(np.float32) for part in (patch, region)]
+            return cls(parts[0], parts[1], {"from": Path(path).name})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"is not a grid of embeddings ({str(error)[:120]})", where=path) from None
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

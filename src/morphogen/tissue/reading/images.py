@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.files import atomic_path, content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.progress import progress
+from morphogen.core.reading.arrays import read_arrays
 from morphogen.slides import Slide, get_encoder, open_slide
 from morphogen.slides.batch import collect
 from morphogen.slides.encode import features_key
@@ -122,8 +124,9 @@ def _encoded(
     mark = content_hash(encoder.identity(), fingerprint(slide.path), boxes, config.tile_px, config.min_tissue)
     path = writable_folder(cache) / f"{mark[:24]}.npz" if cache is not None else None
     if path is not None and path.is_file():
-        with np.load(path) as file:
-            return file["keep"], file["features"]
+        with suppress(InputError, KeyError):  # a damaged one is made again
+            kept_before = read_arrays(path)
+            return kept_before["keep"], kept_before["features"]
     kept, features = [], []
     for start in range(0, len(boxes), _BATCH):
         images = read_boxes(slide, boxes[start : start + _BATCH], config.tile_px)

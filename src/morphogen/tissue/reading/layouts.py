@@ -17,6 +17,7 @@ import numpy as np
 
 from morphogen.checkpoints.arrays import read_object_array
 from morphogen.core.errors import InputError, SlideError
+from morphogen.core.reading.arrays import DAMAGED
 from morphogen.slides.exchange.tileset import dataset, opened
 from morphogen.slides.images import image_size, read_image
 from morphogen.tissue.config import DataConfig
@@ -119,7 +120,7 @@ def read_layout(folder: Path, name: str, config: DataConfig) -> TileTable:
         at = folder / layout.split.format(split=split)
         if not at.is_file():
             continue
-        with np.load(at, allow_pickle=False) as split_file:
+        with _arrays(at) as split_file:
             indices = _array(split_file, layout.split_key.format(split=split, mag=mag), at)
             rows += indices.tolist()
             groups += [split] * len(indices)
@@ -152,7 +153,7 @@ def _naip(folder: Path, layout: _Published, config: DataConfig) -> TileTable:
     parts: list[np.ndarray] = []
     listed = folder / layout.listed
     with (
-        np.load(listed, allow_pickle=False) as lists,
+        _arrays(listed) as lists,
         opened(folder / layout.features) as features,
     ):
         for split in ("train", "test", "val"):
@@ -219,7 +220,7 @@ def _listed(path: Path, trust: bool) -> list[str]:
         raise InputError("the list of tiles is not there", where=path)
     try:
         values = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except DAMAGED as error:
         if "pickle" not in str(error).lower():
             raise InputError(f"is not an array file ({error})", where=path) from error
         if not trust:
@@ -242,6 +243,16 @@ def _texts(values: Any, path: Path) -> list[str]:
     return texts
 
 
+def _arrays(path: Path) -> Any:
+    """An ``.npz``, opened; its arrays are read one by one."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except DAMAGED as error:
+        raise InputError(
+            f"is not a file of arrays ({str(error)[:120]})", where=path, fix="Copy it again"
+        ) from None
+
+
 def _array(file: Any, key: str, path: Path) -> np.ndarray:
     if key not in file:
         raise InputError(f"holds no '{key}' (it holds {', '.join(file)})", where=path)
@@ -249,6 +260,10 @@ def _array(file: Any, key: str, path: Path) -> np.ndarray:
         return file[key]
     except ValueError:
         raise InputError(f"'{key}' is a pickle", where=path, fix="Save it as a plain array") from None
+    except DAMAGED as error:
+        raise InputError(
+            f"'{key}' is damaged ({str(error)[:120]})", where=path, fix="Copy it again"
+        ) from None
 
 
 def _within(rows: list[int], count: int, where: Path) -> None:
