@@ -109,8 +109,8 @@ class EmbeddingGrid:
                 fix="Give an .npz with 'patch' (R, C, D)",
             )
         try:
-            parts = [None if part is None else part.astype(np.float32) for part in (patch, region)]
-            return cls(parts[0], parts[1], {"from": Path(path).name})
+            second = None if region is None else region.astype(np.float32)
+            return cls(patch.astype(np.float32), second, {"from": Path(path).name})
         except (TypeError, ValueError) as error:
             raise InputError(f"is not a grid of embeddings ({str(error)[:120]})", where=path) from None
 
