@@ -225,7 +225,8 @@ def evaluate_twin(
         boxes, shape = region_boxes(opened, region, model.tile_px, model.mpp)
         real = read_boxes(opened, boxes, model.tile_px)
         height, width = (cells * model.tile_px for cells in shape)
-        region_image = opened.read_region(*boxes[0, :2], width, height, mpp=model.mpp)
+        left, top = float(boxes[0, 0]), float(boxes[0, 1])
+        region_image = opened.read_region(left, top, width, height, mpp=model.mpp)
     with open_slide(image) as opened:
         side = float(model.tile_px)
         at, drawn_shape = region_boxes(opened, None, model.tile_px, opened.require_mpp())
