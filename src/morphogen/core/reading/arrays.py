@@ -11,7 +11,7 @@ import numpy as np
 from morphogen.core.errors import InputError
 
 #: What ``numpy.load`` raises for files that are cut, changed or something else.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
