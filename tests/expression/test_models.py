@@ -34,6 +34,7 @@ def config(recipe, **more):
         values |= TINY
     else:
         values["training"] = {"steps": 20, "validate_every": 10}
+        values["spatial"] = {"diffuse_from": 0}
     return ExpressionConfig(**{**values, **more})
 
 
@@ -44,6 +45,18 @@ def models(world, tmp_path_factory):
     return {
         r: train_model(world[:3], config(r), root / r, device="cpu") for r in ("spatial", "stem", "hisdiff")
     }
+
+
+def test_a_residual_network_without_a_chance_is_not_trained(world, models, tmp_path):
+    """Few spots: no training per fold, and the same numbers as those of a network that was tried and rejected."""
+    few = train_model(world[:3], config("spatial", spatial={}), tmp_path / "few", device="cpu")
+    assert not few.head.diffused and not list((tmp_path / "few").glob("fold-*"))
+    assert few.head.report["residual"]["tried_from"] == 20_000 > few.head.report["residual"]["spots"]
+    if not models["spatial"].head.diffused:
+        tried = models["spatial"](world[3], samples=4, device="cpu")
+        np.testing.assert_array_equal(
+            few(world[3], samples=4, device="cpu").layers["pred_std"], tried.layers["pred_std"]
+        )
 
 
 def test_presets_fill_in_what_is_not_given():

@@ -1,11 +1,14 @@
 """What a user names becomes images and slides, and one bad source among many does not stop the others."""
 
 import errno
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from morphogen.core.errors import InputError, OutputError, SlideError
-from morphogen.tasks import FolderResult, run_sources, sort_sources
+from morphogen.core.running.spread import Spread
+from morphogen.tasks import FolderResult, run_sources, sort_sources, spread_sources
 
 
 @pytest.fixture
@@ -67,3 +70,48 @@ def test_a_bad_source_among_several_is_an_outcome(folder, slide, tmp_path):
         list(run_sources([folder, slide], images, full))
     (done,) = run_sources([slide], images, lambda path, mpp: ([path], "3 windows"))
     assert done.whole and done.note == "3 windows"
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A room that can go to other processes: it writes the names of its sources."""
+
+    out: Path
+
+    def load(self):
+        return "model"
+
+    def images(self, model, files):
+        result = FolderResult(self.out, made=list(files))
+        (self.out / "images.txt").write_text("\n".join(files))
+        return result
+
+    def slide(self, model, source, path):
+        target = self.out / f"{source.path.stem}.txt"
+        target.write_text(f"{model} {path.read_bytes()[:4]!r} {source.mpp}")
+        return [target], path.parent.name
+
+
+def test_sources_are_spread_over_a_room_that_can_be_sent(folder, slide, tmp_path):
+    (tmp_path / "out").mkdir()
+    room, again = Copies(tmp_path / "out"), tmp_path / "list.csv"
+    again.write_text(f"path,mpp\n{slide},0.25\n{slide},0.25\n")
+    spread = Spread(stage=tmp_path / "stage")
+    outcomes = list(spread_sources(room, [folder, slide, again], spread, out=room.out, what="copy"))
+    assert [outcome.source for outcome in outcomes] == [folder, slide]  # whatever lists name it, once
+    assert outcomes[0].note == "5 images" and outcomes[1].written[0].read_text().endswith("0.25")
+    assert outcomes[1].note != slide.parent.name and list((tmp_path / "stage").iterdir()) == []
+    assert (room.out / "runs" / "summary.md").is_file()
+
+
+def test_equal_names_and_two_scales_of_a_slide_are_refused(slide, tmp_path):
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / slide.name
+    twin.write_bytes(slide.read_bytes())
+    room = Copies(tmp_path)
+    with pytest.raises(InputError, match="has the name of"):
+        list(spread_sources(room, [slide, twin], out=tmp_path, what="copy"))
+    table = tmp_path / "list.csv"
+    table.write_text(f"path,mpp\n{slide},0.25\n")
+    with pytest.raises(InputError, match="is named with 0.5 and with 0.25"):
+        list(spread_sources(room, [slide, table], out=tmp_path, what="copy", mpp=0.5))

@@ -12,6 +12,7 @@ from morphogen.stain.config import ApplyConfig, SamplerConfig
 from morphogen.stain.recipes.translator import StainTranslator
 from morphogen.tasks import WindowConfig, array_reader, joined, make_bands, plan_windows
 from morphogen.tasks.streams import blending
+from morphogen.tasks.streams.batches import batch_for
 from morphogen.tasks.streams.pixels import BLOCK, slide_reader
 
 from .conftest import Noisy
@@ -127,3 +128,36 @@ def test_bands_do_not_depend_on_what_noise_was_kept():
         assert torch.equal(noise.over([plan.region(row, column)])(0), fresh)
     again = joined(list(make_bands(model, plan, array_reader(image), name="a")))
     np.testing.assert_array_equal(whole.planes, again.planes)
+
+
+class FakeMemory:
+    """A device on which a window takes ``each`` bytes beside ``fixed`` ones."""
+
+    def __init__(self, there, each, fixed=10):
+        self.there, self.each, self.fixed, self.seen = there, each, fixed, []
+
+    def free(self):
+        return self.there
+
+    def peak(self, work):
+        self.seen.append(0)
+        work()
+        return self.fixed + self.each * self.seen[-1]
+
+
+def test_batches_fill_the_memory_of_the_device(copier):
+    plan = plan_windows(copier, WindowConfig(), 300, 300)
+
+    def chosen(there, each):
+        memory = FakeMemory(there, each)
+        real = copier.make
+        copier.make = lambda images, *rest: (memory.seen.__setitem__(-1, len(images)), real(images, *rest))[1]
+        try:
+            return batch_for(WindowConfig(batch="auto"), copier, plan, memory)
+        finally:
+            copier.make = real
+
+    assert chosen(10_000, 100) == 64  # 70 would fit
+    assert chosen(10_000_000, 100) == 256 and chosen(100, 100) == 1
+    assert batch_for(WindowConfig(batch=5), copier, plan, FakeMemory(1, 1)) == 5
+    assert batch_for(WindowConfig(batch="auto"), copier, plan) == 8  # no GPU

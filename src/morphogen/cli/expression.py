@@ -29,10 +29,12 @@ from morphogen.cli.options import (
     Names,
     Out,
     Solver,
+    Spreading,
     Steps,
     Weights,
     names,
     needed,
+    spread_of,
 )
 
 app = App(name="expression", help="Spatial gene expression from H&E: prepare, train, predict, evaluate.")
@@ -57,10 +59,11 @@ def prepare(
     patients: Annotated[Path | None, Parameter(help="CSV with columns section,patient.")] = None,
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Spreading = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     json: AsJson = False,
-) -> None:
+) -> int:
     """Read measured sections and embed their spots: one .h5ad per section.
 
     Parameters
@@ -80,22 +83,31 @@ def prepare(
         weights=str(weights) if weights else None,
         data__patients=str(patients) if patients else None,
     )
-    rows = [
-        section.to_dict()
-        for section in prepare_folder(
-            folder, out, chosen, sections=names(sections), device=device, precision=precision
-        )
-    ]
+    failed: dict[str, str] = {}
+    found = prepare_folder(
+        folder,
+        out,
+        chosen,
+        sections=names(sections),
+        device=device,
+        precision=precision,
+        spread=spread_of(spread),
+        failed=failed,
+    )
+    rows: list[dict[str, Any]] = [section.to_dict() for section in found]
     if json:
-        print_json(rows)
-        return
+        print_json([*rows, *({"section": name, "error": error} for name, error in failed.items())])
+        return FAILED if failed else 0
     for row in rows:
         patient = f"patient {row['patient']}" if row["patient"] else "patient not known"
         say(
             "{section}: {spots} spots, {genes} genes, {mpp:.3f} µm/px ({mpp_source}), ".format(**row)
             + patient
         )
+    for error in failed.values():
+        say(f"failed: {error}")
     say(f"Written to {out}")
+    return FAILED if failed else 0
 
 
 @app.command
@@ -179,6 +191,7 @@ def predict(
     table: Annotated[str, Parameter(help="Name of the table in the store.")] = "prediction",
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Spreading = None,
     device: Device = "auto",
     precision: Annotated[
         str, Parameter(help="auto (bf16 where it pays, with the fast solver), fp32, bf16 or fp16.")
@@ -196,7 +209,6 @@ def predict(
     """
     from morphogen.expression.config import PredictConfig
     from morphogen.expression.inputs import predict_inputs
-    from morphogen.expression.model import ExpressionModel
 
     chosen = load_config(
         PredictConfig,
@@ -208,12 +220,10 @@ def predict(
         seed=seed,
     )
     folder, named = needed(model, inputs, "expression predict")
-    loaded = ExpressionModel.from_pretrained(folder, device=device)
-    if compile:
-        loaded.compile()
+    where = spread_of(spread)
     outcomes = []
     for outcome in predict_inputs(
-        loaded,
+        folder,
         named,
         out,
         chosen,
@@ -225,6 +235,8 @@ def predict(
         table=table,
         device=device,
         precision=precision,
+        compile=compile,
+        spread=where,
     ):
         outcomes.append(outcome)
         if not json:

@@ -36,7 +36,7 @@ from morphogen.cli.layout_options import (
     read,
     synthetic_sheets,
 )
-from morphogen.cli.options import ImageFormat
+from morphogen.cli.options import ImageFormat, Spreading, spread_of
 
 app = App(
     name="layout",
@@ -267,15 +267,23 @@ def segment(
     device: Device = "auto",
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Spreading = None,
 ) -> int:
     """Label images and whole slides: label maps as PNG; of slides a mask pyramid and polygons for QuPath."""
     from morphogen.layout.segmenter.batch import segment_sources
-    from morphogen.layout.segmenter.model import Segmenter
     from morphogen.tasks import WindowConfig
 
-    network = Segmenter.from_pretrained(model, device=device)
     windows = load_config(WindowConfig, config, settings)
-    result = segment_sources(network, inputs, out, windows=windows, mpp=mpp, format=format)
+    result = segment_sources(
+        model,
+        inputs,
+        out,
+        windows=windows,
+        mpp=mpp,
+        format=format,
+        device=device,
+        spread=spread_of(spread),
+    )
     say(*result.lines())
     return 3 if result.failed else 0
 

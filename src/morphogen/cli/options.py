@@ -6,12 +6,16 @@ An option with several values takes them after one flag (``--test C5 C6``), may 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from morphogen.core.errors import CheckpointError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    from morphogen.core.running.spread import Spread
 
 Inputs = Annotated[
     list[Path],
@@ -122,6 +126,60 @@ UseImages = Annotated[
         "with few labels?",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class SpreadOptions:
+    """Where the inputs are worked on: the same options for every verb that takes many."""
+
+    workers: Annotated[
+        int | None,
+        Parameter(
+            name="--workers", help="Inputs at a time, each in a process of its own (default: see the verb)."
+        ),
+    ] = None
+    gpus: Annotated[
+        list[int] | None,
+        Parameter(
+            name="--gpus",
+            consume_multiple=True,
+            negative=(),
+            help="Numbers of the GPUs that workers are bound to, one each: --gpus 0 1 2.",
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        Parameter(name="--scheduler", help="Address of a dask cluster that sees the same files."),
+    ] = None
+    shard: Annotated[
+        str | None,
+        Parameter(
+            name="--shard",
+            help="I/N: the part that this process begins with; N processes share one --out (job arrays).",
+        ),
+    ] = None
+    retries: Annotated[
+        int, Parameter(name="--retries", help="Tries more after a dead worker or a disk that is away.")
+    ] = 1
+    stage: Annotated[
+        Path | None,
+        Parameter(name="--stage", help="Local folder that an input is copied to while it is worked on."),
+    ] = None
+
+    def spread(self) -> Spread:
+        """Checked, as the engine takes it."""
+        from morphogen.core.running.spread import Shard, Spread
+
+        shard = None if self.shard is None else Shard.of(self.shard)
+        return Spread(self.workers, tuple(self.gpus or ()), self.scheduler, shard, self.retries, self.stage)
+
+
+Spreading = Annotated[SpreadOptions | None, Parameter(name="*")]
+
+
+def spread_of(options: SpreadOptions | None) -> Spread:
+    """What the options say; a plain loop where none was given."""
+    return (options or SpreadOptions()).spread()
 
 
 def names(values: Iterable[str] | None) -> list[str] | None:

@@ -19,7 +19,7 @@ from morphogen.cli.common import (
     print_json,
     say,
 )
-from morphogen.cli.options import Encoder, Weights
+from morphogen.cli.options import Encoder, Spreading, Weights, spread_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,13 +56,6 @@ Overwrite = Annotated[
     bool, Parameter(name="--overwrite", negative=(), help="Replace results made with other settings.")
 ]
 Recursive = Annotated[bool, Parameter(name="--recursive", negative=(), help="Look into subfolders too.")]
-Workers = Annotated[
-    int | None,
-    Parameter(name="--workers", help="Slides at a time; by GPUs, else cores and memory, when absent."),
-]
-Scheduler = Annotated[
-    str | None, Parameter(name="--scheduler", help="Address of a dask cluster that sees the same files.")
-]
 Format = Literal["trident", "clam", "hest"]
 
 
@@ -108,9 +101,8 @@ def tile(
     out: Out = None,
     overwrite: Overwrite = False,
     recursive: Recursive = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
     config: ConfigFile = None,
+    spread: Spreading = None,
     settings: Settings = (),
     json: AsJson = False,
 ) -> int:
@@ -133,8 +125,7 @@ def tile(
         out=out,
         tiles=tiles,
         overwrite=overwrite,
-        workers=workers,
-        scheduler=scheduler,
+        spread=spread_of(spread),
         isolated=True,
     )
     return _report(outcomes, json)
@@ -156,8 +147,6 @@ def encode(
     out: Out = None,
     overwrite: Overwrite = False,
     recursive: Recursive = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
     batch_size: Annotated[int | None, Parameter(help="Tiles through the encoder at once.")] = None,
     readers: Annotated[int | None, Parameter(help="Threads that decode tiles of one slide.")] = None,
     device: Annotated[str | None, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
@@ -167,6 +156,7 @@ def encode(
         bool, Parameter(negative=(), help="Run Python code that comes with the weights.")
     ] = False,
     config: ConfigFile = None,
+    spread: Spreading = None,
     settings: Settings = (),
     json: AsJson = False,
 ) -> int:
@@ -202,8 +192,7 @@ def encode(
         tiles=chosen.tiles,
         encode=chosen.encode,
         overwrite=overwrite,
-        workers=workers,
-        scheduler=scheduler,
+        spread=spread_of(spread),
         isolated=True,
     )
     return _report(outcomes, json)

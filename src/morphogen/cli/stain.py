@@ -34,10 +34,12 @@ from morphogen.cli.options import (
     SkipBad,
     Solver,
     Split,
+    Spreading,
     Stain,
     Steps,
     Weights,
     needed,
+    spread_of,
     started,
 )
 
@@ -258,13 +260,13 @@ def predict(
     precision: PrecisionOption = "fp32",
     compile: Compile = False,
     config: ConfigFile = None,
+    spread: Spreading = None,
     settings: Settings = (),
     json: AsJson = False,
 ) -> int:
     """Stain images (PNG of the same names) and whole slides (pyramidal OME-TIFF at the slide's own µm/px)."""
     from morphogen.stain.config import ApplyConfig
-    from morphogen.stain.model import StainTransfer
-    from morphogen.stain.predict import stain_sources
+    from morphogen.stain.predict import StainRoom, stain_sources
     from morphogen.tasks.sources import sort_sources
 
     resolved = load_config(
@@ -281,14 +283,22 @@ def predict(
         seed=seed,
     )
     folder, named = needed(model, inputs, "stain predict")
+    where = spread_of(spread)
     sort_sources(named)  # what is not there is told before a model is loaded
-    transfer = StainTransfer.from_pretrained(folder, encoder=encoder, encoder_weights=weights, device=device)
-    if compile:
-        transfer.compile()
+    room = StainRoom(
+        out,
+        resolved,
+        model=str(folder),
+        encoder=encoder,
+        weights=None if weights is None else str(weights),
+        device=device,
+        precision=precision,
+        compile=compile,
+        keep_samples=keep_samples,
+        format=format,
+    )
     outcomes = []
-    for outcome in stain_sources(
-        transfer, named, out, resolved, precision=precision, keep_samples=keep_samples, format=format
-    ):
+    for outcome in stain_sources(None, named, out, room=room, spread=where):
         outcomes.append(outcome)
         if json:
             continue

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -51,21 +52,34 @@ def worker_number() -> int | None:
 
 
 def run_apart(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    workers: int,
+    *,
+    retries: int = 0,
+    environment: Callable[[int], Mapping[str, str]] = lambda number: {},
 ) -> Generator[Finished, None, None]:
     """``function(item)`` of all items in ``workers`` processes, each :class:`Finished` as it comes, in any order.
 
-    ``function`` is one of a module, and items, results and errors can be pickled. Closing the generator (or an error in
-    the caller) ends the processes at once. Each has as many threads as there are cores for it, if nothing else is said.
+    ``function`` is one of a module, and items, results and errors can be pickled. Items are taken from their iterator
+    when a process is free for them. An item whose process ends is given to another up to ``retries`` times.
+    ``environment(number)`` is what a process finds in its environment beside that of this one. Closing the generator
+    (or an error in the caller) ends the processes at once. Each has as many threads as there are cores for it, if
+    nothing else is said.
     """
     check_workers(workers)
-    waiting = list(enumerate(items))[::-1]
-    workers = min(workers, len(waiting))
+    waiting = _Waiting(items)
     team: dict[Connection, _Worker] = {}
+
+    def start(number: int) -> None:
+        worker = _Worker(number, workers, function, environment(number))
+        team[worker.line] = worker
+
     try:
         for number in range(workers):
-            worker = _Worker(number, workers, function)
-            team[worker.line] = worker
+            if not waiting.more(number + 1):
+                break
+            start(number)
         while team:
             for line in wait(list(team)):
                 worker = team[line]  # type: ignore[index]
@@ -76,28 +90,66 @@ def run_apart(
                     lost, text = worker.item, worker.how_it_ended()
                     if lost is None:
                         raise Crash(f"a worker process did not start: {text}") from None
-                    if waiting:
-                        again = _Worker(worker.number, workers, function)
-                        team[again.line] = again
-                    yield Finished(lost, error=Crash(f"its process {text}"))
+                    again = waiting.again(lost, retries)
+                    if waiting.more():
+                        start(worker.number)
+                    if not again:
+                        yield Finished(lost, error=Crash(f"its process {text}"))
                     continue
                 done = worker.item
-                if waiting:
-                    index, item = waiting.pop()
-                    worker.give(index, item)
+                if waiting.more():
+                    worker.give(*waiting.take())
                 else:
                     del team[worker.line]
                     worker.dismiss()
                 if done is not None:
+                    waiting.forget(done)
                     yield Finished(done, value) if kind == "value" else Finished(done, error=value)
     finally:
         _end(list(team.values()))
 
 
+class _Waiting:
+    """Items that no process has yet, and those that one has, until they are done."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._rest = iter(enumerate(items))
+        self._ahead: deque[tuple[int, Any]] = deque()
+        self._given: dict[int, tuple[Any, int]] = {}
+
+    def more(self, than: int = 1) -> bool:
+        """Whether so many items wait; looks that far ahead and no further."""
+        while len(self._ahead) < than:
+            found = next(self._rest, None)
+            if found is None:
+                return False
+            self._ahead.append(found)
+        return True
+
+    def take(self) -> tuple[int, Any]:
+        index, item = self._ahead.popleft()
+        self._given[index] = item, self._given.get(index, (item, 0))[1] + 1
+        return index, item
+
+    def again(self, index: int, retries: int) -> bool:
+        """Put an item back that was lost, unless that was its last try."""
+        item, tries = self._given[index]
+        if tries > retries:
+            del self._given[index]
+            return False
+        self._ahead.appendleft((index, item))
+        return True
+
+    def forget(self, index: int) -> None:
+        del self._given[index]
+
+
 class _Worker:
     """A process, the line to it, and the item it is at."""
 
-    def __init__(self, number: int, workers: int, function: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, number: int, workers: int, function: Callable[[Any], Any], environment: Mapping[str, str]
+    ) -> None:
         self.number = number
         self.item: int | None = None
         ours, theirs = socket.socketpair()
@@ -107,6 +159,7 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 env={
                     **thread_settings(workers),
+                    **environment,
                     _NUMBER: str(number),
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 },

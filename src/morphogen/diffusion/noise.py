@@ -25,6 +25,7 @@ from morphogen.core.seeds import seed_for
 Key = int | str | tuple
 Place = tuple[int, int]
 Part = tuple[slice, slice]
+_AT_ONCE = 1 << 22  # numbers that a device draws together: each takes some 200 bytes on its way
 START = -1
 """The step whose noise is the starting point x_T."""
 
@@ -247,6 +248,6 @@ def on_device(
         counters = counters.pin_memory().to(device, non_blocking=True)
     else:
         counters = counters.to(device)
-    return standard_normals((seed_for("noise", seed), 0), counters, math.prod(shape)).view(
-        len(places), *shape
-    )
+    key, count = (seed_for("noise", seed), 0), math.prod(shape)
+    parts = counters.split(max(1, _AT_ONCE // max(count, 1)))
+    return torch.cat([standard_normals(key, part, count) for part in parts]).view(len(places), *shape)

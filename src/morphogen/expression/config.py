@@ -154,6 +154,11 @@ class SpatialConfig(Config):
     )
     second_components: int = Field(256, gt=0, description="Principal components of the context features.")
     factors: int = Field(8, ge=0, description="Gene factors that are diffused. 0 = a Gaussian residual.")
+    diffuse_from: int = Field(
+        20_000,
+        ge=0,
+        description="Training spots from which the residual network is tried; with fewer the residual is Gaussian.",
+    )
     scores: int = Field(16, gt=0, description="Context scores the residual depends on.")
     width: int = Field(64, gt=0, le=1 << 16, description="Width of the residual network.")
     depth: int = Field(2, gt=0, le=1000, description="Blocks of the residual network.")

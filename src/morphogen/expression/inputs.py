@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 
-from morphogen.core.errors import InputError, MorphogenError
+from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.reading.listing import list_files
+from morphogen.core.running.cohort import run_cohort
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.model import ExpressionModel
 from morphogen.expression.sections.grid import slide_section, write_geojson
@@ -22,7 +25,6 @@ from morphogen.expression.stores.finding import is_store
 from morphogen.expression.stores.writing import TABLE, write_predictions
 from morphogen.slides.batch import collect
 from morphogen.slides.formats.spatial import open_image, slide_name
-from morphogen.tasks.sources import concerns_all
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -102,8 +104,65 @@ def section_inputs(inputs: Iterable[Path | str], *, mpp: float | None = None) ->
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class PredictRoom:
+    """An expression model by where it is, and how it predicts: what goes to the processes that do.
+
+    Attributes
+    ----------
+    model:
+        Model folder or hub id.
+    out, config, geojson, cells, store, table, device, precision, weights, alone:
+        As for :func:`predict_inputs`; ``alone``: ``out`` is the file of the one input.
+    """
+
+    out: Path
+    config: PredictConfig
+    model: str = ""
+    weights: str | None = None
+    geojson: Path | None = None
+    cells: Path | None = None
+    store: Path | None = None
+    table: str = TABLE
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    alone: bool = False
+
+    def load(self) -> ExpressionModel:
+        model = ExpressionModel.from_pretrained(self.model, device=self.device)
+        if self.compile:
+            model.compile()
+        return model
+
+    def __call__(self, loaded: ExpressionModel, item: Item, path: Path | None) -> Predicted:
+        each: SectionInput = item.more
+        outlines = None
+        if self.cells is not None:
+            outlines = read_cells(self.cells, open_image(each.path, mpp=each.mpp))
+        if each.prepared:
+            section = load_section(path or each.path)
+        else:
+            section = slide_section(
+                each.path,
+                loaded,
+                self.config,
+                mpp=each.mpp,
+                weights=self.weights,
+                device=self.device,
+                precision=self.precision,
+                cells=outlines,
+                staged=None if path == each.path else path,
+            )
+        place = self.out if self.alone else writable_folder(self.out) / f"{each.name}{PREPARED}"
+        result = loaded(section, self.config, device=self.device, precision=self.precision, out=place)
+        drawn = _qupath(result, each, self.geojson, self.alone, self.config, outlines)
+        stored = _stored(result, each, self.store, self.alone, self.table, outlines)
+        return Predicted(each.path, place, drawn, stored, result.n_obs, result.n_vars, self.config.draws)
+
+
 def predict_inputs(
-    model: ExpressionModel,
+    model: ExpressionModel | str | Path,
     inputs: Iterable[Path | str],
     out: Path | str,
     config: PredictConfig,
@@ -116,14 +175,18 @@ def predict_inputs(
     table: str = TABLE,
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
+    spread: Spread | None = None,
 ) -> Iterator[Predicted]:
     """Predict everything that is named, an outcome as each is finished.
 
+    model: loaded, or its folder, which each process of a ``spread`` loads for itself.
     out, geojson, store: files (a SpatialData store) for a single input; folders for several, in which a result has the
     name of its input. cells: outlines that are the spots of a slide, as by
     :func:`~morphogen.expression.stores.cells.read_cells`. table: of the predictions in the store. One bad input among
     several is an outcome with its error, and the others go on; a single one raises.
     """
+    spread = spread or Spread()
     named = section_inputs(inputs, mpp=mpp)
     out = Path(out)
     alone = len(named) == 1 and out.suffix.lower() == PREPARED
@@ -135,37 +198,38 @@ def predict_inputs(
         raise InputError(f"{len(named)} inputs do not fit into one file", where=out, fix="Give a folder")
     if cells is not None and (len(named) > 1 or named[0].prepared):
         raise InputError("cells are of one slide", where="--cells", fix="Name that slide alone")
-    for each in named:
-        try:
-            outlines = None
-            if cells is not None:
-                outlines = read_cells(cells, open_image(each.path, mpp=each.mpp))
-            section = _section(model, each, config, weights, device, precision, outlines)
-            place = out if alone else writable_folder(out) / f"{each.name}{PREPARED}"
-            result = model(section, config, device=device, precision=precision, out=place)
-            drawn = _qupath(result, each, geojson, alone, config, outlines)
-            stored = _stored(result, each, store, alone, table, outlines)
-        except MorphogenError as error:
-            if len(named) == 1 or concerns_all(error):
-                raise
-            yield Predicted(each.path, error=str(error))
-            continue
-        yield Predicted(each.path, place, drawn, stored, result.n_obs, result.n_vars, config.draws)
-
-
-def _section(
-    model: ExpressionModel,
-    each: SectionInput,
-    config: PredictConfig,
-    weights: str | None,
-    device: str,
-    precision: str,
-    cells: GeoDataFrame | None,
-) -> ad.AnnData:
-    if each.prepared:
-        return load_section(each.path)
-    options: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "cells": cells}
-    return slide_section(each.path, model, config, mpp=each.mpp, **options)
+    loaded, folder = (None, str(model)) if isinstance(model, (str, Path)) else (model, "")
+    room = PredictRoom(
+        out,
+        config,
+        model=folder,
+        weights=weights,
+        geojson=None if geojson is None else Path(geojson),
+        cells=None if cells is None else Path(cells),
+        store=None if store is None else Path(store),
+        table=table,
+        device=device,
+        precision=precision,
+        compile=compile,
+        alone=alone,
+    )
+    items = [Item(str(each.path), each.path, each) for each in named]
+    replies = run_cohort(
+        room,
+        items,
+        spread,
+        out=None if alone else out,
+        what="expression predict",
+        loaded=loaded,
+        workers=spread.processes(len(items)) if spread.gpus else 1,
+        facts={"model": folder, "predict": config.to_dict(), "precision": precision},
+        written=lambda found: [
+            place for place in (found.out, found.geojson, found.store) if place is not None
+        ],
+        unit="sections",
+    )
+    for index, reply in replies:
+        yield Predicted(named[index].path, error=reply.error) if reply.error else reply.value
 
 
 def _stored(

@@ -279,7 +279,8 @@ class LayoutDiffusion(Pretrained):
         factor = self.first_stage.factor
         shape = (self.first_stage.channels, labels.shape[1] // factor, labels.shape[2] // factor)
         if noise is None:
-            noise = ItemNoise(seed, list(keys) if keys is not None else list(range(len(labels))), shape)
+            own = list(keys) if keys is not None else list(range(len(labels)))
+            noise = ItemNoise(seed, own, shape, condition["layout"].device)
         start = noise(-1).to(condition["layout"])
         if begin is None:
             config = config.replace(strength=1.0)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morphogen.core.errors import InputError, MorphogenError, OutputError, SlideError, shortened
+from morphogen.core.errors import InputError, SlideError, shortened
 from morphogen.core.files import writable_folder
-from morphogen.core.processes import Crash, Finished, check_workers, run_apart, worker_number
 from morphogen.core.progress import progress
 from morphogen.core.reading.cells import path_in
 from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.reading.tables import read_table
 from morphogen.core.reading.text import read_lines
-from morphogen.core.running.threads import cpu_cores
+from morphogen.core.running.cohort import run_cohort
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item
 from morphogen.core.writing.locks import file_lock
 from morphogen.slides.config import EncodeConfig, TileConfig
 from morphogen.slides.encode import NO_TISSUE, Outcome, encode_slide
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from morphogen.slides.encoders.registry import Encoder
 
 _PATH_COLUMNS = ("path", "slide", "wsi", "file", "filename", "image", "slide_id")
-_WORKER_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,7 @@ def run_jobs(
     workers: int | None = None,
     scheduler: str | None = None,
     isolated: bool = False,
+    spread: Spread | None = None,
 ) -> list[Outcome]:
     """Tile (and encode, when ``encode`` is given) slides; one :class:`Outcome` each, in their order.
 
@@ -124,7 +124,8 @@ def run_jobs(
     the same call goes on after a kill. ``workers`` processes of this machine work in parallel, each on a slide (one
     per GPU, else by cores and memory, when ``None``); ``isolated`` gives a single worker a process of its own too, so
     that a file that crashes a library fails alone. ``scheduler`` is the address of a dask cluster that sees the same
-    files.
+    files. ``spread`` says all of that and more (GPUs, shards, retries) in the place of both; a shard gives the outcomes
+    of the slides it worked on. With ``out`` the run is reported in ``out/runs``.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def run_jobs(
         For what concerns all slides: an encoder that cannot be loaded, an output folder that cannot be written,
         equally named slides in one output folder; and, when there is one slide, for its own failure.
     """
-    check_workers(workers)
+    spread = spread or Spread(workers=workers, scheduler=scheduler)
     if out is not None:
         writable_folder(out)
         _refuse_equal_names(jobs)
@@ -144,96 +145,51 @@ def run_jobs(
         from morphogen.slides.encoders.registry import encoder_spec
 
         encoder_spec(encode.encoder)  # an unknown name is told before any work
-    if scheduler is not None:
-        with closing(_on_cluster(jobs, scheduler)) as finished:
-            return _spread(jobs, finished)
-    count = 1 if len(jobs) == 1 else workers or _default_workers(len(jobs), encode)
-    if len(jobs) == 1 or (count == 1 and not isolated):
-        return _here(jobs)
-    with closing(run_apart(attempt, jobs, count)) as finished:
-        return _spread(jobs, finished)
-
-
-def _here(jobs: list[Job]) -> list[Outcome]:
-    if len(jobs) == 1:
+    if len(jobs) == 1 and spread.shard is None and spread.scheduler is None:
         with _tile_bar() as advance:
             return [_work(jobs[0], advance)]
-    if jobs[0].encode is not None:
-        _encoder(jobs[0].encode)
-    outcomes, began, done = [], time.perf_counter(), 0
-    with progress.bar(len(jobs), "slides") as bar:
-        for job in jobs:
-            outcomes.append(attempt(job))
-            done += outcomes[-1].tiles if outcomes[-1].status == "done" else 0
-            bar.advance()
-            bar.note(tiles_per_s=f"{done / (time.perf_counter() - began):.0f}")
-    return outcomes
+    on_gpu = encode is not None and encode.device in ("auto", "cuda") and encode.encoder != "texture"
+    replies = run_cohort(
+        _Slides(encode),
+        [Item(job.path, Path(job.path), job) for job in jobs],
+        spread,
+        out=out,
+        what="slide tile" if encode is None else "slide encode",
+        workers=spread.processes(len(jobs), on_gpu=on_gpu),
+        isolated=isolated,
+        facts={"tiles": tiles and tiles.to_dict(), "encode": encode and encode.to_dict()},
+        written=lambda outcome: [outcome.store] if outcome.store else [],
+    )
+    outcomes = {
+        index: Outcome(jobs[index].path, "failed", seconds=reply.seconds, message=shortened(reply.error, 300))
+        if reply.error
+        else reply.value
+        for index, reply in replies
+    }
+    return [outcomes[i] for i in sorted(outcomes)]
 
 
-def _spread(jobs: list[Job], finished: Iterable[Finished]) -> list[Outcome]:
-    outcomes: dict[int, Outcome] = {}
-    began, done = time.perf_counter(), 0
-    with progress.bar(len(jobs), "slides") as bar:
-        for index, value, error in finished:
-            if isinstance(error, MorphogenError):  # what stops everything: an encoder, a full disk
-                raise error
-            if error is not None:
-                text = f"{type(error).__name__}: {error}" if not isinstance(error, Crash) else str(error)
-                value = Outcome(jobs[index].path, "failed", message=shortened(text, 200))
-            outcomes[index] = value
-            done += value.tiles if value.status == "done" else 0
-            bar.advance()
-            bar.note(tiles_per_s=f"{done / (time.perf_counter() - began):.0f}")
-    return [outcomes[i] for i in range(len(jobs))]
+@dataclass(frozen=True)
+class _Slides:
+    """Tiling or encoding, as the engine of many items takes it."""
+
+    encode: EncodeConfig | None
+
+    def load(self) -> Encoder | bool:
+        return True if self.encode is None else _encoder(self.encode)
+
+    def __call__(self, loaded: Encoder | bool, item: Item, path: Path | None) -> Outcome:
+        return _work(item.more, None, None if isinstance(loaded, bool) else loaded, path)
 
 
-def _on_cluster(jobs: list[Job], scheduler: str) -> Generator[Finished, None, None]:
-    """The jobs on a dask cluster; a worker that dies is one failed slide."""
-    from distributed import Client, as_completed
-
-    try:
-        client = Client(scheduler, timeout=20)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(
-            f"no dask scheduler answers ({' '.join(str(error).split())[:120]})",
-            where=scheduler,
-            fix="Start one with 'dask scheduler', and 'dask worker ADDRESS' on each machine",
-        ) from error
-    with client:
-        futures = {client.submit(attempt, job, pure=False, retries=0): i for i, job in enumerate(jobs)}
-        try:
-            for future in as_completed(list(futures)):
-                failure = future.exception()
-                if failure is None:
-                    yield Finished(futures[future], future.result())
-                    continue
-                told = isinstance(failure, MorphogenError)
-                yield Finished(
-                    futures[future],
-                    error=failure if told else Crash(f"its worker stopped ({shortened(failure, 120)})"),
-                )
-        finally:
-            client.cancel(list(futures))
-
-
-def attempt(job: Job) -> Outcome:
-    """:func:`_work`, with the failure of the slide as an outcome; errors that concern all slides are raised."""
-    encoder = _encoder(job.encode) if job.encode is not None else None
+def _work(
+    job: Job,
+    advance: Callable[[int, int], None] | None,
+    encoder: Encoder | None = None,
+    staged: Path | None = None,
+) -> Outcome:
     began = time.perf_counter()
-    try:
-        return _work(job, None, encoder)
-    except MorphogenError as error:
-        if _disk_is_full(error):
-            raise
-        return Outcome(job.path, "failed", seconds=time.perf_counter() - began, message=str(error))
-    except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return Outcome(job.path, "failed", seconds=time.perf_counter() - began, message=text)
-
-
-def _work(job: Job, advance: Callable[[int, int], None] | None, encoder: Encoder | None = None) -> Outcome:
-    began = time.perf_counter()
-    with open_slide(job.path, job.mpp, job.out) as slide, file_lock(slide.store):
+    with open_slide(job.path, job.mpp, job.out, staged=staged) as slide, file_lock(slide.store):
         if job.encode is not None:
             encoder = encoder or _encoder(job.encode)
             return encode_slide(
@@ -259,42 +215,11 @@ def _encoder(config: EncodeConfig) -> Encoder:
     return get_encoder(
         config.encoder,
         config.weights,
-        device=_own_device(config.device),
+        device=config.device,
         precision=config.precision,
         compile=config.compile,
         trust_remote_code=config.trust_remote_code,
     )
-
-
-def _own_device(name: str) -> str:
-    """The GPU of this worker: local workers are numbered, and share out the GPUs by their numbers."""
-    if name not in ("auto", "cuda"):
-        return name
-    import torch
-
-    if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
-        return name
-    number = worker_number()
-    if number is None:
-        try:
-            from distributed import get_worker
-
-            number = int(get_worker().name)
-        except ValueError:  # not in a worker, or one with a name of its own: it sees only its GPU
-            return name
-    return f"cuda:{number % torch.cuda.device_count()}"
-
-
-def _default_workers(slides: int, encode: EncodeConfig | None) -> int:
-    """One per GPU when the encoder runs there, else as many as cores and memory allow."""
-    if encode is not None and encode.device != "cpu" and encode.encoder != "texture":
-        import torch
-
-        if torch.cuda.is_available():
-            return min(slides, torch.cuda.device_count() if encode.device in ("auto", "cuda") else 1)
-    import psutil
-
-    return max(1, min(slides, cpu_cores(), int(psutil.virtual_memory().available // _WORKER_BYTES)))
 
 
 @contextmanager
@@ -327,8 +252,3 @@ def _refuse_equal_names(jobs: list[Job]) -> None:
                 fix="Rename one, or keep their results in different --out folders",
             )
         seen[name] = job.path
-
-
-def _disk_is_full(error: MorphogenError) -> bool:
-    cause = error.__cause__
-    return isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno == errno.ENOSPC

@@ -252,7 +252,13 @@ def store_name(path: Path) -> str:
     return f"{path.stem if first.name == path.name else path.name}.zarr"
 
 
-def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | None = None) -> Slide:
+def open_slide(
+    path: str | Path,
+    mpp: float | None = None,
+    out: str | Path | None = None,
+    *,
+    staged: str | Path | None = None,
+) -> Slide:
     """Open a slide or image: SVS, NDPI, MRXS, SCN, BIF, DICOM, (pyramidal, OME-) TIFF, OME-Zarr, PNG, JPEG.
 
     Parameters
@@ -264,6 +270,8 @@ def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | Non
         result written.
     out:
         Folder of the store; beside the slide when ``None``.
+    staged:
+        A copy of the file on a faster disk, which is read in its place.
 
     Raises
     ------
@@ -281,7 +289,7 @@ def open_slide(path: str | Path, mpp: float | None = None, out: str | Path | Non
     folder = Path(out) if out is not None else path.parent
     store = folder / store_name(path)
     recover(store)
-    return Slide(path, open_reader(path), mpp, store)
+    return Slide(path, open_reader(path if staged is None else Path(staged)), mpp, store)
 
 
 def _resolve_mpp(

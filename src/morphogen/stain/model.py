@@ -316,7 +316,7 @@ class StainTransfer(Pretrained):
         shape = self.network.channels, *image.shape[2:]
         if noise is None:
             keys = [(index, k) for index in range(len(images)) for k in range(samples)]
-            noise = ItemNoise(seed, keys, shape)
+            noise = ItemNoise(seed, keys, shape, image.device)
         denoiser = self.denoiser(precision)
         tokens = self.tokens(images)
         base = self.base(image, tokens, self.label(stain), precision)
@@ -328,7 +328,8 @@ class StainTransfer(Pretrained):
                     fix="Use --solver fast",
                 )
             if posterior_noise is None:
-                posterior_noise = ItemNoise(seed, [("posterior", i) for i in range(len(images))], shape)(-1)
+                own = [("posterior", i) for i in range(len(images))]
+                posterior_noise = ItemNoise(seed, own, shape, image.device)(-1)
             latent = self.first_stage.scaling * encoded.sample(posterior_noise)
             times = spaced(self.schedule, sampler.inversion_steps)
             condition = self.generation_condition(len(latent))

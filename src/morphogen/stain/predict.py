@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from morphogen.core.running.spread import Spread
 from morphogen.metrics.seams import SeamScore
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.images import list_images, name_of
@@ -25,7 +26,7 @@ from morphogen.tasks.checks import shortened
 from morphogen.tasks.folders import FolderResult, translate_images
 from morphogen.tasks.layers import Format
 from morphogen.tasks.pyramids import make_slide
-from morphogen.tasks.sources import Outcome, is_slide, run_sources
+from morphogen.tasks.sources import Outcome, SlideSource, is_slide, spread_sources
 
 log = logging.getLogger("morphogen.stain")
 
@@ -235,8 +236,51 @@ def stain_slide(
     return StainedSlide(made.images[""], made.images.get("uncertainty"), made.windows, made.seams, made.facts)
 
 
+@dataclass(frozen=True)
+class StainRoom:
+    """A stain model by where it is, and how it is applied: what goes to the processes that stain.
+
+    Attributes
+    ----------
+    model, encoder, weights, device, compile:
+        As for :meth:`StainTransfer.from_pretrained`.
+    out, config, precision, keep_samples, format:
+        As for :func:`stain_sources`.
+    """
+
+    out: Path | str
+    config: ApplyConfig
+    model: str = ""
+    encoder: str | None = None
+    weights: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+    keep_samples: bool = False
+    format: Format = "tiff"
+
+    def load(self) -> StainTransfer:
+        model = StainTransfer.from_pretrained(
+            self.model, encoder=self.encoder, encoder_weights=self.weights, device=self.device
+        )
+        return model.compile() if self.compile else model
+
+    def images(self, model: StainTransfer, files: Mapping[str, Path]) -> FolderResult:
+        options = {"precision": self.precision, "keep_samples": self.keep_samples, "format": self.format}
+        return stain_files(model, files, self.out, self.config, **options)  # type: ignore[arg-type]
+
+    def slide(self, model: StainTransfer, source: SlideSource, path: Path) -> tuple[list[Path], str]:
+        with open_slide(source.path, source.mpp, staged=path) as opened:
+            made = stain_slide(
+                model, opened, self.out, self.config, precision=self.precision, format=self.format
+            )
+        seams = f", seam score {made.seams.worst:.3f}" if made.seams is not None else ""
+        written = [made.image, *([made.uncertainty] if made.uncertainty is not None else [])]
+        return written, f"{made.windows} windows{seams}"
+
+
 def stain_sources(
-    model: StainTransfer,
+    model: StainTransfer | None,
     sources: Sequence[Path | str],
     out: Path | str,
     config: ApplyConfig | None = None,
@@ -244,21 +288,22 @@ def stain_sources(
     precision: str = "fp32",
     keep_samples: bool = False,
     format: Format = "tiff",
+    room: StainRoom | None = None,
+    spread: Spread | None = None,
 ) -> Iterator[Outcome]:
     """Stain all that is named: images, slides, folders of them and lists; an outcome for each folder and slide as it
-    is finished, whatever happens to one of several."""
+    is finished, whatever happens to one of several. A ``room`` says how other processes load the model, for a
+    ``spread`` over them; its settings are then the ones that count."""
     config = config or ApplyConfig()
-
-    def images(files: Mapping[str, Path]) -> FolderResult:
-        return stain_files(
-            model, files, out, config, precision=precision, keep_samples=keep_samples, format=format
-        )
-
-    def slide(path: Path, mpp: float | None) -> tuple[list[Path], str]:
-        with open_slide(path, mpp) as opened:
-            made = stain_slide(model, opened, out, config, precision=precision, format=format)
-        seams = f", seam score {made.seams.worst:.3f}" if made.seams is not None else ""
-        written = [made.image, *([made.uncertainty] if made.uncertainty is not None else [])]
-        return written, f"{made.windows} windows{seams}"
-
-    return run_sources(sources, images, slide, mpp=config.mpp)
+    room = room or StainRoom(out, config, precision=precision, keep_samples=keep_samples, format=format)
+    facts = {"model": room.model, "apply": room.config.to_dict(), "precision": room.precision}
+    return spread_sources(
+        room,
+        sources,
+        spread,
+        out=room.out,
+        what="stain predict",
+        model=model,
+        mpp=room.config.mpp,
+        facts=facts,
+    )

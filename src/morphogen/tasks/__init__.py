@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from morphogen.tasks.pretrained import Pretrained
     from morphogen.tasks.pyramids import PyramidJob, SlideResult, make_slide, slide_facts, translate_slide
     from morphogen.tasks.shards import Shards
-    from morphogen.tasks.sources import Images, Outcome, SlideSource, is_slide, run_sources, sort_sources
+    from morphogen.tasks.sources import (
+        Images,
+        Outcome,
+        SlideSource,
+        is_slide,
+        run_sources,
+        sort_sources,
+        spread_sources,
+    )
     from morphogen.tasks.splits import Split, folds, hold_out, split_items
     from morphogen.tasks.streams.noise import ImageNoise
     from morphogen.tasks.streams.pixels import array_reader
@@ -75,7 +83,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pretrained": ["Pretrained"],
         "pyramids": ["PyramidJob", "SlideResult", "make_slide", "slide_facts", "translate_slide"],
         "shards": ["Shards"],
-        "sources": ["Images", "Outcome", "SlideSource", "is_slide", "run_sources", "sort_sources"],
+        "sources": [
+            "Images",
+            "Outcome",
+            "SlideSource",
+            "is_slide",
+            "run_sources",
+            "sort_sources",
+            "spread_sources",
+        ],
         "streams.noise": ["ImageNoise"],
         "streams.pixels": ["array_reader"],
         "splits": ["Split", "folds", "hold_out", "split_items"],

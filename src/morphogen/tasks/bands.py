@@ -23,7 +23,8 @@ from torch import Tensor
 
 from morphogen.core.progress import progress
 from morphogen.core.running.pipeline import ahead
-from morphogen.tasks.config import WindowConfig
+from morphogen.tasks.config import PLAIN_BATCH, WindowConfig
+from morphogen.tasks.streams.batches import batch_for
 from morphogen.tasks.streams.blending import Blending
 from morphogen.tasks.streams.noise import ImageNoise
 from morphogen.tasks.streams.pixels import Reader, array_reader, read_windows
@@ -183,14 +184,13 @@ def make_images(
     height, width = images[0].shape[:2]
     plan = plan_windows(model, windows, width, height, scale_between(mpp, model.mpp))
     if not plan.whole:
+        batch = batch_for(windows, model, plan)
         for image, name in zip(images, names, strict=True):
             # A large image takes long: it has a bar of its own.
             shown = progress.bar(len(plan), f"{name}: windows") if len(plan) > _MANY else nullcontext(None)
             with shown as bar:
                 advance = bar.advance if bar is not None else lambda n: None
-                made = make_bands(
-                    model, plan, array_reader(image), name=name, batch=windows.batch, advance=advance
-                )
+                made = make_bands(model, plan, array_reader(image), name=name, batch=batch, advance=advance)
                 yield joined(list(made))
         return
     region = [plan.region(0, 0)]
@@ -219,9 +219,10 @@ def together(
     The groups depend on the list alone, so that a run that goes on makes the same batches.
     """
     group: list[str] = []
+    most = PLAIN_BATCH if windows.batch == "auto" else windows.batch
     for name, size in sizes.items():
         single = len(plan_windows(model, windows, *size, scale_between(mpp, model.mpp))) == 1
-        if group and (not single or sizes[group[0]] != size or len(group) == windows.batch):
+        if group and (not single or sizes[group[0]] != size or len(group) == most):
             yield group
             group = []
         if single:

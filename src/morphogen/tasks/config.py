@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from morphogen.core.config import Config
+
+PLAIN_BATCH = 8
 
 
 class WindowConfig(Config):
@@ -18,5 +22,8 @@ class WindowConfig(Config):
         ge=0,
         description="Overlap of neighbouring windows in model pixels. null = a quarter of the window.",
     )
-    batch: int = Field(8, ge=1, description="Windows that go through the network together.")
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        PLAIN_BATCH,
+        description="Windows that go through the network together. auto = what the memory of the GPU takes.",
+    )
     tissue_only: bool = Field(True, description="Whole slides: leave glass white and skip it.")

@@ -43,6 +43,7 @@ from morphogen.tasks.bands import Band, Translator, make_bands
 from morphogen.tasks.config import WindowConfig
 from morphogen.tasks.glass import Glass, glass_of
 from morphogen.tasks.layers import SUFFIXES, Format, Layer
+from morphogen.tasks.streams.batches import batch_for
 from morphogen.tasks.streams.pixels import slide_reader
 from morphogen.tasks.windows import WindowPlan, plan_windows, scale_between
 
@@ -303,7 +304,9 @@ def make_slide(
         newer=("slide_fingerprint", *newer),
         format=format,
     )
-    return translate_slide(model, slide, plan, job, batch=windows.batch, glass=glass, doing=doing)
+    return translate_slide(
+        model, slide, plan, job, batch=batch_for(windows, model, plan), glass=glass, doing=doing
+    )
 
 
 def translate_slide(

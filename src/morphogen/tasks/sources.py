@@ -1,17 +1,22 @@
 """What a user names: images, slides, folders of them, and lists with µm/px; and the loop over them.
 
-A room says what it does with image files and with one slide; :func:`run_sources` does it to all that is named.
+A room says what it does with image files and with one slide. :func:`run_sources` does it to all that is named, here;
+:func:`spread_sources` over processes, GPUs, a cluster or the shards of a job array, for which the room is a frozen
+dataclass that can be pickled.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
-from morphogen.core.errors import ConfigError, InputError, MorphogenError, OutputError
+from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.reading.listing import list_files, list_folders
+from morphogen.core.running.cohort import run_cohort
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item, concerns_all
 from morphogen.slides.batch import collect
 from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.formats.tiff import main_series
@@ -169,8 +174,109 @@ def run_sources(
             yield Outcome(source.path, [], error=str(error))
 
 
-def concerns_all(error: MorphogenError) -> bool:
-    """Whether an error at one item would meet all others too: a wrong setting, a full disk."""
-    cause = error.__cause__
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, ConfigError) or (isinstance(error, OutputError) and full)
+# -- spread over processes, GPUs, machines
+
+
+class Room(Protocol):
+    """What a room says of its model and of one source. It can be pickled where it goes to other processes."""
+
+    def load(self) -> Any:
+        """The model, loaded once in each process."""
+        ...
+
+    def images(self, model: Any, files: Mapping[str, Path]) -> FolderResult:
+        """Image files by name through the model."""
+        ...
+
+    def slide(self, model: Any, source: SlideSource, path: Path) -> tuple[list[Path], str]:
+        """One slide, its file at ``path`` (a copy where it is staged): files of the result, and a few words."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Work:
+    room: Room
+
+    def load(self) -> Any:
+        return self.room.load()
+
+    def __call__(self, loaded: Any, item: Item, path: Path | None) -> Outcome:
+        source: Images | SlideSource = item.more
+        if isinstance(source, Images):
+            result = self.room.images(loaded, source.files)
+            note = f"{len(source.files)} images"
+            return Outcome(source.where, [result.out], note, failed=dict(result.failed))
+        return Outcome(source.path, *self.room.slide(loaded, source, path or source.path))
+
+
+def spread_sources(
+    room: Room,
+    sources: Iterable[Path | str],
+    spread: Spread | None = None,
+    *,
+    out: Path | str,
+    what: str,
+    model: Any = None,
+    mpp: float | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Iterator[Outcome]:
+    """Everything that is named, images before slides, an outcome as each is finished.
+
+    A source that fails among several is an outcome and the others go on; one alone raises its error, and what concerns
+    all of them does so always.
+
+    Parameters
+    ----------
+    out:
+        Folder of the results and of the report on the run.
+    what, facts:
+        The command and its settings, for the report.
+    model:
+        What ``room.load()`` would give, where it is loaded here already; other processes load their own.
+    """
+    spread = spread or Spread()
+    folders, slides = sort_sources(sources, mpp=mpp)
+    slides = _once(slides)
+    items = [Item(str(folder.where), None, folder) for folder in folders]
+    items += [Item(str(slide.path), slide.path, slide) for slide in slides]
+    workers = spread.processes(len(items)) if spread.gpus else 1
+    replies = run_cohort(
+        _Work(room),
+        items,
+        spread,
+        out=Path(out),
+        what=what,
+        loaded=model,
+        workers=workers,
+        facts=facts,
+        written=lambda outcome: outcome.written,
+        unit="sources",
+    )
+    for index, reply in replies:
+        if reply.error:
+            source = items[index].more
+            where = source.where if isinstance(source, Images) else source.path
+            yield Outcome(where, [], error=reply.error)
+        else:
+            yield reply.value
+
+
+def _once(slides: list[SlideSource]) -> list[SlideSource]:
+    """Each slide once, whatever lists name it; :class:`InputError` for two µm/px of one, or two of one name."""
+    found: dict[Path, SlideSource] = {}
+    names: dict[str, Path] = {}
+    for slide in slides:
+        real = slide.path.resolve()
+        known = found.setdefault(real, slide)
+        if known.mpp != slide.mpp and None not in (known.mpp, slide.mpp):
+            raise InputError(f"is named with {known.mpp:g} and with {slide.mpp:g} µm/px", where=slide.path)
+        if known.mpp is None and slide.mpp is not None:
+            found[real] = replace(known, mpp=slide.mpp)
+        first = names.setdefault(name_of(slide.path), real)
+        if first != real:
+            raise InputError(
+                f"has the name of {first}, and so would their results",
+                where=slide.path,
+                fix="Rename one, or run them with different --out folders",
+            )
+    return list(found.values())

@@ -242,7 +242,8 @@ class TissueDiffusion(Pretrained):
         context = self.context(patch, region)
         if noise is None:
             shape = (self.channels, self.window, self.window)
-            noise = ItemNoise(seed, list(keys) if keys is not None else list(range(len(context))), shape)
+            own = list(keys) if keys is not None else list(range(len(context)))
+            noise = ItemNoise(seed, own, shape, context.device)
         latents = sample(
             self.denoiser(precision, sampler.time_offset),
             noise(-1).to(context),

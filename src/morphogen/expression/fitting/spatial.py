@@ -2,7 +2,7 @@
 
 The network is judged like everything else in the recipe, on training sections it did not see (tissue blocks when there
 is one section): one fit per fold gives the number of steps, and whether it beats the Gaussian it starts from at all.
-Only then is it fitted on all training spots.
+Only then is it fitted on all training spots. Where there are too few spots for it to have a chance, it is not tried.
 """
 
 from __future__ import annotations
@@ -114,7 +114,12 @@ def train_spatial(
     """The whole recipe on training tables."""
     model, held, whitened = SpatialModel.fit(tables, config.spatial, transform)
     result, model.diffused = None, False
-    if model.residual.factors:
+    spots = sum(len(table) for table in tables)
+    if model.residual.factors and spots < config.spatial.diffuse_from:
+        # Never chosen on real sections of this number: a training per fold would only be rejected again.
+        model.report["residual"] = {"spots": spots, "tried_from": config.spatial.diffuse_from}
+        _restart(model, config)
+    elif model.residual.factors:
         how = {"device": device, "precision": precision, "compile": compile}
         steps, found = _steps(model, tables, held, whitened, config, out, how)
         model.report["residual"] = found

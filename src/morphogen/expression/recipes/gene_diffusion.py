@@ -209,7 +209,7 @@ class GeneDiffusion(nn.Module):
     ) -> Tensor:
         table = given.table
         keys = [(table.section, table.barcodes[i], int(s)) for i, s in zip(rows, sample, strict=True)]
-        noise = ItemNoise(config.seed, keys, (self.genes,))
+        noise = ItemNoise(config.seed, keys, (self.genes,), given.embedded.device)
         return self.sample(given.embedded[rows], noise, config.sampler, precision)
 
     def reduced(self, precision: str) -> tuple[Self, str]:

@@ -44,14 +44,16 @@ def slide_section(
     precision: str = "fp32",
     batch_size: int = 64,
     cells: GeoDataFrame | None = None,
+    staged: Path | None = None,
 ) -> ad.AnnData:
     """A slide as a section to predict: a square grid of spots over its tissue, embedded as the model needs.
 
     mpp: µm per pixel where the file does not say. cells: outlines in level-0 pixels, which are the spots instead of a
     grid (:func:`morphogen.expression.stores.cells.read_cells`). Spots are named ``row x column`` of the grid, or as
-    the cells. Raises :class:`InputError` when there is no tissue.
+    the cells. staged: a copy of the file on a faster disk, read in its place. Raises :class:`InputError` when there is
+    no tissue.
     """
-    slide = open_image(image, mpp=mpp)
+    slide = open_image(image, mpp=mpp, staged=staged)
     slide.require_mpp()
     trained = float(model.prepared.get("pitch_um", 0.0) or 0.0) or DEFAULT_PITCH_UM
     spacing = config.grid_um or trained

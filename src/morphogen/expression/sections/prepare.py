@@ -53,11 +53,12 @@ def prepare_sections(
     sections: Iterable[str] | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    encoder: Encoder | None = None,
 ) -> list[Path]:
     """Prepare the sections of a folder (all, or those named); one ``<section>.h5ad`` each in ``out``.
 
     A section that is there already, made from the same files with the same settings and encoder, is skipped, so a
-    killed run goes on where it was. Returns the files, in order.
+    killed run goes on where it was. Returns the files, in order. ``encoder``: that of ``config``, where it is loaded.
     """
     config = config or PrepareConfig()
     out = writable_folder(out)
@@ -70,7 +71,8 @@ def prepare_sections(
             if name not in known:
                 raise InputError(f"there is no section '{name}'.{nearest(name, known)}", where=folder)
         found = [known[name] for name in sections]
-    encoder = get_encoder(config.encoder, config.weights, device=device, precision=precision)
+    if encoder is None:
+        encoder = get_encoder(config.encoder, config.weights, device=device, precision=precision)
     written = []
     for source in found:
         path = out / f"{source.section}.h5ad"

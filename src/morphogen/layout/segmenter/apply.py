@@ -25,6 +25,7 @@ from morphogen.slides.images import list_images, name_of, open_tiff, read_image
 from morphogen.tasks import Band, WindowConfig, glass_of, make_images, plan_windows, scale_between
 from morphogen.tasks.layers import Format, Layer
 from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
+from morphogen.tasks.streams.batches import batch_for
 
 LONGEST = 8192  # px of the longer side of the map that outlines are traced on
 _ROWS = 256  # of the reduced mask, read at a time
@@ -148,7 +149,13 @@ def segment_slide(
         format=format,
     )
     result = translate_slide(
-        segmenter, slide, plan, job, batch=windows.batch, glass=glass, doing="segmenting windows"
+        segmenter,
+        slide,
+        plan,
+        job,
+        batch=batch_for(windows, segmenter, plan),
+        glass=glass,
+        doing="segmenting windows",
     )
     labels = reduced(result.images[""], scale)
     polygons = out / f"{name}.geojson"

@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from morphogen.core.errors import InputError, MorphogenError
+from morphogen.core.errors import InputError
+from morphogen.core.running.cohort import run_cohort
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item
 from morphogen.layout.data import SLIDE_SUFFIXES
 from morphogen.layout.segmenter.apply import SegmentedImages, SegmentedSlide, segment_images, segment_slide
 from morphogen.layout.segmenter.model import Segmenter
+from morphogen.slides import open_slide
 from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.tasks import WindowConfig
 from morphogen.tasks.layers import Format
@@ -36,44 +40,80 @@ class Segmented:
             yield f"Left out: {name}: {problem}"
 
 
+@dataclass(frozen=True)
+class SegmentRoom:
+    """A segmenter by where it is, and how it is applied: what goes to the processes that segment."""
+
+    model: str
+    windows: WindowConfig
+    mpp: float | None = None
+    device: str = "auto"
+    format: Format = "tiff"
+
+    def load(self) -> Segmenter:
+        return Segmenter.from_pretrained(self.model, device=self.device)
+
+    def __call__(self, loaded: Segmenter, item: Item, path: Path | None) -> SegmentedSlide | SegmentedImages:
+        source, out = item.more
+        if item.path is None:
+            return segment_images(loaded, source, out, windows=self.windows, mpp=self.mpp)
+        with open_slide(source, mpp=self.mpp, staged=path) as slide:
+            return segment_slide(loaded, slide, out, windows=self.windows, format=self.format)
+
+
 def segment_sources(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Path | str,
     sources: Sequence[Path],
     out: Path | str,
     *,
     windows: WindowConfig | None = None,
     mpp: float | None = None,
     format: Format = "tiff",
+    device: str = "auto",
+    spread: Spread | None = None,
 ) -> Segmented:
     """Label slides and images; a bad one is told and the rest goes on. Raises :class:`InputError` for a source that is
-    not there, before anything is made, and what went wrong where there is one slide alone."""
-    from morphogen.slides import open_slide
-
-    out = Path(out)
+    not there, before anything is made, and what went wrong where there is one source alone. ``segmenter`` is loaded, or
+    its folder, which each process of a ``spread`` loads for itself."""
+    out, spread = Path(out), spread or Spread()
     for source in sources:
         if not source.exists():
             raise InputError("there is no such file or folder", where=source)
     slides, files, folders = sorted_out(sources)
-    result = Segmented()
-    for path in slides:
-        try:
-            with open_slide(path, mpp=mpp) as slide:
-                result.slides[path.name] = segment_slide(
-                    segmenter, slide, out, windows=windows, format=format
-                )
-        except MorphogenError as error:
-            if len(slides) == 1 and not files and not folders:
-                raise
-            result.failed[path.name] = str(error)
-    jobs: list[tuple[Path, Path | list[Path]]] = [(folder, folder) for folder in folders]
+    sets: list[tuple[Path, Path | list[Path]]] = [(folder, folder) for folder in folders]
     if files:
-        jobs.append((Path("images"), files))
-    for name, job in jobs:
-        found = segment_images(
-            segmenter, job, out if len(jobs) == 1 else out / name.name, windows=windows, mpp=mpp
-        )
-        result.images.append(found)
-        result.failed |= found.failed
+        sets.append((Path("images"), files))
+    items = [Item(str(path), path, (path, out)) for path in slides]
+    items += [
+        Item(str(name), None, (source, out if len(sets) == 1 else out / name.name)) for name, source in sets
+    ]
+    loaded, folder = (segmenter, "") if isinstance(segmenter, Segmenter) else (None, str(segmenter))
+    room = SegmentRoom(folder, windows or WindowConfig(), mpp, device, format)
+    replies = run_cohort(
+        room,
+        items,
+        spread,
+        out=out,
+        what="layout segment",
+        loaded=loaded,
+        workers=spread.processes(len(items)) if spread.gpus else 1,
+        facts={"model": folder, "windows": room.windows.to_dict(), "mpp": mpp},
+        written=lambda found: (
+            [found.mask, found.polygons] if isinstance(found, SegmentedSlide) else [found.folder]
+        ),
+        unit="sources",
+    )
+    result = Segmented()
+    for index, reply in sorted(replies, key=lambda pair: pair[0]):
+        place = items[index].path
+        name = items[index].name if place is None else place.name
+        if reply.error:
+            result.failed[name] = reply.error
+        elif isinstance(reply.value, SegmentedSlide):
+            result.slides[name] = reply.value
+        else:
+            result.images.append(reply.value)
+            result.failed |= reply.value.failed
     return result
 
 

@@ -36,10 +36,10 @@ def slide_name(path: Path | str) -> str:
     return path.parents[1].name.removesuffix(".zarr") if is_image_of_store(path) else path.stem
 
 
-def open_image(path: Path | str, mpp: float | None = None) -> Slide:
+def open_image(path: Path | str, mpp: float | None = None, *, staged: Path | str | None = None) -> Slide:
     """:func:`~morphogen.slides.open_slide`, for image elements of SpatialData stores too."""
     if not is_image_of_store(path):
-        return open_slide(path, mpp=mpp)
+        return open_slide(path, mpp=mpp, staged=staged)
     return element_slide(read_element(path), path, mpp)
 
 

@@ -62,6 +62,7 @@ class StainTranslator:
         self.multiple, self.factor = model.multiple, model.factor
         self.crop, self.mpp = model.crop, model.mpp
         self.planes = self.laid.samples + self.laid.target.width * self.kept
+        self.device = model.device
 
     def noise(self, plan: WindowPlan, name: str) -> ImageNoise:
         """The K noise fields over an image: a function of the seed and its name."""
