@@ -8,6 +8,7 @@ import pytest
 
 from morphogen.cli.main import main
 from morphogen.core.errors import WeightsError
+from morphogen.core.running.spread import Spread
 from morphogen.slides import batch, store
 from morphogen.slides.store import table_names
 
@@ -165,7 +166,7 @@ def test_settings_reach_the_work(run, synthetic, tmp_path, monkeypatch):
     assert seen["tiles"].to_dict() == {
         "tile_px": 256, "tile_mpp": 0.5, "overlap": 8, "min_tissue": 0.2, "tissue": "otsu"
     }  # fmt: skip
-    assert seen["jobs"][0].mpp == 0.3 and seen["workers"] == 3 and seen["scheduler"] == "tcp://x:1"
+    assert seen["jobs"][0].mpp == 0.3 and seen["spread"] == Spread(workers=3, scheduler="tcp://x:1")
     assert seen["out"] == tmp_path and seen["overwrite"] is True
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from morphogen.core.printing import printable
+from morphogen.core.processes import worker_number
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ def _tqdm(total: int | None, what: str, initial: int = 0, iterable: Iterable | N
         unit=f" {what.split()[-1]}" if what else "it",
         mininterval=interval,
         delay=0.5,
+        disable=worker_number() is not None,  # the process that started it has a bar of its own
         dynamic_ncols=sys.stderr.isatty(),
         leave=True,
         file=sys.stderr,

@@ -122,7 +122,12 @@ def summary(folder: Path) -> str:
     ]
     if failed:
         lines += ["", "## Failed", ""]
-        lines += [f"- {state['item']}: {state['error']}" for state in failed[:_MOST_LISTED]]
+        lines += [f"- {_told(state['item'], state['error'])}" for state in failed[:_MOST_LISTED]]
         if len(failed) > _MOST_LISTED:
             lines.append(f"- and {len(failed) - _MOST_LISTED} more")
     return "\n".join(lines) + "\n"
+
+
+def _told(item: str, error: str) -> str:
+    """Most errors begin with the place they are at."""
+    return error if error.startswith(item) else f"{item}: {error}"
