@@ -274,16 +274,8 @@ def segment(
     from morphogen.tasks import WindowConfig
 
     windows = load_config(WindowConfig, config, settings)
-    result = segment_sources(
-        model,
-        inputs,
-        out,
-        windows=windows,
-        mpp=mpp,
-        format=format,
-        device=device,
-        spread=spread_of(spread),
-    )
+    how: dict[str, Any] = {"format": format, "device": device, "spread": spread_of(spread)}
+    result = segment_sources(model, inputs, out, windows=windows, mpp=mpp, **how)
     say(*result.lines())
     return 3 if result.failed else 0
 

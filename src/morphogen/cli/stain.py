@@ -285,18 +285,9 @@ def predict(
     folder, named = needed(model, inputs, "stain predict")
     where = spread_of(spread)
     sort_sources(named)  # what is not there is told before a model is loaded
-    room = StainRoom(
-        out,
-        resolved,
-        model=str(folder),
-        encoder=encoder,
-        weights=None if weights is None else str(weights),
-        device=device,
-        precision=precision,
-        compile=compile,
-        keep_samples=keep_samples,
-        format=format,
-    )
+    own = str(weights) if weights is not None else None
+    how = (encoder, own, device, precision, compile, keep_samples, format)
+    room = StainRoom(out, resolved, str(folder), *how)
     outcomes = []
     for outcome in stain_sources(None, named, out, room=room, spread=where):
         outcomes.append(outcome)

@@ -328,8 +328,7 @@ class StainTransfer(Pretrained):
                     fix="Use --solver fast",
                 )
             if posterior_noise is None:
-                own = [("posterior", i) for i in range(len(images))]
-                posterior_noise = ItemNoise(seed, own, shape, image.device)(-1)
+                posterior_noise = ItemNoise(seed, [("posterior", i) for i in range(len(images))], shape)(-1)
             latent = self.first_stage.scaling * encoded.sample(posterior_noise)
             times = spaced(self.schedule, sampler.inversion_steps)
             condition = self.generation_condition(len(latent))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def run_cohort(
         if out is not None and not alone:
             shard = {"shard": f"{spread.shard.number}/{spread.shard.count}"} if spread.shard else {}
             report = RunReport(out, what, {**shard, **dict(facts or {})})
-            stack.callback(report.close)
+            stack.callback(_closed, report)
             if spread.shard is not None:
                 mark = content_hash(what, dict(facts or {}))
                 claims = stack.enter_context(closing(Claims(out / RUNS / ".claims", mark)))
@@ -102,6 +102,11 @@ def run_cohort(
                 claims.release(names[index])
             bar.advance()
             yield index, reply
+
+
+def _closed(report: RunReport) -> None:
+    with suppress(MorphogenError, OSError):  # a full disk: what the work met is what is told
+        report.close()
 
 
 Engine = Callable[[Iterator[int]], Generator[tuple[int, Reply], None, None]]
