@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from morphogen.cli.main import main
-from morphogen.core.errors import InputError
+from morphogen.core.errors import DependencyError, InputError
 from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, memorisation
 from morphogen.slides.pyramid import write_pyramid
 from morphogen.tissue import EvaluateConfig, evaluate_twin, scoring
 from morphogen.tissue.canvases.sources import grid_of_picks, grid_of_table, region_boxes
-from morphogen.tissue.config import PriorConfig
+from morphogen.tissue.config import EvaluateConfig, PriorConfig
+from morphogen.tissue.evaluate import judges
 from morphogen.tissue.priors.model import Components, TissuePrior
 from morphogen.tissue.priors.train import GridDataset, check_prior, full_grids, train_prior
 from morphogen.tissue.reading.samples import import_sample_file, transposed_grid
@@ -33,6 +35,17 @@ def run(*arguments) -> int:
 
 def rng():
     return np.random.default_rng(0)
+
+
+def test_a_judge_that_is_not_installed_is_left_out_unless_it_was_asked_for(monkeypatch, caplog):
+    """A plain install has no `lite0`, and its demonstration runs all the same."""
+    own = SimpleNamespace(spec=SimpleNamespace(name="texture"))
+    monkeypatch.setattr("morphogen.tissue.evaluate.model_encoder", lambda model: own)
+    monkeypatch.setattr("morphogen.slides.encoders.lite0.find_spec", lambda name: None)
+    assert judges(None, EvaluateConfig()) == {"texture": own}
+    assert "morphogen[lite0]" in caplog.text
+    with pytest.raises(DependencyError):
+        judges(None, EvaluateConfig(encoders=("model", "lite0")))
 
 
 def test_faithfulness_of_perfect_and_of_foreign_images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import DependencyError, InputError
 from morphogen.core.files import Manifest, read_json, writable_folder, write_json
 from morphogen.core.seeds import numpy_generator
 from morphogen.core.writing.locks import locks_folder
@@ -27,6 +28,8 @@ from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.predict import draw_patches
 from morphogen.tissue.train import model_encoder
+
+log = logging.getLogger("morphogen.tissue")
 
 PROTOCOL = "tissue-1"
 TABLES: Any = [
@@ -80,11 +83,20 @@ class TissueEvaluation:
         ]
 
 
-def judges(model: TissueDiffusion, names: tuple[str, ...]) -> dict[str, Any]:
-    """Encoders by name; ``model`` is the one the model's embeddings are of."""
+def judges(model: TissueDiffusion, config: EvaluateConfig) -> dict[str, Any]:
+    """Encoders by name; ``model`` is the one the model's embeddings are of.
+
+    An encoder that nobody asked for and whose package is not installed is left out, and that is said.
+    """
     found = {}
-    for name in names:
-        encoder = model_encoder(model) if name == "model" else get_encoder(name, device="cpu")
+    for name in config.encoders:
+        try:
+            encoder = model_encoder(model) if name == "model" else get_encoder(name, device="cpu")
+        except DependencyError as error:
+            if "encoders" in config.model_fields_set:
+                raise
+            log.warning("%s Without it the model's own encoder judges alone.", error)
+            continue
         found[encoder.spec.name] = encoder
     return found
 
@@ -113,7 +125,7 @@ def evaluate_model(
     drawn = np.stack([np.asarray(open_rgb(path)) for path in patches.files])
     real = chosen.read(range(len(chosen)))
     evaluations, scores = [], {}
-    for name, encoder in judges(model, config.encoders).items():
+    for name, encoder in judges(model, config).items():
         a, b = scoring.encoded(encoder, real), scoring.encoded(encoder, drawn)
         figures = scoring.set_scores(a, b, seed=config.seed)
         pairs, gains = scoring.pair_scores(a, b, group=config.group, seed=config.seed)
@@ -239,7 +251,7 @@ def evaluate_twin(
         drawn = read_boxes(opened, at, model.tile_px)
         whole = opened.read_region(0, 0, opened.width, opened.height)
     found: dict[str, Any] = {"cells": len(real), "side": side}
-    for name, encoder in judges(model, config.encoders).items():
+    for name, encoder in judges(model, config).items():
         a, b = scoring.encoded(encoder, real), scoring.encoded(encoder, drawn)
         found[name] = scoring.twin_scores(a, b, group=min(64, len(a)), seed=config.seed)
         if len(real) >= 2 * scoring.LEAST:
