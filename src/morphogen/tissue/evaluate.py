@@ -23,7 +23,7 @@ from morphogen.tasks.evaluation import Evaluation, ItemScores, SetScores, write_
 from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue import scoring
 from morphogen.tissue.canvases.sources import region_boxes
-from morphogen.tissue.config import EvaluateConfig
+from morphogen.tissue.config import EvaluateConfig, UseConfig
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.predict import draw_patches
@@ -83,7 +83,7 @@ class TissueEvaluation:
         ]
 
 
-def judges(model: TissueDiffusion, config: EvaluateConfig) -> dict[str, Any]:
+def judges(model: TissueDiffusion, config: EvaluateConfig | UseConfig) -> dict[str, Any]:
     """Encoders by name; ``model`` is the one the model's embeddings are of.
 
     An encoder that nobody asked for and whose package is not installed is left out, and that is said.

@@ -85,7 +85,7 @@ def evaluate_use(
     )
     tested = test.read(range(len(test)))
     accuracy: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for name, encoder in judges(model, config.encoders).items():
+    for name, encoder in judges(model, config).items():
         base, held = scoring.encoded(encoder, real), scoring.encoded(encoder, tested)
         kinds = {
             kind: scoring.encoded(encoder, images).reshape(len(rows), config.copies, -1)
