@@ -14,7 +14,7 @@ from morphogen.stain.config import ApplyConfig
 
 SIDE = 256
 SAMPLES = 4
-tissue = TissueSimulator(3).render(200, 200, SIDE, SIDE)
+tissue = TissueSimulator(4).render(0, 0, SIDE, SIDE)
 model = mg.stain.StainTransfer.from_pretrained(stain_model(), device="cpu")
 print(model.stains, model.mpp, "µm/px")
 
@@ -43,9 +43,9 @@ import lazyslide as zs
 from morphogen.bridges.lazyslide import register
 
 print(register(stain_model(), name="er"))
-write_slide("slide.tif", 2 * SIDE, SIDE, simulator=TissueSimulator(3))
+write_slide("slide.tif", 2 * SIDE, SIDE, simulator=TissueSimulator(4))
 wsi = mg.slides.open_slide("slide.tif").wsi
-zs.pp.tile_tissues(wsi, 128, stride_px=96, mpp=0.5, background_filter=False, tissue_key=None)
+zs.pp.tile_tissues(wsi, 128, stride_px=96, mpp=0.5, edge=True, background_filter=False, tissue_key=None)
 zs.tl.virtual_stain(wsi, "er", device="cpu", pbar=False)
 image = wsi.images["er_prediction_IHC"].transpose("y", "x", "c").to_numpy().clip(0, 1)
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
