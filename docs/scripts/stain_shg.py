@@ -34,15 +34,25 @@ from morphogen.stain.predict import stain_image
 from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.scoring.channels import KEYS, ChannelMethod, Made, evaluate_channels, made_from
 from morphogen.stain.scoring.figures import channel_panel
+from morphogen.stain.targets.files import measured
 from morphogen.stain.train import train_model
 from morphogen.tasks.folders import save_png
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
-PICTURES = PAGE.parent / "images"
-FOLDS = {"X": "train on 1B and 2B, test on X", "2B": "train on X and 1B, test on 2B"}
+FOLDS = {
+    "X": "Trained on 1B and 2B, tested on the seven cores of X (another scanner)",
+    "2B": "Trained on X and 1B, tested on the five cores of 2B",
+    **{f"inner{k}": f"Trained within 1B and 2B, every third core held out ({k + 1} of 3)" for k in range(3)},
+}
 TILE, SAMPLES, WEIGHT = 16, 16, 0.5
 REGRESSION = 40  # steps; chosen on inner0, where 40 of 40, 80, 120, 160, 200 gave the highest r
-OURS, ONE, PLAIN, START = "mean of 16 samples", "one sample", "regression U-Net", "its own regression"
+PARTS = ("colour", "regression", "plain", "diffusion")
+OURS, ONE, PLAIN, START = (
+    "mean of 16 samples",
+    "one sample",
+    "regression U-Net",
+    "regression that begins as a colour map",
+)
 
 
 def prepare(data: Path, out: Path) -> Path:
@@ -51,7 +61,7 @@ def prepare(data: Path, out: Path) -> Path:
     rows = []
     for path in sorted((data / "HE").glob("*.jpg")):
         he, mask = read_image(path), ""
-        white = (he >= 250).all(axis=2)
+        white = np.asarray((he >= 250).all(axis=2))
         if white.mean() > 0.05:  # a border beyond the scan, in one piece
             mask = str((out / "masks" / f"{path.stem}.png").resolve())
             Image.fromarray((~_opened(white)).astype(np.uint8) * 255).save(mask)
@@ -88,51 +98,49 @@ def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
 
 
 def settings(kind: str, steps: int) -> TrainConfig:
-    """How the two are trained: the same network, crops and number of steps. Ours shares them out between the
-    regression, which more than some forty steps on so few cores make worse, and the diffusion."""
+    """How they are trained: the same network and crops. ``plain`` and ``ours`` have the same number of steps. Ours
+    shares them out between the regression, which more than some forty steps on so few cores make worse, and the
+    diffusion; ``start`` is that regression alone."""
     given: dict[str, Any] = {
         "model.encoder": "none",
         "model.attention": [],
         "model.widths": [32, 64, 96],
         "data.crop": 192,
-        "training.steps": steps,
+        "training.steps": REGRESSION if kind == "start" else steps,
         "training.batch_size": 4,
         "training.lr": 5e-4,
         "training.ema_decay": 0.98,
         "training.save_every": 10_000,
     }
-    if kind == "plain":
+    if kind != "ours":
         given["model.regression"] = True
-    else:
-        given |= {f"model.{key}": True for key in ("residual", "balance", "colour_start", "see_mean")}
-        given |= {"data.stain_jitter": 0.15, "mean_share": min(0.5, REGRESSION / steps)}
+    if kind != "plain":
+        given |= {"model.balance": True, "model.colour_start": True, "data.stain_jitter": 0.15}
+    if kind == "ours":
+        given |= {"model.residual": True, "model.see_mean": True, "mean_share": min(0.5, REGRESSION / steps)}
     return TrainConfig.load(overrides=given)
 
 
-def sampled(
-    models: dict[str, StainTransfer], pairs: Sequence[Pair], samples: int = SAMPLES
-) -> dict[str, ChannelMethod]:
-    """Methods whose answers are made once for every pair."""
-    config = ApplyConfig(
-        samples=samples,
-        sampler=SamplerConfig(steps=5),
-        windows=WindowConfig(window=512, overlap=0, batch=1),
+APPLY = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(window=512, overlap=0, batch=1))
+
+
+def answers(model: StainTransfer, pairs: Sequence[Pair]) -> ChannelMethod:
+    """What a regression makes of every pair, made once."""
+    return _kept(
+        {p.name: Made(stain_image(model, read_aligned(p)[0], APPLY, name=p.name).sample) for p in pairs}
     )
-    made: dict[str, dict[str, Made]] = {name: {} for name in (OURS, ONE, START, PLAIN)}
-    ours = models["ours"]
+
+
+def sampled(model: StainTransfer, pairs: Sequence[Pair]) -> dict[str, ChannelMethod]:
+    """Mean of the samples, one sample, and the regression that they scatter around."""
+    assert model.mean is not None
+    base, made = answers(model.mean, pairs), {}
     for pair in pairs:
         he = read_aligned(pair)[0]
-        out = stain_image(ours, he, config, name=pair.name)
-        assert ours.mean is not None
-        base = stain_image(ours.mean, he, config.replace(samples=1), name=pair.name).sample
-        mean = WEIGHT * out.mean + (1 - WEIGHT) * base
-        made[OURS][pair.name] = Made(mean, out.samples, out.uncertainty)
-        made[ONE][pair.name] = Made(out.sample)
-        made[START][pair.name] = Made(base)
-        if "plain" in models:
-            plain = stain_image(models["plain"], he, config.replace(samples=1), name=pair.name).sample
-            made[PLAIN][pair.name] = Made(plain)
-    return {name: _kept(found) for name, found in made.items() if found}
+        out = stain_image(model, he, APPLY.replace(samples=SAMPLES, mean_weight=WEIGHT), name=pair.name)
+        made[pair.name] = Made(out.mean, out.samples, out.uncertainty)
+    ones = {name: Made(each.samples[0]) for name, each in made.items() if each.samples is not None}
+    return {OURS: _kept(made), ONE: _kept(ones), START: base}
 
 
 def _kept(found: dict[str, Made]) -> ChannelMethod:
@@ -162,33 +170,40 @@ def add_gaussian(
         row.values["crps"] = float(gaussian_crps(a, b, sd).mean())
 
 
-def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int) -> None:
-    """One fold: train, score, keep the scores in ``out/scores``."""
+def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int, parts: Sequence[str]) -> None:
+    """One fold: train what ``parts`` name, score, keep the scores in ``out/scores``."""
     train, test = fold(pairs, name)
-    models, seconds = {}, {}
-    for kind in ("plain", "ours"):
-        begun = time.perf_counter()
-        run = train_model(FoundPairs(train, []), settings(kind, steps), out / kind, where=name)
-        seconds[kind], models[kind] = time.perf_counter() - begun, run.model
-    target = models["ours"].config.target
+    target = measured(train[0].target, [pair.ihc for pair in train])
     train, test = ([replace(pair, target=target) for pair in each] for each in (train, test))
-    methods = sampled(models, test)
-    baselines = {key: made_from(make) for key, make in ChannelBaselines(train).methods().items()}
+    kinds = {"colour": [], "regression": ["start"], "plain": ["plain"], "diffusion": ["ours"]}
+    models: dict[str, StainTransfer] = {}
+    seconds = {}
+    for kind in [kind for part in parts for kind in kinds[part]]:
+        begun = time.perf_counter()
+        models[kind] = train_model(FoundPairs(train, []), settings(kind, steps), out / kind, where=name).model
+        seconds[kind] = time.perf_counter() - begun
+    methods: dict[str, ChannelMethod] = {}
+    forecasts: dict[str, StainTransfer] = {}
+    if "ours" in models:
+        methods |= sampled(models["ours"], test)
+        assert models["ours"].mean is not None
+        forecasts[START] = models["ours"].mean
+    for kind, title in (("start", START), ("plain", PLAIN)):
+        if kind in models:
+            methods[title], forecasts[title] = answers(models[kind], test), models[kind]
+    first = next(iter(methods), "")
+    methods |= {key: made_from(make) for key, make in ChannelBaselines(train).methods().items()}
     config = EvaluateConfig(tile=TILE)
-    evaluations = evaluate_channels(test, {**methods, **baselines}, config)
-    forecasts = {"plain": PLAIN, "ours": START}
-    for kind, method in forecasts.items():
-        model = models[kind] if kind == "plain" else models[kind].mean
-        assert model is not None
-        apply = ApplyConfig(windows=WindowConfig(window=512, overlap=0, batch=1))
-        on_train = _kept({p.name: Made(stain_image(model, read_aligned(p)[0], apply).sample) for p in train})
-        add_gaussian(evaluations, methods[method], method, test, residual_sd(on_train, train))
+    evaluations = evaluate_channels(test, methods, config)
+    for title, model in forecasts.items():
+        sd = residual_sd(answers(model, train), train)
+        add_gaussian(evaluations, methods[title], title, test, sd)
     evaluations = rescored(evaluations, config)
     write_results(out / "scores", evaluations, test, config, {"seconds of training": seconds, "fold": name})
-    for pair in test[:3]:
+    for pair in test[:3] if first else ():
         he, real = read_aligned(pair)
         save_png(
-            out / "panels" / f"{pair.name}.png", channel_panel(he, real, methods[OURS](pair, he), target)
+            out / "panels" / f"{pair.name}.png", channel_panel(he, real, methods[first](pair, he), target)
         )
 
 
@@ -226,7 +241,10 @@ def markdown(folder: Path) -> str:
         + ", ".join(f"{k} {v:.1f} min" for k, v in minutes.items()),
     ]
     keys = ("tile_correlation", "tile_correlation_pooled", "tile_mae", "crps", "sharpness")
-    lines += ["", f"| {OURS}, minus | " + " | ".join(KEYS[key][0] for key in keys) + " |"]
+    lines += [
+        "",
+        f"| {results['differences']['of']}, minus | " + " | ".join(KEYS[key][0] for key in keys) + " |",
+    ]
     lines.append("|---" * (len(keys) + 1) + "|")
     for method, found in results["differences"]["to"].items():
         lines.append(f"| {method} | " + " | ".join(_cell(found.get(key), "+") for key in keys) + " |")
@@ -242,11 +260,21 @@ def _cell(interval: dict[str, Any] | None, sign: str = "") -> str:
     return f"{interval['value']:{sign}.3f}{bounds}"
 
 
+def write(out: Path, folds: Sequence[str]) -> None:
+    """The tables of ``folds`` into the page."""
+    text = PAGE.read_text()
+    begin, end = "<!-- shg: written by docs/scripts/stain_shg.py -->\n", "<!-- end -->"
+    start = text.index(begin) + len(begin)
+    tables = [f"{FOLDS.get(name, name)}:\n\n{markdown(out / name / 'scores')}" for name in folds]
+    PAGE.write_text(text[:start] + "\n" + "\n".join(tables) + "\n" + text[text.index(end, start) :])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", default=["X", "2B", "inner0", "inner1", "inner2"])
+    parser.add_argument("--parts", nargs="+", default=["diffusion", "plain"], choices=PARTS)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
@@ -254,8 +282,10 @@ def main() -> None:
     for name in arguments.folds:
         folder = arguments.out / name
         if not (folder / "scores" / "manifest.json").is_file():
-            measure(pairs, name, folder, arguments.steps)
+            measure(pairs, name, folder, arguments.steps, arguments.parts)
         print(name, markdown(folder / "scores"), sep="\n", flush=True)
+    if arguments.write:
+        write(arguments.out, arguments.folds)
 
 
 if __name__ == "__main__":
