@@ -34,7 +34,7 @@ def commands(base: Path, quick: bool) -> dict[str, list[str]]:
     from morphogen.demo.writers.hest import write_hest
     from morphogen.expression.sections.prepare import save_section
 
-    hest = write_hest(base / "hest", 1, width_um=1500.0 if quick else 2400.0, height_um=1200.0, n_genes=60)
+    hest = write_hest(base / "hest", 1, width_um=1500.0 if quick else 2400.0, height_um=1200.0, n_genes=150)
     slide = next((hest / "wsis").glob("*.tif"))
     (base / "store").mkdir()
     for name, patient in (("a", "A"), ("b", "B")):
