@@ -14,9 +14,9 @@ from morphogen.core.errors import InputError
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
-def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
+def read_arrays(path: Path | str, kind: str = "a file of arrays") -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` by name; an ``.npy``'s under the empty name. :class:`InputError` for anything else,
-    pickles among it."""
+    pickles among it. kind: what the file should be, as the error says it."""
     try:
         read = np.load(path, allow_pickle=False)
         if isinstance(read, np.ndarray):
@@ -25,6 +25,4 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
             return {name: read[name] for name in read.files}
     except DAMAGED as error:
         line = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(
-            f"is not a file of arrays, or damaged ({line})", where=path, fix="Copy it again"
-        ) from None
+        raise InputError(f"is not {kind}, or damaged ({line})", where=path, fix="Copy it again") from None

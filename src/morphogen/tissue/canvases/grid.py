@@ -100,7 +100,7 @@ class EmbeddingGrid:
     @classmethod
     def load(cls, path: Path | str) -> EmbeddingGrid:
         """Read ``.npz`` (patch, region) or ``.npy`` (R, C, D); :class:`InputError` for anything else."""
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, "a grid of embeddings")
         patch, region = arrays.get("patch", arrays.get("")), arrays.get("region")
         if patch is None:
             raise InputError(
