@@ -169,7 +169,7 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="The loss.")
     training: TrainingConfig = Field(
         TrainingConfig(
-            steps=2600,
+            steps=2000,
             batch_size=10,
             lr=8e-4,
             lr_schedule="cosine",
@@ -214,7 +214,7 @@ class TrainConfig(Config):
 _LOOPS = {
     "paper": (20_000, 64, 1e-4),
     "base": (20_000, 32, 2e-4),
-    "small": (2600, 10, 8e-4),
+    "small": (2000, 10, 8e-4),
     "tiny": (200, 8, 1e-3),
 }
 """Size → steps, batch size, learning rate."""
