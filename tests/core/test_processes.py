@@ -12,7 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from morphogen.core.errors import ConfigError, SlideError
+from morphogen.core import processes
+from morphogen.core.errors import ConfigError, MorphogenError, SlideError
 from morphogen.core.processes import Crash, run_apart
 
 MODULE = """
@@ -43,6 +44,12 @@ def work(tmp_path, monkeypatch):
 
     yield their_module.work
     sys.modules.pop("their_module")
+
+
+def test_processes_that_do_not_start_are_one_sentence(work, monkeypatch):
+    monkeypatch.setattr(processes, "_START", "raise SystemExit(1)")
+    with pytest.raises(MorphogenError, match=r"did not start: it ended with status 1\. Run it again"):
+        list(run_apart(work, ["a", "b"], 2))
 
 
 def test_a_crash_is_one_item_and_the_others_are_done(work):

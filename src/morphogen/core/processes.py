@@ -89,7 +89,10 @@ def run_apart(
                     del team[worker.line]
                     lost, text = worker.item, worker.how_it_ended()
                     if lost is None:
-                        raise Crash(f"a worker process did not start: {text}") from None
+                        raise MorphogenError(
+                            f"a worker process did not start: it {text}",
+                            fix="Run it again, with --workers 1 or after `morphogen doctor`",
+                        ) from None
                     again = waiting.again(lost, retries)
                     if waiting.more():
                         start(worker.number)
