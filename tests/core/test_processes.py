@@ -103,8 +103,10 @@ def test_no_process_outlives_the_one_that_started_it(work, tmp_path, number):
     script.write_text(
         textwrap.dedent(
             """
+            import signal
             from contextlib import closing
             from their_module import work
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             from morphogen.core.processes import run_apart
             with closing(run_apart(work, ["a", "slow"], 1)) as finished:
                 for item, value, error in finished:

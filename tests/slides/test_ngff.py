@@ -19,8 +19,8 @@ from morphogen.core.fingerprints import fingerprint
 from morphogen.slides import open_slide
 from morphogen.slides.batch import collect
 from morphogen.slides.info import slide_info
+from morphogen.slides.pyramid import PyramidWriter, write_pyramid
 from morphogen.slides.pyramid.ngff import write_image
-from morphogen.slides.pyramid.writer import PyramidWriter, write_pyramid
 from morphogen.tasks.sources import sort_sources
 
 WIDTH, HEIGHT, TILE = 301, 233, 64

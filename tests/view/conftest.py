@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from morphogen.slides.pyramid.writer import write_pyramid
+from morphogen.slides.pyramid import write_pyramid
 
 WIDTH, HEIGHT, MPP = 1500, 1100, 0.5
 GENES = ["ERBB2", "ESR1", '<b onmouseover=x>"&', "MKI67"]

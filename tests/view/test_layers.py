@@ -12,7 +12,7 @@ from PIL import Image
 
 from morphogen.core.errors import InputError, SlideError
 from morphogen.slides import open_slide
-from morphogen.slides.pyramid.writer import write_pyramid
+from morphogen.slides.pyramid import write_pyramid
 from morphogen.view import open_view
 from morphogen.view.config import ViewConfig
 from morphogen.view.layers.display import STAINS, lookup, stain_density
