@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import write_json
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import (
@@ -22,6 +22,8 @@ from morphogen.expression.data import (
     total_counts,
 )
 from morphogen.expression.sections.readers import find_sections, read_sections
+
+from .test_tables import section_file
 
 RNG = np.random.default_rng
 
@@ -219,3 +221,20 @@ def test_patients(tmp_path):
     assert facts(section).patient == ""
     with pytest.raises(InputError, match="matches nothing"):
         read_sections(path, DataConfig(patient_pattern="^[0-9]"))
+
+
+def test_patients_are_one_however_they_are_padded(tmp_path, caplog):
+    for name in ("S1", "S2", "S3.A", "S4"):
+        section_file(tmp_path / f"{name}.h5ad")
+    (tmp_path / "p.csv").write_text('Section;Patient\nS1;"P1 "\nS2.h5ad; P1\nS3.A;P1\n')
+    found = read_sections(tmp_path, DataConfig(patients=str(tmp_path / "p.csv")))
+    assert [facts(s).patient for s in found] == ["P1", "P1", "P1", ""]
+    assert "section 'S4' is not in it" in caplog.text
+    (tmp_path / "p.csv").write_text("section,patient\nS1,P1\nS1,P2\n")
+    with pytest.raises(InputError, match="'S1' has two values of patient: 'P1' in line 2 and 'P2' in line 3"):
+        read_sections(tmp_path, DataConfig(patients=str(tmp_path / "p.csv")))
+
+
+def test_a_pattern_that_is_no_regular_expression(tmp_path):
+    with pytest.raises(ConfigError, match=r"'\(\[' is not a regular expression"):
+        read_sections(section_file(tmp_path / "S1.h5ad"), DataConfig(patient_pattern="(["))

@@ -82,7 +82,8 @@ class Copies:
         return "model"
 
     def images(self, model, files):
-        result = FolderResult(self.out, made=list(files))
+        first, *rest = files
+        result = FolderResult(self.out, made=rest, failed={first: f"{first}: is empty"})
         (self.out / "images.txt").write_text("\n".join(files))
         return result
 
@@ -99,7 +100,8 @@ def test_sources_are_spread_over_a_room_that_can_be_sent(folder, slide, tmp_path
     spread = Spread(stage=tmp_path / "stage")
     outcomes = list(spread_sources(room, [folder, slide, again], spread, out=room.out, what="copy"))
     assert [outcome.source for outcome in outcomes] == [folder, slide]  # whatever lists name it, once
-    assert outcomes[0].note == "5 images" and outcomes[1].written[0].read_text().endswith("0.25")
+    assert outcomes[0].note == "4 of 5 images" and not outcomes[0].whole
+    assert outcomes[1].whole and outcomes[1].written[0].read_text().endswith("0.25")
     assert outcomes[1].note != slide.parent.name and list((tmp_path / "stage").iterdir()) == []
     assert (room.out / "runs" / "summary.md").is_file()
 

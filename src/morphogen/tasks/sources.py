@@ -134,6 +134,13 @@ class Outcome:
     failed: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
+    @classmethod
+    def of_images(cls, source: Images, result: FolderResult) -> Outcome:
+        """What became of image files: how many were made is said."""
+        whole = len(source.files)
+        note = f"{whole - len(result.failed)} of {whole} images" if result.failed else f"{whole} images"
+        return cls(source.where, [result.out], note, failed=dict(result.failed))
+
     @property
     def whole(self) -> bool:
         """Whether nothing was left out."""
@@ -157,10 +164,7 @@ def run_sources(
     alone = len(folders) + len(slides) == 1
     for folder in folders:
         try:
-            result = images(folder.files)
-            there, whole = len(folder.files) - len(result.failed), len(folder.files)
-            note = f"{whole} images" if there == whole else f"{there} of {whole} images"
-            yield Outcome(folder.where, [result.out], note, failed=result.failed)
+            yield Outcome.of_images(folder, images(folder.files))
         except MorphogenError as error:
             if alone or concerns_all(error):
                 raise
@@ -203,9 +207,7 @@ class _Work:
     def __call__(self, loaded: Any, item: Item, path: Path | None) -> Outcome:
         source: Images | SlideSource = item.more
         if isinstance(source, Images):
-            result = self.room.images(loaded, source.files)
-            note = f"{len(source.files)} images"
-            return Outcome(source.where, [result.out], note, failed=dict(result.failed))
+            return Outcome.of_images(source, self.room.images(loaded, source.files))
         return Outcome(source.path, *self.room.slide(loaded, source, path or source.path))
 
 

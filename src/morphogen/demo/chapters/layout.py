@@ -12,9 +12,9 @@ from morphogen.report import Report
 
 TITLE = "Labelled images in the style of other patients"
 COMMANDS = """
-morphogen layout train tissue --annotated P01 P02 --classes tumour lymphoid --crop 64 --out layout
-morphogen layout synthesize tissue --annotated P01 P02 --model layout/model --count 100 --out synthetic
-morphogen layout segmenter tissue --annotated P01 P02 --classes tumour lymphoid --crop 64 \\
+morphogen layout train labelled --annotated P01 P02 --classes tumour lymphoid --crop 64 --out layout
+morphogen layout synthesize labelled --annotated P01 P02 --model layout/model --count 100 --out synthetic
+morphogen layout segmenter labelled --annotated P01 P02 --classes tumour lymphoid --crop 64 \\
     --synthetic synthetic --out segmenter
 """
 ANNOTATED = ("P01", "P02")
@@ -52,7 +52,7 @@ def run(work: Workspace, report: Report) -> None:
     from morphogen.layout.scoring.pages import coloured
     from morphogen.layout.scoring.synthetic import MEASURES, style_match
 
-    tissue = work.place("data", "tissue", "x").parent
+    tissue = work.place("data", "labelled", "x").parent
     patients, side = work.size(10, 4), work.size(192, 96)
     write_segmentation(
         tissue,
