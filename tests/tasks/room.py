@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ class Colours(tasks.Pretrained):
 
     def __init__(self, config: RoomConfig, crop: int = 32, mpp: float | None = None) -> None:
         self.config, self.crop, self.mpp = config, crop, mpp
-        first, last = nn.Conv2d(3, config.width, 3, padding=1), nn.Conv2d(config.width, 3, 1)
-        self.network = nn.Sequential(first, nn.SiLU(), last)
+        width = config.width
+        self.network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 3, 1))
 
     def components(self):
         return {"network": self.network}
@@ -46,6 +47,10 @@ class Colours(tasks.Pretrained):
         read.restore(model.network, "network")
         return model
 
+    def how(self):
+        layers = [tasks.Layer("", lambda band: band.picture(), codec="deflate")]
+        return {"layers": layers, "facts": {"model": self.identity}, "windows": self.config.windows}
+
     def noise(self, plan, name):
         return None
 
@@ -58,8 +63,7 @@ class Crops:
     """Random crops of pairs of files."""
 
     def __init__(self, pairs: list[tuple[Path, Path]], side: int) -> None:
-        self.pairs = [[torch.from_numpy(read_image(path)) for path in pair] for pair in pairs]
-        self.side = side
+        self.pairs, self.side = [[torch.from_numpy(read_image(p)) for p in pair] for pair in pairs], side
 
     def __len__(self):
         return len(self.pairs)
@@ -90,8 +94,7 @@ class Training:
 
 def train(he: Path, target: Path, out: Path, config: RoomConfig, steps: int) -> tuple[Colours, list[str]]:
     """The trained model, and the names of the images that were held out."""
-    a, b = list_images(he), list_images(target)
-    report = tasks.CheckReport()
+    a, b, report = list_images(he), list_images(target), tasks.CheckReport()
     same = tasks.inspected(lambda n: read_image(a[n]).shape == read_image(b[n]).shape, a)
     for name, fits in zip(a, same, strict=True):
         report.good.append(name) if fits else report.add("of two sizes", name)
@@ -108,39 +111,37 @@ def train(he: Path, target: Path, out: Path, config: RoomConfig, steps: int) -> 
     return model, [names[i] for i in held]
 
 
-LAYERS = [tasks.Layer("", lambda band: band.picture(), codec="deflate")]
+@dataclass(frozen=True)
+class Pictures:
+    """The model over whatever is named; ``folder`` is where a process loads it from."""
 
+    folder: Path
+    out: Path
 
-def predict(model: Colours, sources: list[Path], out: Path):
-    """Images, folders and slides, an outcome each."""
-    facts, options = {"model": model.identity}, {"windows": model.config.windows}
+    def load(self) -> Colours:
+        return Colours.from_pretrained(self.folder)
 
-    def images(files):
-        return tasks.translate_images(model, files, out, LAYERS, facts, **options)
+    def images(self, model, files):
+        return tasks.translate_images(model, files, self.out, **model.how())
 
-    def slide(path, mpp):
-        with open_slide(path, mpp) as opened:
-            made = tasks.make_slide(model, opened, out, f"{name_of(path)}_blue", LAYERS, facts, **options)
+    def slide(self, model, source, path):
+        with open_slide(path, source.mpp) as opened:
+            made = tasks.make_slide(model, opened, self.out, f"{name_of(source.path)}_blue", **model.how())
         return list(made.images.values()), f"{made.windows} windows"
-
-    return tasks.run_sources(sources, images, slide)
 
 
 def evaluate(model: Colours, he: Path, target: Path, names: list[str], out: Path) -> list[tasks.Evaluation]:
     """The model beside the H&E itself."""
     options = {"unit": "patient", "seed": 0, "purpose": "colours", "resamples": 200}
-    a, b = list_images(he), list_images(target)
-    items = {"model": [], "H&E": []}
+    a, b, items = list_images(he), list_images(target), {"model": [], "H&E": []}
     for name in names:
         image, real = read_image(a[name]), read_image(b[name]).astype(float)
         (band,) = tasks.make_images(model, [image], [name], model.config.windows)
         for method, found in (("model", band.picture()), ("H&E", image)):
             error = float(np.abs(found - real).mean())
             items[method].append(tasks.ItemScores(name, name.split("-")[0], {"error": error}))
-    made = []
-    for method, found in items.items():
-        scores = tasks.SetScores({}, *tasks.mean_intervals(found, ["error"], **options))
-        made.append(tasks.Evaluation(method, scores, found))
+    scored = lambda found: tasks.SetScores({}, *tasks.mean_intervals(found, ["error"], **options))  # noqa: E731
+    made = [tasks.Evaluation(method, scored(found), found) for method, found in items.items()]
     gained = tasks.against_first(made, lambda x, y: tasks.paired_differences(x, y, ["error"], **options))
     about = {"kind": "colours evaluation", "protocol": "colours-1", "facts": {"names": names}}
     tasks.write_results(out, made, differences=gained, **about)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from morphogen import tasks
 from morphogen.core.errors import CheckpointError
 from morphogen.core.files import Manifest
 from morphogen.slides import PyramidWriter, open_slide
@@ -14,7 +15,7 @@ from morphogen.slides.images import read_image
 from morphogen.tasks import WindowConfig
 
 from . import room
-from .room import Colours, RoomConfig, evaluate, predict, train
+from .room import Colours, Pictures, RoomConfig, evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,13 @@ def test_it_is_saved_and_loaded(trained):
 
 
 def test_it_predicts_images_folders_and_a_slide(pairs, trained, tmp_path):
-    model, held, _ = trained
+    model, held, out = trained
     image = read_image(pairs / "he" / f"{held[0]}.png")
     path = tmp_path / "s.ome.tif"
     with PyramidWriter(path, 720, 640, mpp=0.5, tile=256, codec="deflate") as writer:
         writer.write(np.tile(image, (10, 10, 1)), 0)
-    first, second = predict(model, [pairs / "he", path], tmp_path / "out")
+    room, named = Pictures(out / "model", tmp_path / "out"), [pairs / "he", path]
+    first, second = tasks.spread_sources(room, named, out=room.out, what="colours predict")
     assert first.whole and second.whole
     made = read_image(tmp_path / "out" / f"{held[0]}.png").astype(int)
     real = read_image(pairs / "blue" / f"{held[0]}.png")

@@ -8,7 +8,7 @@ import pytest
 
 from morphogen.core.errors import InputError, OutputError, SlideError
 from morphogen.core.running.spread import Spread
-from morphogen.tasks import FolderResult, run_sources, sort_sources, spread_sources
+from morphogen.tasks import FolderResult, sort_sources, spread_sources
 
 
 @pytest.fixture
@@ -48,30 +48,6 @@ def test_what_is_not_there_is_refused(tmp_path):
         sort_sources([tmp_path / "gone.svs"])
 
 
-def test_a_bad_source_among_several_is_an_outcome(folder, slide, tmp_path):
-    def images(files):
-        return FolderResult(tmp_path / "out", made=list(files), failed={"i9": "i9: is empty"})
-
-    def bad(path, mpp):
-        raise SlideError("cannot be read", where=path)
-
-    first, second = run_sources([folder, slide], images, bad)
-    assert first.written == [tmp_path / "out"] and first.failed == {"i9": "i9: is empty"}
-    whole = len(list(folder.glob("*.png")))
-    assert first.note == f"{whole - 1} of {whole} images"
-    assert not first.whole and not second.whole and "cannot be read" in second.error
-    with pytest.raises(SlideError, match="cannot be read"):
-        list(run_sources([slide], images, bad))
-
-    def full(path, mpp):
-        raise OutputError("the disk is full") from OSError(errno.ENOSPC, "full")
-
-    with pytest.raises(OutputError, match="disk is full"):
-        list(run_sources([folder, slide], images, full))
-    (done,) = run_sources([slide], images, lambda path, mpp: ([path], "3 windows"))
-    assert done.whole and done.note == "3 windows"
-
-
 @dataclass(frozen=True)
 class Copies:
     """A room that can go to other processes: it writes the names of its sources."""
@@ -93,6 +69,32 @@ class Copies:
         return [target], path.parent.name
 
 
+@dataclass(frozen=True)
+class Failing(Copies):
+    """A room whose slides fail."""
+
+    error: Exception = SlideError("cannot be read")
+    cause: Exception | None = None
+
+    def slide(self, model, source, path):
+        raise self.error from self.cause
+
+
+def test_a_bad_source_among_several_is_an_outcome(folder, slide, tmp_path):
+    (tmp_path / "out").mkdir()
+    how = {"out": tmp_path / "out", "what": "copy"}
+    bad = Failing(tmp_path / "out")
+    first, second = spread_sources(bad, [folder, slide], **how)
+    assert first.written == [tmp_path / "out"] and first.failed == {"i0": "i0: is empty"}
+    assert first.note == "4 of 5 images" and not first.whole
+    assert not second.whole and "cannot be read" in second.error
+    with pytest.raises(SlideError, match="cannot be read"):
+        list(spread_sources(bad, [slide], **how))
+    full = Failing(tmp_path / "out", OutputError("the disk is full"), OSError(errno.ENOSPC, "full"))
+    with pytest.raises(OutputError, match="disk is full"):
+        list(spread_sources(full, [folder, slide], **how))
+
+
 def test_sources_are_spread_over_a_room_that_can_be_sent(folder, slide, tmp_path):
     (tmp_path / "out").mkdir()
     room, again = Copies(tmp_path / "out"), tmp_path / "list.csv"
@@ -100,7 +102,6 @@ def test_sources_are_spread_over_a_room_that_can_be_sent(folder, slide, tmp_path
     spread = Spread(stage=tmp_path / "stage")
     outcomes = list(spread_sources(room, [folder, slide, again], spread, out=room.out, what="copy"))
     assert [outcome.source for outcome in outcomes] == [folder, slide]  # whatever lists name it, once
-    assert outcomes[0].note == "4 of 5 images" and not outcomes[0].whole
     assert outcomes[1].whole and outcomes[1].written[0].read_text().endswith("0.25")
     assert outcomes[1].note != slide.parent.name and list((tmp_path / "stage").iterdir()) == []
     assert (room.out / "runs" / "summary.md").is_file()

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         Outcome,
         SlideSource,
         is_slide,
-        run_sources,
         sort_sources,
         spread_sources,
     )
@@ -88,7 +87,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Outcome",
             "SlideSource",
             "is_slide",
-            "run_sources",
             "sort_sources",
             "spread_sources",
         ],

@@ -1,22 +1,22 @@
 """What a user names: images, slides, folders of them, and lists with µm/px; and the loop over them.
 
-A room says what it does with image files and with one slide. :func:`run_sources` does it to all that is named, here;
-:func:`spread_sources` over processes, GPUs, a cluster or the shards of a job array, for which the room is a frozen
-dataclass that can be pickled.
+A room says what it does with image files and with one slide. :func:`spread_sources` does it to all that is named, here
+or over processes, GPUs, a cluster or the shards of a job array, for which the room is a frozen dataclass that can be
+pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from morphogen.core.errors import InputError, MorphogenError
+from morphogen.core.errors import InputError
 from morphogen.core.reading.listing import list_files, list_folders
 from morphogen.core.running.cohort import run_cohort
 from morphogen.core.running.spread import Spread
-from morphogen.core.running.work import Item, concerns_all
+from morphogen.core.running.work import Item
 from morphogen.slides.batch import collect
 from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.formats.tiff import main_series
@@ -145,37 +145,6 @@ class Outcome:
     def whole(self) -> bool:
         """Whether nothing was left out."""
         return not (self.failed or self.error)
-
-
-def run_sources(
-    sources: Iterable[Path | str],
-    images: Callable[[Mapping[str, Path]], FolderResult],
-    slide: Callable[[Path, float | None], tuple[list[Path], str]],
-    *,
-    mpp: float | None = None,
-) -> Iterator[Outcome]:
-    """Everything that is named, images before slides, an outcome as each is finished.
-
-    ``images`` translates image files; ``slide`` one slide with its µm/px, and gives the files and a few words. A source
-    that fails among several is an outcome and the others go on; one alone raises its error, and what concerns all of
-    them (the place is full or not writable) does so always.
-    """
-    folders, slides = sort_sources(sources, mpp=mpp)
-    alone = len(folders) + len(slides) == 1
-    for folder in folders:
-        try:
-            yield Outcome.of_images(folder, images(folder.files))
-        except MorphogenError as error:
-            if alone or concerns_all(error):
-                raise
-            yield Outcome(folder.where, [], error=str(error))
-    for source in slides:
-        try:
-            yield Outcome(source.path, *slide(source.path, source.mpp))
-        except MorphogenError as error:
-            if alone or concerns_all(error):
-                raise
-            yield Outcome(source.path, [], error=str(error))
 
 
 # -- spread over processes, GPUs, machines
