@@ -94,3 +94,22 @@ def test_every_import_is_declared():
         if not distributions(homes.get(name, [name])) & declared
     }
     assert not undeclared, f"imports that pyproject.toml does not declare: {undeclared}"
+
+
+def test_no_mark_of_a_merge_was_left():
+    """Git's three marks at the beginning of a line, in whatever file of text."""
+    marks = re.compile(rb"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    root = SOURCE.parents[1]
+    kinds = {".py", ".md", ".yml", ".toml", ".txt", ".json", ".js", ".css", ".html", ".sbatch", ""}
+    named = [
+        path for top in ("src", "tests", "docs", "bench", "examples") for path in (root / top).rglob("*")
+    ]
+    files = [path for path in [*named, *root.glob("*")] if path.is_file() and path.suffix in kinds]
+    assert len(files) > 400
+    assert not [str(path.relative_to(root)) for path in files if marks.search(path.read_bytes())]
+
+
+def test_every_page_is_on_the_site():
+    docs = SOURCE.parents[1] / "docs"
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (docs.parent / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
