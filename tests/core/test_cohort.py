@@ -25,7 +25,7 @@ MODULE = '''
 import errno, os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
-from morphogen.core.errors import OutputError, SlideError
+from morphogen.core.errors import BusyError, OutputError, SlideError
 
 @dataclass(frozen=True)
 class Copy:
@@ -47,6 +47,8 @@ class Copy:
             raise SlideError("cannot be read", where=name) from OSError(errno.EIO, "Input/output error")
         if "bad" in name:
             raise SlideError("is a text file", where=name)
+        if "busy" in name and (count == 1 or "ever" in name):
+            raise BusyError("another run is writing here", where=name)
         if "odd" in name:
             raise ValueError("odd")
         if "full" in name:
@@ -114,6 +116,29 @@ def test_whatever_happens_to_an_item_the_others_are_done_and_all_is_reported(cop
     assert found["counts"] == {"done": 4, "failed": 2} and found["ended"] and "torch" in found["versions"]
     summary = (copy.out / "runs" / "summary.md").read_text()
     assert "4 items are done, 2 failed." in summary and "is a text file" in summary
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_another_run_writes_is_looked_at_again_after_all_others(copy, items, workers):
+    found = list(
+        run_cohort(
+            copy, items("busy", "for ever busy", "a", "b"), Spread(workers=workers), out=copy.out, what="copy"
+        )
+    )
+    assert sorted(index for index, _ in found[:2]) == [2, 3] and sorted(index for index, _ in found[2:]) == [
+        0,
+        1,
+    ]
+    replies = dict(found)
+    assert (copy.out / "busy.out").read_bytes() == b"busybusy" and not replies[0].error
+    assert "another run is writing here" in replies[1].error
+    assert [len((copy.out / f"{name}.tries").read_text()) for name in ("busy", "for ever busy", "a")] == [
+        2,
+        2,
+        1,
+    ]
+    states = {Path(each["item"]).name: each["state"] for each in report(copy.out)["items"]}
+    assert states == {"busy": "done", "for ever busy": "failed", "a": "done", "b": "done"}
 
 
 def test_an_item_whose_process_ends_is_tried_in_another(copy, items):

@@ -94,11 +94,14 @@ def test_a_second_run_is_refused_in_one_sentence(verb, work):
         assert other.stdout.readline() == b"held\n"
         before = harness.listing(work / "out")
         outcome = harness.run(command.split(), work, work / "out")
-        assert not harness.faults(outcome, (2,)), (outcome.status, outcome.err[-600:])
-        assert f"another run is writing here (process {other.pid} on" in outcome.err
+        many = verb == "expression prepare"  # the other sections are made, this one is listed
+        assert not harness.faults(outcome, (3 if many else 2,)), (outcome.status, outcome.err[-600:])
+        said = f"another run is writing here (process {other.pid} on"
+        assert said in (outcome.out if many else outcome.err)
+        assert not (work / place).is_file()
         after = harness.listing(work / "out")
         kept = {path for path in after if "/features/" not in path}  # of tiles, shared by all runs
-        assert kept == set(before)
+        assert many or kept == set(before)
         other.stdin.close()
 
 
@@ -113,8 +116,8 @@ def test_two_at_once_leave_what_one_leaves(verb, work):
     outcomes = harness.run_both(command, work, work / "out")
     assert 0 in [outcome.status for outcome in outcomes], [outcome.err[-300:] for outcome in outcomes]
     for outcome in outcomes:
-        assert not harness.faults(outcome, (0, 2)), (outcome.status, outcome.err[-600:])
-        assert outcome.status == 0 or "another run is writing here" in outcome.err
+        assert not harness.faults(outcome, (0, 2, 3)), (outcome.status, outcome.err[-600:])
+        assert outcome.status == 0 or "another run is writing here" in outcome.err + outcome.out
     found = {Path(path).relative_to(work / "out").as_posix() for path in harness.listing(work / "out")}
     again = harness.run(command, work, work / "out")
     assert again.status == 0 or "--overwrite" in again.err, again.err[-600:]

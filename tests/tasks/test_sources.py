@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from morphogen.core.errors import InputError, OutputError, SlideError
 from morphogen.core.running.spread import Spread
 from morphogen.tasks import FolderResult, sort_sources, spread_sources
+from morphogen.tasks.sources import LARGE
 
 
 @pytest.fixture
@@ -38,6 +40,17 @@ def test_images_slides_folders_and_lists(folder, slide, tmp_path):
     table.write_text("path,mpp\nS1.ome.tif,0.25\nimages/i2.png,\n")
     images, slides = sort_sources([table])
     assert images[0].files == {"i2": folder / "i2.png"} and slides[0].mpp == 0.25
+
+
+@pytest.mark.parametrize("name", ["big.png", "big.jpg", "big.tif"])
+def test_an_image_of_great_size_is_a_slide(tmp_path, name):
+    for folder, width in (("at", LARGE), ("above", LARGE + 8)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (width, 16), "white").save(tmp_path / folder / name)
+        images, slides = sort_sources([tmp_path / folder], mpp=0.5)
+        assert (len(images), [each.path.name for each in slides]) == (
+            (1, []) if folder == "at" else (0, [name])
+        )
 
 
 def test_what_is_not_there_is_refused(tmp_path):

@@ -28,6 +28,9 @@ VERSION = 1
 NAME = "morphogen.json"
 
 
+_REQUIRED: Any = object()
+
+
 class ModelFile(BaseModel):
     """What morphogen.json must hold; the facts of its room lie beside these."""
 
@@ -65,10 +68,12 @@ class ModelFolder:
                 f"its configuration does not fit ({error})", where=self.path / NAME
             ) from error
 
-    def fact(self, name: str, kind: Any) -> Any:
+    def fact(self, name: str, kind: Any, default: Any = _REQUIRED) -> Any:
         """What a room saved beside the configuration, as ``kind``: a pydantic model or any type that pydantic knows,
-        read strictly. :class:`CheckpointError` where it is missing or something else."""
+        read strictly. :class:`CheckpointError` where it is something else, or is missing and has no ``default``."""
         if name not in self.facts:
+            if default is not _REQUIRED:
+                return default
             raise CheckpointError(f"'{name}' is missing", where=self.path / NAME, fix="Copy it again")
         where = f"{self.path / NAME}, {name}"
         return checked(self.facts[name], kind, where=where, error=CheckpointError, fix="Copy it again")

@@ -85,6 +85,10 @@ class OutputError(MorphogenError):
     """A result cannot be written: no permission, no space, or something else is in the way."""
 
 
+class BusyError(OutputError):
+    """Another run is writing the same result now."""
+
+
 class TrainingError(MorphogenError):
     """Training cannot go on, for example because the loss is no longer finite."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import anndata as ad
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from morphogen.checkpoints.folder import ModelFolder
@@ -39,6 +39,33 @@ class TransformFile(BaseModel):
     log: str
     library: bool
     target: Annotated[float, Field(ge=0)]
+
+
+_Count = Annotated[int, Field(gt=0, le=1 << 20)]
+_Micrometres = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class EncoderFile(BaseModel):
+    """What a model folder must say of the encoder it was trained with."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    width: _Count
+    identity: str | None = None
+    field: str | None = None
+    field_px: _Count = 224
+
+
+class PreparedFile(BaseModel):
+    """How the sections of a model folder were prepared, where it says so."""
+
+    model_config = ConfigDict(extra="allow")
+    pitch_um: _Micrometres | None = None
+    field: str = "112um"
+    field_px: _Count = 224
+    field_um: _Micrometres | None = None
+    near: _Count = 9
+    region: _Count = 49
 
 
 class ExpressionModel(Pretrained):
@@ -165,9 +192,9 @@ class ExpressionModel(Pretrained):
             config,
             panel,
             transform,
-            read.fact("encoder", dict[str, Any]),
+            read.fact("encoder", EncoderFile).model_dump(exclude_unset=True),
             read.fact("training", dict[str, Any]),
-            read.fact("preprocessing", dict[str, Any]) if "preprocessing" in read.facts else None,
+            read.fact("preprocessing", PreparedFile, PreparedFile()).model_dump(exclude_unset=True),
         )
 
     @classmethod

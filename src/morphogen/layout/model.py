@@ -118,7 +118,7 @@ class LayoutDiffusion(Pretrained):
         network.to_empty(device="cpu")
         read.restore(network, "network")
         first_stage = load_first_stage(read.component("first_stage"))
-        return cls(network.eval(), first_stage, config, read.facts.get("facts"))
+        return cls(network.eval(), first_stage, config, read.fact("facts", dict[str, Any], {}))
 
     @classmethod
     def from_pretrained(

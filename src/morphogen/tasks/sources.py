@@ -23,8 +23,8 @@ from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import (
     IMAGE_SUFFIXES,
     SLIDE_SUFFIXES,
-    TIFF_SUFFIXES,
     VENDOR_SUFFIXES,
+    image_size,
     list_images,
     name_of,
     open_tiff,
@@ -32,7 +32,7 @@ from morphogen.slides.images import (
 )
 from morphogen.tasks.folders import FolderResult
 
-LARGE = 8192  # px; a TIFF with a longer side than this is treated as a slide
+LARGE = 8192  # px; an image with a longer side than this is treated as a slide: in bands, without its glass
 LISTS = (".csv", ".tsv", ".txt")
 
 
@@ -53,8 +53,8 @@ class SlideSource:
 
 
 def is_slide(path: Path | str) -> bool:
-    """Whether a file is to be opened as a whole slide: a vendor's format, OME-Zarr, or a TIFF with a
-    pyramid or of great size.
+    """Whether a file is to be opened as a whole slide: a vendor's format, OME-Zarr, a TIFF with a pyramid, or any
+    image of great size.
     """
     path = Path(path)
     if is_ome_zarr(path):
@@ -62,11 +62,11 @@ def is_slide(path: Path | str) -> bool:
     suffix = path.suffix.lower()
     if suffix in VENDOR_SUFFIXES:
         return True
-    if suffix not in TIFF_SUFFIXES:
+    if suffix not in IMAGE_SUFFIXES:
         return False
     try:
         if sniff(path) != "TIFF":
-            return False
+            return max(image_size(path)) > LARGE
         with open_tiff(path) as file:
             series = main_series(file)
             return len(series.levels) > 1 or len(file.pages) > 3 or max(series.shape) > LARGE

@@ -118,7 +118,7 @@ class TissueDiffusion(Pretrained):
             stage,
             config,
             statistics=statistics,
-            facts=read.facts.get("training", {}),
+            facts=read.fact("training", dict[str, Any], {}),
             **read.fact("preprocessing", Preprocessing).model_dump(),
         )
 

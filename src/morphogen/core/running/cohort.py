@@ -176,6 +176,19 @@ class _Rounds:
                 report.states[name] = State(name)
 
     def run(self, engine: Engine) -> Iterator[tuple[int, Reply]]:
+        """What became of each item; those that another run is writing are looked at once more after all others."""
+        busy: list[int] = []
+        with closing(self._all(engine)) as finished:
+            for index, reply in finished:
+                if reply.busy:
+                    busy.append(index)
+                else:
+                    yield index, reply
+        if busy:
+            with closing(engine(iter(busy))) as finished:
+                yield from finished
+
+    def _all(self, engine: Engine) -> Generator[tuple[int, Reply], None, None]:
         with closing(engine(self._free(self._order))) as finished:
             yield from finished
         while self._left:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from morphogen.core.errors import ConfigError, MorphogenError, OutputError, WeightsError, shortened
+from morphogen.core.errors import BusyError, ConfigError, MorphogenError, OutputError, WeightsError, shortened
 from morphogen.core.files import output_error, writable_folder
 
 # What a network disk says when it is away for a moment.
@@ -69,12 +69,13 @@ class Task:
 class Reply:
     """What became of an item in a process: a value or an error in words, and of what kind it is.
 
-    fatal: the error would meet all items. written: files of the result.
+    fatal: the error would meet all items. busy: another run is writing this item's result.
     """
 
     value: Any = None
     error: str = ""
     fatal: MorphogenError | None = None
+    busy: bool = False
     attempts: int = 1
     seconds: float = 0.0
     host: str = field(default_factory=socket.gethostname)
@@ -134,7 +135,7 @@ def perform(task: Task, loaded: Any = None, *, raising: bool = False) -> Reply:
             last = attempt == task.retries or not passes(error)
             if raising and last:
                 raise
-            reply.error = in_words(error)
+            reply.error, reply.busy = in_words(error), isinstance(error, BusyError)
             if isinstance(error, MorphogenError) and concerns_all(error):
                 reply.fatal = error
                 break

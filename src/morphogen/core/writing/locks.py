@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from morphogen.core.errors import OutputError
+from morphogen.core.errors import BusyError
 from morphogen.core.files import output_error, writable_folder
 from morphogen.core.writing.replacing import remove_leftovers
 
@@ -33,7 +33,7 @@ def folder_lock(folder: Path | str) -> Iterator[None]:
     """Within the block this run alone writes into ``folder``; what killed runs left in it is removed first.
 
     The same thread may take the lock again. Of the processes of a launcher the first holds it for all of them. Raises
-    :class:`~morphogen.core.errors.OutputError` when another run holds it.
+    :class:`~morphogen.core.errors.BusyError` when another run holds it.
     """
     folder = writable_folder(folder)
     if int(os.environ.get("RANK", "0")):
@@ -91,7 +91,7 @@ def _taken(lock: Path, where: Path) -> int:
             if error.errno in _BUSY:
                 holder = _holder(handle)
                 os.close(handle)
-                raise OutputError(
+                raise BusyError(
                     f"another run is writing here ({holder})",
                     where=where,
                     fix="Wait for it, or choose another --out",

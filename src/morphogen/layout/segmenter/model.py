@@ -69,7 +69,7 @@ class Segmenter(Pretrained):
         config = read.settings(SegmenterModelConfig)
         network = build_segmenter(config.network.replace(encoder_weights=None))
         read.restore(network, "network")
-        return cls(network.eval(), config, read.facts.get("facts"))
+        return cls(network.eval(), config, read.fact("facts", dict[str, Any], {}))
 
     # -- what windows need to know
     # -------------------------------------------------------------------------------------

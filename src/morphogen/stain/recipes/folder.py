@@ -77,8 +77,7 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
         first_stage = load_first_stage(path / "vae")
     else:
         first_stage = pixel_first_stage(config, model.component("first_stage"))
-    facts = model.facts
-    made = model.fact("preprocessing", Preprocessing) if "preprocessing" in facts else Preprocessing()
+    made = model.fact("preprocessing", Preprocessing, Preprocessing())
     mean = None
     if config.residual:
         own = config.replace(
@@ -95,7 +94,7 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
         text=load_text_encoder(path) if (path / "text_encoder").is_dir() else None,
         crop=made.crop,
         mpp=made.mpp,
-        facts=facts.get("training", {}),
+        facts=model.fact("training", dict[str, Any], {}),
         mean=mean,
     )
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
+from pydantic import Field
 from torch import Tensor, nn
 
 from morphogen.checkpoints.folder import ModelFolder
@@ -25,6 +26,8 @@ from morphogen.nets.folders import component
 from morphogen.tasks.pretrained import Pretrained
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.config import PriorConfig
+
+_Width = Annotated[int, Field(gt=0, le=1 << 16)]  # of an embedding, or its components
 
 
 class PriorNetwork(nn.Module):
@@ -154,10 +157,12 @@ class TissuePrior(Pretrained):
     @classmethod
     def restored(cls, read: ModelFolder, **options: Any) -> Self:
         config: PriorConfig = read.settings(PriorConfig)
-        space = Components(*read.facts["components_shape"])
+        space = Components(*read.fact("components_shape", tuple[_Width, _Width]))
         read.restore(space, "components")
         network = PriorNetwork(component(read.component("network"), DiTTransformer2DModel)).eval()
-        return cls(network, space, config, read.facts["labels"], read.facts.get("training", {}))
+        return cls(
+            network, space, config, read.fact("labels", list[str]), read.fact("training", dict[str, Any], {})
+        )
 
     def label(self, name: str | None) -> int:
         """Number of a class; the null label for ``None``; :class:`ConfigError` for an unknown one."""
