@@ -97,6 +97,16 @@ def test_transcripts_are_counted_in_bins(stores):
     assert section.X.sum() == read_sections(stores["xenium"], DataConfig(units="nuclei"))[0].X.sum()
 
 
+def test_what_is_counted_is_said_on_the_command_line(stores, tmp_path, capsys):
+    """A store without a table: the settings decide what its sections are, for the command as for Python."""
+    line = ["expression", "prepare", stores["xenium"], "--out", tmp_path, "--data.bin_um", "120", "--json"]
+    assert run(*line) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["section"], row["spots"]) == ("xenium", 20)
+    tables = ["expression", "prepare", stores["hd"], "--out", tmp_path / "hd", "--data.table", "square_061um"]
+    assert run(*tables) == 2 and "there is no table 'square_061um'" in capsys.readouterr().err
+
+
 def test_prepared_from_a_store_and_skipped_when_it_is_there(stores, tmp_path):
     config = PrepareConfig(data=DataConfig(mpp=1.0, pitch_um=48))
     (path,) = prepare_sections(stores["visium"].parent, tmp_path, config)

@@ -59,15 +59,17 @@ def prepare_folder(
             for s in read_processed(folder, config.data)
             if wanted is None or facts(s).section in wanted
         ]
-    elif failed is not None and len(names := _sections(folder, sections)) > 1:
+    elif failed is not None and len(names := _sections(folder, config, sections)) > 1:
         written = _spread(folder, Path(out), config, names, device, precision, spread, failed)
     else:
         written = prepare_sections(folder, out, config, sections=sections, device=device, precision=precision)
     return [_in_short(path) for path in written]
 
 
-def _sections(folder: Path | str, wanted: Iterable[str] | None) -> list[str]:
-    return list(wanted) if wanted is not None else [source.section for source in find_sections(folder)]
+def _sections(folder: Path | str, config: PrepareConfig, wanted: Iterable[str] | None = None) -> list[str]:
+    if wanted is not None:
+        return list(wanted)
+    return [source.section for source in find_sections(folder, config.data)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _spread(
     spread: Spread | None,
     failed: dict[str, str],
 ) -> list[Path]:
-    known = _sections(folder, None)
+    known = _sections(folder, config)
     for name in names:
         if name not in known:
             raise InputError(f"there is no section '{name}'.{nearest(name, known)}", where=folder)

@@ -40,7 +40,7 @@ def read_processed(folder: Path | str, config: DataConfig | None = None) -> list
     """
     root, config = Path(folder), config or DataConfig()
     place = root / "processed_data"
-    sources = {source.section: source for source in find_sections(root)}
+    sources = {source.section: source for source in find_sections(root, config)}
     listed = place / "all_slide_lst.txt"
     names = [clean(name) for name in read_lines(listed)] if listed.is_file() else list(sources)
     sections = []
