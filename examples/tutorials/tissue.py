@@ -14,7 +14,7 @@ from morphogen.demo import TissueSimulator
 
 SIDE = 512
 TILE = 32
-STEPS = 300
+STEPS = 1500
 image = TissueSimulator(1, mpp=1.0).render(0, 0, SIDE, SIDE, ihc=False).he
 Image.fromarray(image).save("he.png")
 data = mg.tissue.DataConfig(tile_px=TILE, tile_mpp=1.0, mpp=1.0, encoder="texture", hold_out=0.0)
