@@ -133,6 +133,29 @@ def sections(root: Path) -> None:
         file.write("V1\n")
 
 
+def spatial(root: Path) -> None:
+    """``spatial/``: SpatialData stores with spots and with transcripts, and nuclei as outlines and as a mask."""
+    from PIL import Image
+
+    from ..expression import spatial_stores
+
+    root.mkdir(parents=True)
+    spatial_stores.visium_store(root / "visium.zarr")
+    spatial_stores.xenium_store(root / "xenium.zarr")
+    centres, _ = spatial_stores.cells(12)
+    features, mask = [], np.zeros((spatial_stores.HEIGHT, spatial_stores.WIDTH), np.uint16)
+    for number, (x, y) in enumerate(centres.astype(int).tolist(), start=1):
+        ring = [[x - 5, y - 5], [x + 5, y - 5], [x + 5, y + 5], [x - 5, y + 5], [x - 5, y - 5]]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        properties = {"objectType": "detection", "name": f"n{number}"}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+        mask[y - 5 : y + 5, x - 5 : x + 5] = number
+    collection = {"type": "FeatureCollection", "features": features}
+    (root / "nuclei.geojson").write_text(json.dumps(collection))
+    Image.fromarray(mask).save(root / "nuclei.png")
+    Image.fromarray(spatial_stores.picture().transpose(1, 2, 0)).save(root / "he.png")
+
+
 def stain_model(folder: Path) -> None:
     """A stain model of some thousand parameters with random weights."""
     from morphogen.stain.config import ModelConfig
@@ -175,6 +198,7 @@ def all_specimens(root: Path) -> Path:
     looks(root / "looks")
     pairs(root / "pairs")
     sections(root / "sections")
+    spatial(root / "spatial")
     checkpoints(root / "checkpoints")
     stain_model(root / "stain")
     gene_model(root / "sections" / "prepared", root / "genes")

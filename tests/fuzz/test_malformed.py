@@ -193,7 +193,52 @@ KINDS |= {
         ("labelled", "segmenter"), "segmenter/model/network.safetensors", "bytes", APPLY, 6
     ),
 }
-FOUND: dict[str, Path] = {}
+_SPOTS = "expression prepare spatial/visium.zarr --out {out}"
+_COUNTED = "expression prepare spatial/xenium.zarr --out {out} --data.units nuclei"
+_CELLS = (
+    "expression predict spatial/he.png --model genes/model --mpp 1 --samples 0 --out {out}/cells.h5ad "
+    "--cells {target} --store {out}/cells.zarr"
+)
+_BACK = (
+    "expression predict sections/prepared/S1.h5ad --model genes/model --out {out}/map.h5ad --samples 0 "
+    "--store {out}/back.zarr"
+)
+_STAINED = "stain apply stain looks/small.ome.zarr --out {out} --steps 1 --format zarr"
+KINDS |= {
+    "zarr input": Kind(("looks", "stain"), "looks/small.ome.zarr/zarr.json", "json", _STAINED, 8),
+    "zarr input array": Kind(("looks", "stain"), "looks/small.ome.zarr/0/zarr.json", "json", _STAINED, 8),
+    "zarr input chunk": Kind(("looks", "stain"), "looks/small.ome.zarr/0/c/0/0/0", "bytes", _STAINED, 6),
+    "store root": Kind(("spatial",), "spatial/visium.zarr/zarr.json", "json", _SPOTS, 8),
+    "store table": Kind(("spatial",), "spatial/visium.zarr/tables/table/zarr.json", "json", _SPOTS, 8),
+    "store counts": Kind(("spatial",), "spatial/visium.zarr/tables/table/X/data/c/0", "bytes", _SPOTS, 5),
+    "store columns": Kind(
+        ("spatial",), "spatial/visium.zarr/tables/table/obs/spot/zarr.json", "json", _SPOTS, 8
+    ),
+    "store indices": Kind(
+        ("spatial",), "spatial/visium.zarr/tables/table/X/indices/zarr.json", "json", _SPOTS, 8
+    ),
+    "store circles": Kind(
+        ("spatial",), "spatial/visium.zarr/shapes/spots/shapes.parquet", "bytes", _SPOTS, 6
+    ),
+    "store places": Kind(("spatial",), "spatial/visium.zarr/shapes/spots/zarr.json", "json", _SPOTS, 12),
+    "store image": Kind(("spatial",), "spatial/visium.zarr/images/full/zarr.json", "json", _SPOTS, 12),
+    "store pixels": Kind(("spatial",), "spatial/visium.zarr/images/full/s0/c/0/0/0", "bytes", _SPOTS, 5),
+    "transcripts": Kind(
+        ("spatial",),
+        "spatial/xenium.zarr/points/transcripts/points.parquet/part.0.parquet",
+        "bytes",
+        _COUNTED,
+        8,
+    ),
+    "transcript places": Kind(
+        ("spatial",), "spatial/xenium.zarr/points/transcripts/zarr.json", "json", _COUNTED, 10
+    ),
+    "cell shapes": Kind(
+        ("spatial",), "spatial/xenium.zarr/shapes/nuclei/shapes.parquet", "bytes", _COUNTED, 6
+    ),
+    "cell outlines": Kind(("spatial", "genes"), "spatial/nuclei.geojson", "json", _CELLS, 12),
+    "cell mask": Kind(("spatial", "genes"), "spatial/nuclei.png", "bytes", _CELLS, 10),
+}
 
 _DRAW = "tissue patches images/a.png --model tissue/model --out {out} --steps 1 --mpp 1 --device cpu"
 #: Of what other verbs wrote first.
@@ -228,8 +273,7 @@ def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:
         shutil.copytree(originals / need, work / need)
     out = work / "out"
     how = getattr(mutations, f"spoil_{kind.spoil}")(work / kind.target, rng)
-    words = [word.format(target=kind.target, out="out") for word in kind.command.split()]
-    outcome = harness.run(words, work, out)
+    outcome = harness.run(words_of(kind), work, out)
     wrong = harness.faults(outcome)
     if (work / "code-was-run").exists():
         wrong.append("code of the file was run")
@@ -239,6 +283,25 @@ def attempt(kind: Kind, seed: int, originals: Path, root: Path) -> list[str]:
 
 def test_there_are_enough_cases():
     assert sum(kind.cases for kind in KINDS.values()) >= 500
+
+
+def words_of(kind: Kind) -> list[str]:
+    return [word.format(target=kind.target, out="out") for word in kind.command.split()]
+
+
+@pytest.mark.slow
+def test_every_command_takes_what_is_well_formed(written, tmp_path):
+    """Else a kind would test nothing but the first thing that its command refuses."""
+    kinds = {" ".join(words_of(kind)): kind for kind in (*KINDS.values(), *WRITTEN.values())}
+    wrong = []
+    for words, kind in kinds.items():
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        for need in kind.need:
+            shutil.copytree(written / need, tmp_path / "work" / need)
+        outcome = harness.run(words.split(), tmp_path / "work", tmp_path / "work" / "out")
+        if outcome.status != 0 or harness.faults(outcome):
+            wrong.append(f"{words}: {outcome.status} {outcome.err.strip()[-300:]} {harness.faults(outcome)}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
