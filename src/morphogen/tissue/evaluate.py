@@ -245,7 +245,7 @@ def evaluate_twin(
     config, out = config or EvaluateConfig(), writable_folder(out)
     canvas = Path(canvas)
     image = _image_of(canvas)
-    with open_slide(slide, mpp=mpp) as opened:
+    with open_slide(slide, mpp=mpp).within_bounds() as opened:
         boxes, shape = region_boxes(opened, region, model.tile_px, model.mpp)
         real = read_boxes(opened, boxes, model.tile_px)
         height, width = (cells * model.tile_px for cells in shape)
