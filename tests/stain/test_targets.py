@@ -338,7 +338,11 @@ def test_models_of_before_are_what_they_were():
     model = StainTransfer.from_pretrained(stain_model())
     assert model.identity == "340d01fe55e0ce46912b0dbf726220db7a1b82cbf23790fd08a232f8ce3e6f45"
     new = build_model(TINY.replace(residual=True), crop=64, seed=3)
-    assert new.identity == "dcfa5b7e17921db4f399995669b800de4f917c7fc533246b5744926ef5d45815"
+    with torch.no_grad():  # weights that are drawn differ in their last digit between processors
+        for part in filter(None, new.components().values()):
+            for value in part.state_dict().values():
+                value.copy_((torch.arange(value.numel()) % 7).reshape(value.shape) / 8)
+    assert new.identity == "e955440a20b81b64a27c4dc13e304206ea5e391c8d4236c4c7e609ef9f7af563"
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     made = stain_image(model, image, ApplyConfig(samples=2)).sample[::32, ::32]
     before = [
