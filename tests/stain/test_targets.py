@@ -26,7 +26,7 @@ from morphogen.stain.evaluate import evaluate_folder
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.pairs.checks import check_pairs
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
-from morphogen.stain.recipes.colours import QuadraticMap
+from morphogen.stain.recipes.colours import ColourPolynomial
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import measured, read_target
 from morphogen.stain.targets.values import as_picture, intensities, levels, spread
@@ -304,7 +304,7 @@ def test_the_colour_map_is_where_training_begins(make_channels, tmp_path):
     settings = settings.replace(training=LOOP.replace(lr=1e-9, steps=1, save_every=1))
     trained = train_model(find_pairs(table), settings, tmp_path / "run", where=table)
     pairs = [(np.array(Image.open(pair.he)), read_channels(pair.ihc)) for pair in find_pairs(table).pairs]
-    fitted = QuadraticMap(2)
+    fitted = ColourPolynomial(2)
     for he, values in pairs:
         seen = spread(torch.from_numpy(values).permute(2, 0, 1)[None], trained.model.config.target)
         fitted.add(he, seen[0].permute(1, 2, 0).double().numpy())

@@ -353,6 +353,7 @@ def evaluate(
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
+    from morphogen.stain.pairs.panels import as_pairs
     from morphogen.stain.scoring.pages import short_table, write_page
 
     resolved = load_config(
@@ -365,6 +366,9 @@ def evaluate(
         seed=seed,
     )
     others = named_folders(other or ())
+    data = as_pairs(data, split, out / "pairs" / split, resolved.target)
+    if training is not None:
+        training = as_pairs(training, "train", out / "pairs" / "train", resolved.target)
     found, with_he = real_stains(data, split, he, predicted)
     outside = None
     if baseline:

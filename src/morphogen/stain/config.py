@@ -11,6 +11,7 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError
 from morphogen.core.names import path_name
 from morphogen.diffusion import sampler as diffusion
+from morphogen.stain.fitting.config import ObjectiveConfig
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
@@ -133,8 +134,8 @@ class ModelConfig(Config):
     residual_scale: float | None = Field(
         None,
         gt=0,
-        description="Unit of what is left over, in latents. null = twice its standard deviation, measured when "
-        "training begins.",
+        description="Unit of what is left over, in latents. null = its standard deviation over "
+        "objective.residual_spread, measured when training begins.",
     )
     target: TargetConfig = Field(
         default_factory=TargetConfig, description="What is made; taken from the data when training begins."
@@ -145,11 +146,19 @@ class ModelConfig(Config):
     )
     colour_start: bool = Field(
         False,
-        description="small, x0: begin as a quadratic map of each pixel's colour, fitted to the training pairs; the "
+        description="small, x0: begin as a polynomial of each pixel's colour, fitted to the training pairs; the "
         "network learns what it leaves over.",
+    )
+    colour_degree: int = Field(
+        2, ge=1, le=4, description="Degree of that polynomial; 3 fits most stains better."
     )
     see_mean: bool = Field(
         False, description="residual: show the regression's answer to the network beside the H&E."
+    )
+    see_he: bool = Field(
+        True,
+        description="residual: show the H&E to the diffusion. With see_mean false leaves the regression's answer alone: "
+        "of a few cores the diffusion else learns by heart what was left over.",
     )
     beta_start: float = Field(0.00085, gt=0, description="First beta of the scaled-linear schedule.")
     beta_end: float = Field(0.012, gt=0, description="Last beta of the scaled-linear schedule.")
@@ -170,6 +179,8 @@ class ModelConfig(Config):
             raise ValueError("size 'paper' paints pictures in colour; channels need size 'small'")
         if self.colour_start and (self.size == "paper" or self.output != "x0"):
             raise ValueError("colour_start needs size 'small' and an x0 network")
+        if not self.see_he and not (self.see_mean and (self.residual or self.regression)):
+            raise ValueError("see_he false needs residual and see_mean: there is nothing else to be seen")
         if self.see_mean and not (self.residual or self.regression):
             raise ValueError("see_mean needs residual: there is no regression to be seen")
         if self.size == "small" and self.null_context == "text":
@@ -180,7 +191,9 @@ class ModelConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
-        return known_before(self, "target", "balance", "colour_start", "see_mean") | {"encoder_weights": None}
+        return known_before(
+            self, "target", "balance", "colour_start", "colour_degree", "see_mean", "see_he"
+        ) | {"encoder_weights": None}
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:
@@ -188,28 +201,6 @@ class ModelConfig(Config):
         if self.prediction != "auto":
             return self.prediction
         return "v" if self.size == "paper" else "x0"
-
-
-class ObjectiveConfig(Config):
-    """What is learned."""
-
-    bias_he_ihc: float = Field(
-        0.5, ge=0, lt=1, description="Probability that a sample trains H&E generation instead of translation."
-    )
-    min_snr_gamma: float | None = Field(
-        None,
-        gt=0,
-        description="Weight losses by min-SNR with this gamma (5 is usual). null = plain mean square.",
-    )
-    x0_weight: float = Field(
-        5.0, ge=1, description="x0 networks: the error counts as that in v, 1/sigma², but at most this much."
-    )
-    last_step_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of samples trained at pure noise, where the answer is the mean stain.",
-    )
 
 
 class TrainConfig(Config):

@@ -75,8 +75,7 @@ class StainTask:
         base = self.stain.base(image, crops.get("tokens"), translate, self.precision)
         if base is not None:
             x0 = (x0 - base) / self.stain.residual_scale
-            if self.stain.config.see_mean:
-                image = torch.cat([image, base], dim=1)
+            image = self.stain.seen(image, base)
         if self.stain.config.target.colour:  # channels are not what H&E is made of
             pick = generate[:, None, None, None]
             x0, image = torch.where(pick, crops["he"], x0), torch.where(pick, torch.zeros_like(image), image)
@@ -325,14 +324,22 @@ def _trained(
     if model.network.colours is not None and not model.network.colours.weights.any():
         fit_colours(model, crops)
     if mean is not None:
-        residual.attach(model, mean, crops, config.training.seed, precision, out / "residual.json")
+        residual.attach(
+            model,
+            mean,
+            crops,
+            config.training.seed,
+            precision,
+            out / "residual.json",
+            config.objective.residual_spread,
+        )
     dataset: Dataset = crops
     if config.data.cache_crops:
         folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
         dataset = Cached(folder)
     identity: dict[str, Any] = {
         "model": config.model.identity(),
-        "objective": config.objective.to_dict(),
+        "objective": known_before(config.objective, "residual_spread"),
         "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }
