@@ -155,11 +155,6 @@ class ModelConfig(Config):
     see_mean: bool = Field(
         False, description="residual: show the regression's answer to the network beside the H&E."
     )
-    see_he: bool = Field(
-        True,
-        description="residual: show the H&E to the diffusion. With see_mean false leaves the regression's answer alone: "
-        "of a few cores the diffusion else learns by heart what was left over.",
-    )
     beta_start: float = Field(0.00085, gt=0, description="First beta of the scaled-linear schedule.")
     beta_end: float = Field(0.012, gt=0, description="Last beta of the scaled-linear schedule.")
 
@@ -179,8 +174,6 @@ class ModelConfig(Config):
             raise ValueError("size 'paper' paints pictures in colour; channels need size 'small'")
         if self.colour_start and (self.size == "paper" or self.output != "x0"):
             raise ValueError("colour_start needs size 'small' and an x0 network")
-        if not self.see_he and not (self.see_mean and (self.residual or self.regression)):
-            raise ValueError("see_he false needs residual and see_mean: there is nothing else to be seen")
         if self.see_mean and not (self.residual or self.regression):
             raise ValueError("see_mean needs residual: there is no regression to be seen")
         if self.size == "small" and self.null_context == "text":
@@ -191,9 +184,9 @@ class ModelConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
-        return known_before(
-            self, "target", "balance", "colour_start", "colour_degree", "see_mean", "see_he"
-        ) | {"encoder_weights": None}
+        return known_before(self, "target", "balance", "colour_start", "colour_degree", "see_mean") | {
+            "encoder_weights": None
+        }
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:

@@ -104,6 +104,7 @@ class StainTransfer(Pretrained):
         self._encoder = encoder
 
     # -- what the floor asks for
+    # ---------------------------------------------------------------------------------------
 
     def components(self) -> dict[str, Any]:
         return {
@@ -188,6 +189,7 @@ class StainTransfer(Pretrained):
         return self.config.stains
 
     # -- conditions
+    # --------------------------------------------------------------------------------------------
 
     @property
     def encoder(self) -> Encoder | None:
@@ -229,18 +231,12 @@ class StainTransfer(Pretrained):
     ) -> dict[str, Any]:
         """Conditions of the translation task for H&E latents (B, C, h, w), unscaled mode, and ``base``, what a
         regression says, where it is seen."""
-        if base is not None:
-            latents = self.seen(latents, base)
+        if self.config.see_mean and base is not None:
+            latents = torch.cat([latents, base], dim=1)
         labels = torch.as_tensor(label, device=self.device).expand(len(latents))
         translate = torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         context, mask = self.network.contexts(tokens, translate)
         return {"image": latents, "context": context, "mask": mask, "label": labels}
-
-    def seen(self, latents: Tensor, base: Tensor) -> Tensor:
-        """What a diffusion of residuals sees beside the noise: H&E latents (B, C, h, w), what the regression says
-        (B, C', h, w), or both."""
-        latents = latents if self.config.see_he else torch.zeros_like(latents)
-        return torch.cat([latents, base], dim=1) if self.config.see_mean else latents
 
     def generation_condition(self, batch: int) -> dict[str, Any]:
         """Conditions of the H&E generation task: null context, no H&E channels."""
@@ -274,6 +270,7 @@ class StainTransfer(Pretrained):
         )
 
     # -- staining
+    # ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def __call__(

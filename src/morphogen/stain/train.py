@@ -75,7 +75,8 @@ class StainTask:
         base = self.stain.base(image, crops.get("tokens"), translate, self.precision)
         if base is not None:
             x0 = (x0 - base) / self.stain.residual_scale
-            image = self.stain.seen(image, base)
+            if self.stain.config.see_mean:
+                image = torch.cat([image, base], dim=1)
         if self.stain.config.target.colour:  # channels are not what H&E is made of
             pick = generate[:, None, None, None]
             x0, image = torch.where(pick, crops["he"], x0), torch.where(pick, torch.zeros_like(image), image)

@@ -144,7 +144,6 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
         "colour_start",
         "colour_degree",
         "see_mean",
-        "see_he",
     ]
     # The answer of a model that is no diffusion of residuals was never shown to it.
     seen = model.config.see_mean and model.config.residual
@@ -162,7 +161,6 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             residual=True,
             residual_scale=config.residual_scale,
             see_mean=seen,
-            see_he=model.config.see_he or not seen,
         )
         model.network.colours = None  # the regression's answer holds what colour tells
         model.mean = None

@@ -20,7 +20,6 @@ _NOT_OF_LATENTS = (
     "colour_start",
     "colour_degree",
     "see_mean",
-    "see_he",
 )
 
 
