@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from morphogen.core.errors import InputError
+from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import Manifest
+from morphogen.core.running.spread import Spread
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair, find_pairs
 from morphogen.stain.evaluate import (
@@ -82,6 +83,20 @@ def test_result_files(data, tmp_path):
     assert Image.open(next((out / "panels").glob("*.png"))).size == (5 * 64 + 4 * 8, 64)
     titles = [title for title, _, _ in report_rows(evaluations)]
     assert titles[0] == "DAB optical density" and len(titles) == 3
+
+
+@pytest.mark.slow
+def test_two_workers_score_as_one_does(data, tmp_path):
+    found, predicted = find_pairs(data, "val"), folder_of(data, tmp_path, "A")
+    for name, spread in (("one", None), ("two", Spread(workers=2))):
+        evaluate_folder(predicted, found, tmp_path / name, QUICK, spread=spread)
+    for file in ("images.csv", "summary.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert one["methods"] == two["methods"] and one["differences"] == two["differences"]
+    assert "6 items are done, 0 failed." in (tmp_path / "two" / "runs" / "summary.md").read_text()
+    with pytest.raises(ConfigError, match="models of others run in this process alone"):
+        evaluate_folder(predicted, found, None, QUICK, outside={"theirs": None}, spread=Spread(workers=2))
 
 
 def test_differences_are_paired(data, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from morphogen.core.errors import InputError
+from morphogen.core.running.spread import Spread
 from morphogen.tissue import DataConfig, read_tiles
 from morphogen.tissue.data import TileDataset
 from morphogen.tissue.reading.images import jpeg_quality
@@ -184,6 +185,21 @@ def test_images_are_cut_on_a_grid_and_their_features_kept(tmp_path):
     assert (table.read([row])[0] == whole[2 + 16 : 2 + 48, 2 + 32 : 2 + 64]).all()
     again = read_tiles(tmp_path, config, cache=tmp_path / "cache", encoder=Encoder())
     assert sum(calls) == 26 and again.identity() == table.identity()
+
+
+@pytest.mark.slow
+def test_images_encoded_by_two_workers_are_the_same_table(tmp_path):
+    for k in range(3):
+        write_tile(tmp_path / "in" / f"i{k}.png", px=64 + 32 * k)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    config = PX.replace(encoder="texture", group="slide")
+    here = read_tiles(tmp_path / "in", config, cache=tmp_path / "one" / "features")
+    spread = Spread(workers=2)
+    there = read_tiles(tmp_path / "in", config, cache=tmp_path / "two" / "features", spread=spread)
+    assert there.identity() == here.identity() and len(there) == 4 + 9 + 16
+    caches = [sorted(each.name for each in (tmp_path / out / "features").iterdir()) for out in ("one", "two")]
+    assert caches[0] == caches[1] and len(caches[0]) == 3
+    assert "3 items are done, 1 failed." in (tmp_path / "two" / "runs" / "summary.md").read_text()
 
 
 def test_tables_of_embeddings(tmp_path):

@@ -6,7 +6,7 @@ An option with several values takes them after one flag (``--test C5 C6``), may 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,6 +83,22 @@ Preset = Annotated[
         help="standard (default), fast: fewer steps; reference: as published; or a solver by name.",
     ),
 ]
+TissueSize = Annotated[
+    Literal["paper", "base", "small", "tiny"] | None,
+    Parameter(
+        name="--size",
+        help="small: trains on a CPU. base: one GPU. paper: the published 401 M parameters.",
+    ),
+]
+TileMpp = Annotated[
+    float | None, Parameter(name="--tile-mpp", help="µm per pixel of the tiles: the model's scale.")
+]
+GridSide = Annotated[int | None, Parameter(name="--side", help="Rows and columns of the grids learned.")]
+GridColumns = Annotated[int | None, Parameter(name="--columns", help="Columns of cells the prior draws.")]
+Init = Annotated[
+    str | None,
+    Parameter(name="--init", help="Weights to start from: cin256-v2, a tissue model, a diffusers folder."),
+]
 HoldOut = Annotated[
     list[str] | None,
     Parameter(
@@ -129,8 +145,8 @@ UseImages = Annotated[
 
 
 @dataclass(frozen=True)
-class SpreadOptions:
-    """Where the inputs are worked on: the same options for every verb that takes many."""
+class WorkerOptions:
+    """Where the inputs of a verb are worked on that makes one result of all of them."""
 
     workers: Annotated[
         int | None,
@@ -151,13 +167,6 @@ class SpreadOptions:
         str | None,
         Parameter(name="--scheduler", help="Address of a dask cluster that sees the same files."),
     ] = None
-    shard: Annotated[
-        str | None,
-        Parameter(
-            name="--shard",
-            help="I/N: the part that this process begins with; N processes share one --out (job arrays).",
-        ),
-    ] = None
     retries: Annotated[
         int, Parameter(name="--retries", help="Tries more after a dead worker or a disk that is away.")
     ] = 1
@@ -168,18 +177,38 @@ class SpreadOptions:
 
     def spread(self) -> Spread:
         """Checked, as the engine takes it."""
-        from morphogen.core.running.spread import Shard, Spread
+        from morphogen.core.running.spread import Spread
+
+        return Spread(self.workers, tuple(self.gpus or ()), self.scheduler, None, self.retries, self.stage)
+
+
+@dataclass(frozen=True)
+class SpreadOptions(WorkerOptions):
+    """The same for every verb that makes a result of each input; these can be shared out to a job array too."""
+
+    shard: Annotated[
+        str | None,
+        Parameter(
+            name="--shard",
+            help="I/N: the part that this process begins with; N processes share one --out (job arrays).",
+        ),
+    ] = None
+
+    def spread(self) -> Spread:
+        """Checked, as the engine takes it."""
+        from morphogen.core.running.spread import Shard
 
         shard = None if self.shard is None else Shard.of(self.shard)
-        return Spread(self.workers, tuple(self.gpus or ()), self.scheduler, shard, self.retries, self.stage)
+        return replace(WorkerOptions.spread(self), shard=shard)
 
 
 Spreading = Annotated[SpreadOptions | None, Parameter(name="*")]
+Working = Annotated[WorkerOptions | None, Parameter(name="*")]
 
 
-def spread_of(options: SpreadOptions | None) -> Spread:
+def spread_of(options: WorkerOptions | None) -> Spread:
     """What the options say; a plain loop where none was given."""
-    return (options or SpreadOptions()).spread()
+    return (options or WorkerOptions()).spread()
 
 
 def names(values: Iterable[str] | None) -> list[str] | None:

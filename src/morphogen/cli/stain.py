@@ -38,6 +38,7 @@ from morphogen.cli.options import (
     Stain,
     Steps,
     Weights,
+    Working,
     needed,
     spread_of,
     started,
@@ -343,6 +344,7 @@ def evaluate(
     skip_bad: SkipBad = False,
     seed: Seed = None,
     config: ConfigFile = None,
+    spread: Working = None,
     settings: Settings = (),
     json: AsJson = False,
 ) -> int:
@@ -353,7 +355,6 @@ def evaluate(
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
-    from morphogen.stain.pairs.panels import as_pairs
     from morphogen.stain.scoring.pages import short_table, write_page
 
     resolved = load_config(
@@ -366,9 +367,6 @@ def evaluate(
         seed=seed,
     )
     others = named_folders(other or ())
-    data = as_pairs(data, split, out / "pairs" / split, resolved.target)
-    if training is not None:
-        training = as_pairs(training, "train", out / "pairs" / "train", resolved.target)
     found, with_he = real_stains(data, split, he, predicted)
     outside = None
     if baseline:
@@ -386,6 +384,7 @@ def evaluate(
         outside=outside,
         skip_bad=skip_bad,
         where=data,
+        spread=spread_of(spread),
         training=find_pairs(training, "train", resolved.target) if training is not None else None,
     )
     page = write_page(out, evaluations)

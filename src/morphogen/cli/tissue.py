@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -20,7 +20,10 @@ from morphogen.cli.common import (
 )
 from morphogen.cli.options import (
     Encoder,
+    GridColumns,
+    GridSide,
     HoldOut,
+    Init,
     Inputs,
     Mpp,
     Names,
@@ -28,12 +31,17 @@ from morphogen.cli.options import (
     Preset,
     Region,
     Steps,
+    TileMpp,
     TissueModel,
+    TissueSize,
     TrainingImages,
     TwinCanvas,
     Updates,
     UseImages,
     Weights,
+    WorkerOptions,
+    Working,
+    spread_of,
 )
 
 app = App(
@@ -42,32 +50,26 @@ app = App(
 )
 
 
+def _read(
+    encoder: str | None, weights: Path | None, mpp: float | None, spread: WorkerOptions | None
+) -> dict[str, Any]:
+    """How the tiles of a verb's inputs are read."""
+    return {"encoder": encoder, "weights": weights, "mpp": mpp, "spread": spread_of(spread)}
+
+
 @app.command
 def train(
     inputs: Inputs,
     /,
     *,
     out: Out,
-    size: Annotated[
-        Literal["paper", "base", "small", "tiny"] | None,
-        Parameter(
-            name="--size",
-            help="small: trains on a CPU. base: one GPU. paper: the published 401 M parameters.",
-        ),
-    ] = None,
+    size: TissueSize = None,
     encoder: Encoder = None,
     weights: Weights = None,
     tile: Annotated[int | None, Parameter(name="--tile", help="Side of a tile in pixels.")] = None,
-    tile_mpp: Annotated[
-        float | None, Parameter(name="--tile-mpp", help="µm per pixel of the tiles: the model's scale.")
-    ] = None,
+    tile_mpp: TileMpp = None,
     mpp: Mpp = None,
-    init: Annotated[
-        str | None,
-        Parameter(
-            name="--init", help="Weights to start from: cin256-v2, a tissue model, a diffusers folder."
-        ),
-    ] = None,
+    init: Init = None,
     hold_out: HoldOut = None,
     steps: Updates = None,
     seed: Seed = None,
@@ -76,6 +78,7 @@ def train(
     compile: Compile = False,
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Working = None,
     json: AsJson = False,
 ) -> int:
     """Train on tiles and their embeddings; the model is written to OUT/model. A run found in OUT goes on."""
@@ -97,7 +100,9 @@ def train(
         training__steps=steps,
         training__seed=seed,
     )
-    made = train_model(inputs, resolved, out, device=device, precision=precision, compile=compile)
+    made = train_model(
+        inputs, resolved, out, device=device, precision=precision, compile=compile, spread=spread_of(spread)
+    )
     figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(made.run.metrics.items()))
     result(
         json,
@@ -127,6 +132,7 @@ def patches(
     precision: PrecisionOption = "fp32",
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Working = None,
     json: AsJson = False,
 ) -> int:
     """Draw variations of tiles from their embeddings: PNG files, and manifest.csv with what each was made of."""
@@ -146,7 +152,7 @@ def patches(
         most=most,
     )
     loaded = TissueDiffusion.from_pretrained(model, device=device)
-    table = tiles_for(loaded, inputs, out, encoder=encoder, weights=weights, mpp=mpp, most=resolved.most)
+    table = tiles_for(loaded, inputs, out, most=resolved.most, **_read(encoder, weights, mpp, spread))
     made = draw_patches(
         loaded,
         table,
@@ -191,9 +197,7 @@ def canvas(
         str | None, Parameter(name="--label", help="Class of tissue that the prior draws.")
     ] = None,
     rows: Annotated[int | None, Parameter(name="--rows", help="Rows of cells the prior draws.")] = None,
-    columns: Annotated[
-        int | None, Parameter(name="--columns", help="Columns of cells the prior draws.")
-    ] = None,
+    columns: GridColumns = None,
     width: Annotated[
         int | None, Parameter(name="--width", help="Pixels; the grid's width by default.")
     ] = None,
@@ -267,9 +271,7 @@ def prior(
     *,
     model: TissueModel,
     out: Out,
-    side: Annotated[
-        int | None, Parameter(name="--side", help="Rows and columns of the grids learned.")
-    ] = None,
+    side: GridSide = None,
     steps: Updates = None,
     hold_out: HoldOut = None,
     encoder: Encoder = None,
@@ -279,6 +281,7 @@ def prior(
     device: Device = "auto",
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Working = None,
     json: AsJson = False,
 ) -> int:
     """Train a prior over grids of embeddings of regions, to draw canvases without a slide; OUT/model and a check."""
@@ -298,9 +301,8 @@ def prior(
         data__hold_out_groups=hold_out,
     )
     loaded = TissueDiffusion.from_pretrained(model)
-    table = tiles_for(
-        loaded, inputs, out, encoder=encoder, weights=weights, mpp=mpp, group=resolved.data.group
-    )
+    options = _read(encoder, weights, mpp, spread)
+    table = tiles_for(loaded, inputs, out, group=resolved.data.group, **options)
     made = train_prior(table, resolved, out, device=device)
     check: dict[str, Any] = read_json(out / "check.json") if (out / "check.json").is_file() else {}
     result(
@@ -334,6 +336,7 @@ def evaluate(
     precision: PrecisionOption = "fp32",
     config: ConfigFile = None,
     settings: Settings = (),
+    spread: Working = None,
     json: AsJson = False,
 ) -> int:
     """Draw held-out tiles again and score them in several encoders, beside real against real; table and HTML page."""
@@ -351,13 +354,11 @@ def evaluate(
         "encoders": names(encoders),
         "seed": seed,
     }
+    options = _read(encoder, weights, mpp, spread)
     if use:
         asked = load_config(UseConfig, config, settings, **given)
         loaded = TissueDiffusion.from_pretrained(model, device=device)
-        labelled, test = (
-            tiles_for(loaded, sources, out, encoder=encoder, weights=weights, mpp=mpp)
-            for sources in (inputs, use)
-        )
+        labelled, test = (tiles_for(loaded, sources, out, **options) for sources in (inputs, use))
         answer = evaluate_use(loaded, labelled, test, out, asked, precision=precision)
         result(json, {"gains": answer.gains}, answer.lead, f"Results: {out / 'use.json'}")
         return 0
@@ -370,7 +371,6 @@ def evaluate(
         lines = [f"{key}: {value}" for key, value in twin.items()]
         result(json, twin, *lines, f"Results: {out / 'twin.json'}")
         return 0
-    options: dict[str, Any] = {"encoder": encoder, "weights": weights, "mpp": mpp}
     table = tiles_for(loaded, inputs, out, **options)
     seen = tiles_for(loaded, training, out, **options) if training else None
     made = evaluate_model(loaded, table, out, resolved, training=seen, precision=precision)

@@ -6,7 +6,7 @@ Any method's output can be scored: a folder of images named like the real ones i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,45 @@ import numpy as np
 from morphogen.core.devices import check_memory
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, file_hash, read_json
-from morphogen.core.progress import progress
+from morphogen.core.running.gather import gathered
+from morphogen.core.running.spread import Spread
 from morphogen.core.writing.locks import locks_folder
 from morphogen.metrics.intervals import Interval
-from morphogen.metrics.pairs import lpips, resnet50_layers
-from morphogen.slides import get_encoder
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import image_size, list_images
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs, refuse_aligned, splits_of
-from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.checks import usable_pairs
-from morphogen.stain.pairs.geometry import cut, read_aligned
-from morphogen.stain.scoring.baselines import Baseline, ChannelBaselines, deconvolution, identity
+from morphogen.stain.scoring.baselines import ChannelBaselines, deconvolution, identity
 from morphogen.stain.scoring.channels import (
     ChannelMethod,
     ChannelScores,
-    Made,
     channel_differences,
     evaluate_channels,
+    items_of,
     made_from,
 )
 from morphogen.stain.scoring.figures import save_channel_panels, save_panels
+from morphogen.stain.scoring.methods import (
+    Doubt,
+    Method,
+    PairScores,
+    channels_from,
+    from_files,
+    from_he,
+    uncertainty_in,
+)
 from morphogen.stain.scoring.scores import (
     COMPARED,
     POOLED,
     PROTOCOL,
     ImageScores,
     differences,
-    features_of,
-    perceptual,
-    score_pair,
     score_set,
 )
 from morphogen.stain.scoring.signals import dye_vectors, thresholds_of
 from morphogen.stain.targets.config import TargetConfig
-from morphogen.stain.targets.files import read_image, read_made
+from morphogen.stain.targets.files import read_image
 from morphogen.tasks import evaluation
 from morphogen.tasks.evaluation import Evaluation
 
@@ -59,9 +62,6 @@ log = logging.getLogger("morphogen.stain")
 
 _SCORING = 160  # bytes for every pixel of an image that is scored, measured
 _FAKE = "_fake_B"  # what pix2pix and CycleGAN add to the name of an image they made
-
-Method = Callable[[Pair, np.ndarray], np.ndarray]
-"""A pair and its H&E (H, W, 3) uint8 → a picture of the same size."""
 
 
 @locks_folder()
@@ -79,6 +79,7 @@ def evaluate_folder(
     where: object = None,
     facts: dict[str, Any] | None = None,
     training: FoundPairs | None = None,
+    spread: Spread | None = None,
 ) -> list[Evaluation]:
     """Score the images of a folder against the real stains of pairs, beside baselines made from the H&E.
 
@@ -98,6 +99,8 @@ def evaluate_folder(
         the H&E tells of them, fitted to the pairs ``training``.
     outside:
         Models of others by name: a pair and its H&E → the picture that each makes of it.
+    spread:
+        Where pairs are scored: one after another here when not said.
 
     Returns the evaluation of the folder, then of the others, of the baselines, of the models of others.
     """
@@ -116,16 +119,23 @@ def evaluate_folder(
                 fix="Images must be named like the pairs (or NAME_fake_B); leave pairs out with --skip-bad",
             )
         pairs = [pair for pair in pairs if pair.name in files]
-        methods[name] = _from_files(files) if pairs[0].target.colour else _channels_from(Path(folder), files)
+        methods[name] = from_files(files) if pairs[0].target.colour else channels_from(Path(folder), files)
     if not pairs[0].target.colour:
         return _evaluate_channels(
-            pairs, methods, config, predicted, out, facts, training if baselines else None
+            pairs, methods, config, predicted, out, facts, training if baselines else None, spread
         )
     if baselines:
-        methods |= {"H&E as it is": _from_he(identity), "colour deconvolution": _from_he(deconvolution)}
+        methods |= {"H&E as it is": from_he(identity), "colour deconvolution": from_he(deconvolution)}
     methods |= outside or {}
-    doubts = {method: lambda pair: _uncertainty(predicted, pair)}
-    evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts)
+    if outside and spread is not None and not spread.plain:
+        raise ConfigError(
+            "models of others run in this process alone",
+            where="--baseline",
+            fix="Leave out --workers and its like",
+        )
+    doubts = {method: uncertainty_in(predicted)}
+    where_to = Path(out) if out is not None else None
+    evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts, spread=spread, out=where_to)
     if out is not None:
         write_results(out, evaluations, pairs, config, _known(predicted, facts))
         if config.panels:
@@ -160,25 +170,6 @@ def as_stated(found: FoundPairs, predicted: Path, config: EvaluateConfig) -> Fou
     return replace(found, pairs=[replace(pair, target=stated) for pair in found.pairs])
 
 
-def _channels_from(folder: Path, files: dict[str, Path]) -> ChannelMethod:
-    """Images of channels, with the samples and uncertainty that lie beside them."""
-    draws = [list_images(each) for each in sorted(folder.glob("samples/*")) if each.is_dir()]
-    doubts = list_images(folder / "uncertainty") if (folder / "uncertainty").is_dir() else {}
-
-    def made(pair: Pair, he: np.ndarray) -> Made:
-        def read(path: Path) -> np.ndarray:
-            return read_made(path, pair.target)
-
-        kept = [read(each[pair.name]) for each in draws if pair.name in each]
-        return Made(
-            read(files[pair.name]),
-            np.stack(kept) if len(kept) > 1 else None,
-            read(doubts[pair.name]) if pair.name in doubts else None,
-        )
-
-    return made
-
-
 def _evaluate_channels(
     pairs: Sequence[Pair],
     methods: dict[str, ChannelMethod],
@@ -187,11 +178,12 @@ def _evaluate_channels(
     out: Path | str | None,
     facts: dict[str, Any] | None,
     training: FoundPairs | None,
+    spread: Spread | None,
 ) -> list[Evaluation]:
     if training is not None:
         fitted = as_stated(training, predicted, config).pairs
         methods |= {name: made_from(make) for name, make in ChannelBaselines(fitted).methods().items()}
-    evaluations = evaluate_channels(pairs, methods, config)
+    evaluations = evaluate_channels(pairs, methods, config, spread, Path(out) if out is not None else None)
     if out is not None:
         known = _known(predicted, facts) | {"target": pairs[0].target.to_dict()}
         write_results(out, evaluations, pairs, config, known)
@@ -207,27 +199,19 @@ def _predictions(files: dict[str, Path]) -> dict[str, Path]:
     return made or files
 
 
-def _from_files(files: dict[str, Path]) -> Method:
-    return lambda pair, he: read_image(files[pair.name])
-
-
-def _from_he(baseline: Baseline) -> Method:
-    return lambda pair, he: baseline(he)
-
-
-def _uncertainty(folder: Path, pair: Pair) -> np.ndarray | None:
-    path = folder / "uncertainty" / f"{pair.name}.png"
-    return read_uncertainty(path) if path.is_file() else None
-
-
 def evaluate_methods(
     pairs: Sequence[Pair],
     methods: dict[str, Method],
     config: EvaluateConfig | None = None,
     *,
-    uncertainty: dict[str, Callable[[Pair], np.ndarray | None]] | None = None,
+    uncertainty: Mapping[str, Doubt] | None = None,
+    spread: Spread | None = None,
+    out: Path | None = None,
 ) -> list[Evaluation]:
-    """Score methods ``name → image(pair, H&E)`` on the same pairs."""
+    """Score methods ``name → image(pair, H&E)`` on the same pairs, where ``spread`` says; that is reported in ``out``.
+
+    Methods that go to other processes can be pickled.
+    """
     config = config or EvaluateConfig()
     for pair in pairs:
         height, width = image_size(pair.he)
@@ -237,33 +221,15 @@ def evaluate_methods(
     stains = stain_vectors(pairs, config)
     (positive,) = thresholds_of(pairs[0].target, config.positive)
     config = config.replace(positive=positive)
-    encoder = get_encoder(config.encoder, config.encoder_weights)
-    resnet = resnet50_layers(config.resnet_weights) if config.resnet_weights else None
+    work = PairScores(methods, config, stains, uncertainty or {})
     rows: dict[str, list[ImageScores]] = {name: [] for name in methods}
     views: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     real_views: list[np.ndarray] = []
-    for pair in progress(pairs, what="scoring images"):
-        he, real = read_aligned(pair)
-        real_views.append(features_of([real], encoder)[0])
-        for name, make in methods.items():
-            image = _fitting(make(pair, he), real, pair, name)
-            doubt = (uncertainty or {}).get(name, lambda pair: None)(pair)
-            scores = score_pair(
-                image,
-                real,
-                config,
-                name=pair.name,
-                unit=pair.unit,
-                stain=pair.stain,
-                stains=stains,
-                uncertainty=_cut(doubt, real, pair) if doubt is not None else None,
-            )
-            if resnet is not None:
-                scores.values["phv"] = perceptual(image, real, resnet, config)
-            if config.lpips:
-                scores.values["lpips"] = float(lpips(real[None], image[None])[0])
+    for real_view, found in gathered(work, items_of(pairs), spread, what="scoring images", out=out):
+        real_views.append(real_view)
+        for name, (scores, view) in found.items():
             rows[name].append(scores)
-            views[name].append(features_of([image], encoder)[0])
+            views[name].append(view)
     unit = "patient" if any(pair.patient for pair in pairs) else "image"
     truth = np.stack(real_views)
     return [
@@ -274,24 +240,6 @@ def evaluate_methods(
         )
         for name in methods
     ]
-
-
-def _cut(image: np.ndarray, real: np.ndarray, pair: Pair) -> np.ndarray:
-    """A picture on the pixels of the whole H&E, cut like a registered pair; one that is cut already as it is."""
-    return image if image.shape[:2] == real.shape[:2] else cut(pair, image)
-
-
-def _fitting(image: np.ndarray, real: np.ndarray, pair: Pair, method: str) -> np.ndarray:
-    """The predicted image, cut like a registered pair."""
-    image = _cut(image, real, pair)
-    if image.shape != real.shape:
-        raise InputError(
-            f"the image of '{method}' is {image.shape[1]} × {image.shape[0]} px, the real one "
-            f"{real.shape[1]} × {real.shape[0]}",
-            where=pair.name,
-            fix="Score images at the size of the real ones",
-        )
-    return image
 
 
 def stain_vectors(pairs: Sequence[Pair], config: EvaluateConfig, most: int = 20) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError
+from morphogen.core.running.spread import Spread
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.reading import images, layouts, tables
 from morphogen.tissue.reading.table import TileTable
@@ -66,6 +67,7 @@ def read_tiles(
     *,
     cache: Path | str | None = None,
     encoder: Any = None,
+    spread: Spread | None = None,
 ) -> TileTable:
     """Tiles of images, slides, tables or published folders.
 
@@ -79,6 +81,8 @@ def read_tiles(
         Folder where the features of tiles cut here are kept.
     encoder:
         An encoder at hand, in place of ``config.encoder``.
+    spread:
+        Where images that are cut here are encoded.
 
     Raises
     ------
@@ -90,7 +94,7 @@ def read_tiles(
         raise InputError("no input is given", where="tiles", fix="Name images, slides or folders")
     layout: str = layouts.recognise(paths) if config.layout == "auto" else config.layout
     if layout == "images":
-        return images.read_images(paths, config, cache=cache, encoder=encoder)
+        return images.read_images(paths, config, cache=cache, encoder=encoder, spread=spread)
     if layout == "h5ad":
         return tables.read_tables(paths, config)
     if len(paths) != 1 or not paths[0].is_dir():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from morphogen.core.devices import resolve_device
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
+from morphogen.core.running.spread import Spread
 from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.slides import get_encoder
@@ -168,11 +169,12 @@ def train_model(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     compile: bool = False,
+    spread: Spread | None = None,
 ) -> Trained:
     """Read tiles, train, and write the model to ``out/model`` (averaged weights; the best where they are chosen).
 
     ``sources``: what :func:`~morphogen.tissue.read_tiles` reads, or a table. A run found in ``out`` goes on from its
-    newest checkpoint. ``out/split.json`` names the groups on both sides.
+    newest checkpoint. ``out/split.json`` names the groups on both sides. ``spread`` is where images are encoded.
     """
     from morphogen.core.files import write_json
 
@@ -181,7 +183,7 @@ def train_model(
     table = (
         sources
         if isinstance(sources, TileTable)
-        else read_tiles(sources, config.data, cache=out / "features")
+        else read_tiles(sources, config.data, cache=out / "features", spread=spread)
     )
     train, held = table.split(config.data.hold_out, config.training.seed, config.data.hold_out_groups)
     if not len(train):
@@ -259,11 +261,12 @@ def tiles_for(
     mpp: float | None = None,
     most: int | None = None,
     group: Literal["patient", "slide", "folder"] = "patient",
+    spread: Spread | None = None,
 ) -> TileTable:
     """Tiles as a model was trained on: its size, its µm/px, its encoder; features are kept in ``out/features``.
 
     encoder, weights: where the model does not name its encoder, or its weights lie elsewhere. most: rows at most,
-    spread over all. Raises :class:`InputError` when the model's encoder is another.
+    spread over all. spread: where images are encoded. Raises :class:`InputError` when the model's encoder is another.
     """
     name = encoder or model.config.encoder
     if encoder is not None and model.config.encoder not in (None, encoder):
@@ -280,6 +283,6 @@ def tiles_for(
         encoder_weights=str(weights) if weights is not None else model.config.encoder_weights,
         group=group,
     )
-    table = read_tiles(sources, config, cache=Path(out) / "features")
+    table = read_tiles(sources, config, cache=Path(out) / "features", spread=spread)
     model.vectors("patch", table.features["patch"][:1])  # of the model's width, or an error
     return table if most is None or most >= len(table) else table.take(_spread(len(table), most))

@@ -97,6 +97,11 @@ class Spread:
                 "a cluster needs no shards", where="--shard", fix="Leave out --shard or --scheduler"
             )
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing was said: a loop in this process."""
+        return self == Spread()
+
     @staticmethod
     def whole() -> Shard:
         """The one shard of a run without shards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from morphogen.slides.colour import deconvolve, optical_density, reconstruct
 from morphogen.slides.recolouring import glass_colour, on_white_glass
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import read_aligned, scanned
-from morphogen.stain.recipes.colours import ColourPolynomial
+from morphogen.stain.recipes.colours import QuadraticMap
 
 Baseline = Callable[[np.ndarray], np.ndarray]
 """H&E (H, W, 3) uint8 → an image, or intensities (H, W, C), of the same size."""
@@ -34,7 +35,7 @@ def deconvolution(he: np.ndarray) -> np.ndarray:
     return reconstruct(amounts, "hed", dtype="uint8")[0].permute(1, 2, 0).contiguous().numpy()
 
 
-class ColourMap(ColourPolynomial):
+class ColourMap(QuadraticMap):
     """The best colour change per pixel: quadratic least squares from H&E optical density to that of the
     stain.
     """
@@ -69,7 +70,7 @@ class ChannelBaselines:
 
     def __init__(self, training: Sequence[Pair]) -> None:
         width = training[0].target.width
-        self._maps = {light: ColourPolynomial(width) for light in (False, True)}
+        self._maps = {light: QuadraticMap(width) for light in (False, True)}
         self._lines = {
             (name, light): np.zeros((3, 1 + width)) for name in self.FEATURES for light in (False, True)
         }
@@ -91,16 +92,20 @@ class ChannelBaselines:
 
 
 def _on_line(feature: Baseline, slope: np.ndarray, offset: np.ndarray) -> Baseline:
-    return lambda he: feature(he) * slope + offset
+    return partial(_line_of, feature, slope, offset)
+
+
+def _line_of(feature: Baseline, slope: np.ndarray, offset: np.ndarray, he: np.ndarray) -> np.ndarray:
+    return feature(he) * slope + offset
 
 
 def _seen(make: Baseline, light: bool) -> Baseline:
     """``make`` of an H&E, its glass taken out where ``light`` says so; never below 0."""
+    return partial(_made_of, make, light)
 
-    def made(he: np.ndarray) -> np.ndarray:
-        return make(on_white_glass(he, glass_colour(he)) if light else he).clip(0, None)
 
-    return made
+def _made_of(make: Baseline, light: bool, he: np.ndarray) -> np.ndarray:
+    return make(on_white_glass(he, glass_colour(he)) if light else he).clip(0, None)
 
 
 def _read(pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from morphogen.core.progress import progress
+from morphogen.core.running.gather import gathered
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.intervals import Interval, pooled_correlation
 from morphogen.metrics.pairs import psnr, ssim
@@ -61,7 +65,11 @@ ChannelMethod = Callable[[Pair, np.ndarray], Made]
 
 def made_from(make: Callable[[np.ndarray], np.ndarray]) -> ChannelMethod:
     """A method that sees the H&E alone and gives intensities (H, W, C)."""
-    return lambda pair, he: Made(make(he))
+    return partial(_made_of, make)
+
+
+def _made_of(make: Callable[[np.ndarray], np.ndarray], pair: Pair, he: np.ndarray) -> Made:
+    return Made(make(he))
 
 
 @dataclass
@@ -116,17 +124,46 @@ def score_channels(
     return ChannelScores(pair.name, pair.unit, means | values, tuple(tiles), target)
 
 
-def evaluate_channels(
-    pairs: Sequence[Pair], methods: dict[str, ChannelMethod], config: EvaluateConfig
-) -> list[Evaluation]:
-    """Score methods on the same pairs of channels."""
-    rows: dict[str, list[ChannelScores]] = {name: [] for name in methods}
-    for pair in progress(pairs, what="scoring images"):
+def items_of(pairs: Sequence[Pair]) -> list[Item]:
+    """Pairs as the engine of many items takes them."""
+    names = [pair.name for pair in pairs]
+    same = len(set(names)) < len(names)
+    return [Item(f"{k} {pair.name}" if same else pair.name, None, pair) for k, pair in enumerate(pairs)]
+
+
+@dataclass(frozen=True, eq=False)
+class _EachPair:
+    """All methods on pairs of channels, as that engine takes it: scores by method."""
+
+    methods: dict[str, ChannelMethod]
+    tile: int
+
+    def load(self) -> bool:
+        return True  # nothing
+
+    def __call__(self, loaded: bool, item: Item, path: Path | None) -> dict[str, ChannelScores]:
+        pair: Pair = item.more
         he, real = read_aligned(pair)
         mask = scanned(pair)
-        for name, make in methods.items():
-            made = fitting(make(pair, he), real.shape[:2], pair)
-            rows[name].append(score_channels(pair, real, made, mask, config.tile))
+        return {
+            name: score_channels(pair, real, fitting(make(pair, he), real.shape[:2], pair), mask, self.tile)
+            for name, make in self.methods.items()
+        }
+
+
+def evaluate_channels(
+    pairs: Sequence[Pair],
+    methods: dict[str, ChannelMethod],
+    config: EvaluateConfig,
+    spread: Spread | None = None,
+    out: Path | None = None,
+) -> list[Evaluation]:
+    """Score methods on the same pairs of channels, where ``spread`` says; that is reported in ``out``."""
+    rows: dict[str, list[ChannelScores]] = {name: [] for name in methods}
+    work = _EachPair(methods, config.tile)
+    for found in gathered(work, items_of(pairs), spread, what="scoring images", out=out):
+        for name, scores in found.items():
+            rows[name].append(scores)
     unit = "patient" if any(pair.patient for pair in pairs) else "image"
     return [Evaluation(name, scores_of(found, config, unit), found) for name, found in rows.items()]
 

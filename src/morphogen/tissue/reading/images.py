@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from morphogen.core.files import atomic_path, content_hash, writable_folder
 from morphogen.core.fingerprints import fingerprint
 from morphogen.core.progress import progress
 from morphogen.core.reading.arrays import read_arrays
+from morphogen.core.running.cohort import run_cohort
+from morphogen.core.running.spread import Spread
+from morphogen.core.running.work import Item
 from morphogen.slides import Slide, get_encoder, open_slide
-from morphogen.slides.batch import collect
+from morphogen.slides.batch import Job, collect
 from morphogen.slides.encode import features_key
 from morphogen.slides.fields import read_boxes
 from morphogen.slides.images import open_flat, sniff
@@ -42,11 +46,21 @@ def group_of(path: Path, kind: str) -> str:
 
 
 def read_images(
-    paths: Sequence[Path], config: DataConfig, *, cache: Path | str | None = None, encoder: Any = None
+    paths: Sequence[Path],
+    config: DataConfig,
+    *,
+    cache: Path | str | None = None,
+    encoder: Any = None,
+    spread: Spread | None = None,
 ) -> TileTable:
-    """Tiles of all images. An image smaller than a tile is left out; one warning counts them."""
+    """Tiles of all images. An image smaller than a tile is left out; one warning counts them.
+
+    spread: where images are encoded; here, one after another, when not said. Their features come back by ``cache``.
+    """
     jobs = collect(paths, recursive=True)
     files = [Path(job.path) for job in jobs]
+    if spread is not None and not spread.plain and cache is not None and encoder is None:
+        _spread_out(jobs, config, cache, spread)
     made = encoder
     parts: list[TileTable] = []
     small: list[str] = []
@@ -87,6 +101,36 @@ def read_images(
             failed[0] if failed else f"no image holds a tile of {config.tile_px} px", where=paths[0]
         )
     return joined(parts, {"encoder": config.encoder, "layout": "images", **codecs(files)})
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The tiles of an image encoded into the cache, as the engine of many items takes it."""
+
+    config: DataConfig
+    cache: Path
+
+    def load(self) -> Any:
+        return get_encoder(self.config.encoder, self.config.encoder_weights, device="auto")
+
+    def __call__(self, loaded: Any, item: Item, path: Path | None) -> None:
+        job: Job = item.more
+        with open_slide(job.path, mpp=job.mpp or _mpp(Path(job.path), self.config), staged=path) as slide:
+            if _stored(slide, self.config) is None:
+                boxes, _ = grid_boxes(slide, self.config)
+                if len(boxes):
+                    _encoded(slide, boxes, self.config, loaded, self.cache)
+
+
+def _spread_out(jobs: Sequence[Job], config: DataConfig, cache: Path | str, spread: Spread) -> None:
+    """Encode all images where ``spread`` says. What fails is met again, and told, when its features are read."""
+    workers = spread.processes(len(jobs), on_gpu=config.encoder != "texture") if spread.gpus else 1
+    items = [Item(job.path, Path(job.path), job) for job in jobs]
+    work = _Encode(config, Path(cache))
+    for _ in run_cohort(
+        work, items, spread, out=Path(cache).parent, what="tiles encoded", workers=workers, unit="images"
+    ):
+        pass
 
 
 def _mpp(path: Path, config: DataConfig) -> float | None:
