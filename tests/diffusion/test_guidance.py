@@ -12,6 +12,7 @@ from morphogen.diffusion import (
     column_guided,
     ddim,
     from_x0_eps,
+    gradient_guided,
     guided,
     network_denoiser,
     timesteps,
@@ -195,3 +196,30 @@ def test_stedm_guidance(tensors, scale):
     x_next, predicted = seen[0]
     for ours, name in ((predicted.eps, "eps"), (predicted.x0, "x0"), (x_next, "xprev")):
         torch.testing.assert_close(ours, numbers[f"guided_{name}_s{scale}"], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def linear_distance(x0, wanted):
+    """How far the mean of an item lies above what is wanted."""
+    return (x0.flatten(1).mean(1) - wanted).abs()
+
+
+def test_a_linear_measure_is_met_in_one_step_and_the_prediction_stays_consistent():
+    denoiser = gradient_guided(by_label, linear_distance, LINEAR)
+    x, labels = draw(0), torch.tensor([0, 1])
+    wanted = by_label(x, 700, labels).x0.flatten(1).mean(1) + torch.tensor([0.3, -0.2]).double()
+    found = denoiser(x, 700, label=labels, wanted=wanted)
+    assert torch.allclose(found.x0.flatten(1).mean(1), wanted, atol=1e-9)
+    alpha, sigma = LINEAR.levels(700)
+    assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, atol=1e-9)
+    half = gradient_guided(by_label, linear_distance, LINEAR, rate=0.5)(x, 700, label=labels, wanted=wanted)
+    plain = by_label(x, 700, labels)
+    assert torch.allclose(half.x0, (plain.x0 + found.x0) / 2, atol=1e-9)
+
+
+def test_gradient_guidance_goes_no_further_than_the_noise_and_acts_in_its_interval_alone():
+    x, labels, wanted = draw(0), torch.tensor([0, 1]), torch.tensor([500.0, -500.0], dtype=torch.float64)
+    denoiser = gradient_guided(by_label, linear_distance, LINEAR, steps=2, interval=(100, 500))
+    for t, moves in ((50, False), (300, True), (900, False)):
+        step = denoiser(x, t, label=labels, wanted=wanted).x0 - by_label(x, t, labels).x0
+        sigma = float(LINEAR.levels(t)[1])
+        assert torch.allclose(step.flatten(1).square().mean(1).sqrt(), torch.tensor(sigma * moves).double())

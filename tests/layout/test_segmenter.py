@@ -119,6 +119,31 @@ def test_a_slide_becomes_a_mask_pyramid_and_polygons(segmenter, slide_file, tmp_
     assert kinds == {"annotation"}
 
 
+def test_a_finished_slide_is_left_as_it_is(segmenter, slide_file, tmp_path, monkeypatch):
+    windows = WindowConfig(window=64, overlap=16)
+    with open_slide(slide_file) as slide:
+        first = segment_slide(segmenter, slide, tmp_path, windows=windows)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        first.polygons.unlink()  # a disk that was full after the mask
+        monkeypatch.setattr(Segmenter, "make", None)
+        again = segment_slide(segmenter, slide, tmp_path, windows=windows.replace(batch=3))
+    assert again == first and {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_mask_lies_over_the_slide_as_qupath_crops_it(segmenter, slide_file, tmp_path):
+    """SCN and MRXS: mask and polygons count from the corner of OpenSlide's bounds, which the GeoJSON states."""
+    windows = WindowConfig(window=64, overlap=16)
+    with open_slide(slide_file) as slide:
+        slide.bounds = (100, 40, 200, 150)
+        result = segment_slide(segmenter, slide, tmp_path, windows=windows)
+        inside = labelled(segmenter, slide.read_region(100, 40, 200, 150), windows)
+    mask = tifffile.imread(result.mask, level=0)
+    assert mask.shape == (150, 200) and (mask == inside).mean() > 0.95
+    assert json.loads(result.polygons.read_text())["origin"] == [100, 40]
+    again = drawn(read_polygons(result.polygons), NAMES, (0, 0, 200, 150), (150, 200))
+    assert (again == mask).mean() > 0.95
+
+
 def test_a_bad_slide_among_several_is_told_and_the_rest_goes_on(segmenter, slide_file, tmp_path):
     import shutil
 

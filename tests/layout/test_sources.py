@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,6 +180,22 @@ def test_polygons_of_a_slide_that_is_not_square(slide):
     assert set(sheet.present) == {0, 1, 2}
     cells = sheet.tissue(32)
     assert len(cells) and (cells <= (88, 168)).all()
+
+
+def test_polygons_count_from_the_corner_of_the_bounds(slide, monkeypatch):
+    """As QuPath draws them on SCN and MRXS."""
+    from morphogen.slides.formats import opening
+
+    real = opening.open_reader
+    (sheet,), _ = read_source(slide, DataConfig(crop=32))
+    whole = sheet.slide
+    monkeypatch.setattr(
+        "morphogen.slides.slide.open_reader", lambda path: replace(real(path), bounds=(20, 10, 150, 100))
+    )
+    (bounded,), _ = read_source(slide, DataConfig(crop=32))
+    assert bounded.size == (100, 150)
+    assert np.array_equal(bounded.image(5, 7, 32), whole.read_region(27, 15, 32, 32))
+    assert np.array_equal(bounded.labels(5, 7, 32), sheet.labels(5, 7, 32))
 
 
 def test_windows_beside_a_slide_are_white_and_background(slide):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from morphogen.slides import crop_fields, open_slide
+from morphogen.slides import crop_fields, open_slide, tile_slide
+from morphogen.slides.config import TileConfig
 from morphogen.slides.formats import opening
 from morphogen.slides.info import slide_info
+from morphogen.slides.tissue import tissue_of
 
 BOUNDS = (203, 101, 900, 700)
 
@@ -42,6 +45,15 @@ def test_pixels_within_the_bounds_are_those_of_the_whole(bounded):
     assert np.array_equal(again.read_region(10, 20, 30, 20), cut.read_region(10, 20, 30, 20))
 
 
+def test_stored_tissue_is_given_in_pixels_of_the_cut_slide(bounded, tmp_path):
+    whole = open_slide(bounded, out=tmp_path)
+    tile_slide(whole, TileConfig(tile_px=64))
+    stored = tissue_of(whole).geometry
+    cut = whole.within_bounds()
+    assert cut.origin == BOUNDS[:2] and whole.origin == (0, 0) and len(stored)
+    assert np.allclose(tissue_of(cut).geometry.total_bounds, stored.total_bounds - np.tile(BOUNDS[:2], 2))
+
+
 def test_a_slide_without_bounds_is_itself(synthetic):
     slide = open_slide(synthetic)
     assert slide.bounds == (0, 0, 1600, 1200) and slide.within_bounds() is slide
@@ -63,3 +75,23 @@ def test_bounds_as_openslide_gives_them(given, found):
         for key, value in zip(("x", "y", "width", "height"), given, strict=False)
     }
     assert opening._bounds(raw, (1200, 1600)) == found
+
+
+def test_a_region_for_a_twin_counts_from_the_bounds(bounded):
+    """As its coordinates are read off in QuPath."""
+    import torch
+
+    from morphogen.tissue.canvases.sources import grid_of_region
+
+    seen = []
+
+    def encoder(tiles):
+        seen.append(np.asarray(tiles))
+        return torch.zeros(len(tiles), 3)
+
+    model = SimpleNamespace(mpp=0.5, tile_px=64)
+    grid = grid_of_region(model, bounded, encoder, region=(8, 16, 128, 64))
+    assert grid.patch.shape == (1, 2, 3)
+    whole = open_slide(bounded)
+    for tile, left in zip(seen[0], (8, 72)):
+        assert np.array_equal(tile, whole.read_region(BOUNDS[0] + left, BOUNDS[1] + 16, 64, 64))

@@ -303,3 +303,33 @@ def test_bad_input_is_named(call, error, words) -> None:
 def test_gpu_gives_the_same(tiles) -> None:
     for encoder in (TextureEncoder(), TextureEncoder((7, 7))):
         torch.testing.assert_close(encoder(tiles.cuda()).cpu(), encoder(tiles), atol=2e-4, rtol=2e-4)
+
+
+def test_the_differentiable_numbers_are_the_encoders_own(tiles_with_texture):
+    images = tiles_with_texture
+    smooth = images.permute(0, 3, 1, 2).float().requires_grad_()
+    ours, exact = TextureEncoder().differentiable(smooth), TextureEncoder()(images)
+    assert torch.allclose(ours, exact, atol=2e-3, rtol=2e-3)
+    names = TextureEncoder().names
+    for j in range(0, len(names), 7):
+        (slope,) = torch.autograd.grad(ours[:, j].sum(), smooth, retain_graph=True)
+        assert torch.isfinite(slope).all(), names[j]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["amount/eosin/mean", "share/density>0.10/1", "pattern/0/4", "nuclei/area", "entropy/density/mean"],
+)
+def test_going_down_a_gradient_brings_the_number_down(tiles_with_texture, name):
+    j = TextureEncoder().names.index(name)
+    images = tiles_with_texture.permute(0, 3, 1, 2).float().requires_grad_()
+    before = TextureEncoder().differentiable(images)[:, j]
+    (slope,) = torch.autograd.grad(before.sum(), images)
+    step = 6.0 * slope / slope.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    moved = (images - step).detach().round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    assert TextureEncoder()(moved)[:, j].mean() < before.mean()
+
+
+@pytest.fixture(scope="module")
+def tiles_with_texture() -> torch.Tensor:
+    return tissue(2, 64)

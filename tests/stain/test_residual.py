@@ -9,7 +9,7 @@ from morphogen.stain import stain_image
 from morphogen.stain.config import ApplyConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from morphogen.stain.data import find_pairs
 from morphogen.stain.fitting.build import build_model, silenced
-from morphogen.stain.fitting.residual import CROPS, SPREAD, attach, measured_scale, parts
+from morphogen.stain.fitting.residual import CROPS, attach, measured_scale, parts
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.train import StainTask, train_model
@@ -118,7 +118,7 @@ def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs, tmp_path):
 
     drawn = [dataset.draw(k % 3, generator(0, "residual scale", k))["ihc"] for k in range(CROPS)]
     pixels = torch.stack(drawn).double() / 127.5 - 1
-    assert model.residual_scale == pytest.approx(float((pixels**2).mean().sqrt()) / SPREAD, rel=1e-3)
+    assert model.residual_scale == pytest.approx(float((pixels**2).mean().sqrt()) / 0.5, rel=1e-3)
     assert measured_scale(model, dataset, 0) == model.residual_scale
     assert not any(p.requires_grad for p in mean.network.parameters())
     given = build_model(TINY.replace(residual=True, residual_scale=0.7), crop=32)

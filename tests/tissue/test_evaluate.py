@@ -343,3 +343,18 @@ def test_samples_are_imported_with_the_grid_put_right(tmp_path, capsys):
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps([{"image": image}]))
     with pytest.raises(InputError, match="sample 0 has no array 'feat_20x'"):
         import_sample_file(tmp_path / "bad.pkl", tmp_path / "q", trust=True)
+
+
+def test_columns_with_units_count_by_their_spread():
+    generator = rng()
+    real = generator.normal(0, 1, (60, 4)) * np.array([1000.0, 1, 1, 1])
+    drawn = generator.normal(0, 1, (60, 4)) * np.array([1000.0, 1, 1, 1]) + np.array([0, 2.0, 0, 0])
+    plain, by_spread = scoring.set_scores(real, drawn), scoring.set_scores(real, drawn, units=True)
+    assert by_spread["frechet_raw"] == pytest.approx(plain["frechet"])
+    assert by_spread["frechet_raw_ratio"] == pytest.approx(plain["frechet_ratio"])
+    assert plain["frechet_ratio"] < 3 < by_spread["frechet_ratio"]  # a shift of 2 SD in one column
+    scaled = scoring.set_scores(
+        real * np.array([1, 50.0, 1, 1]), drawn * np.array([1, 50.0, 1, 1]), units=True
+    )
+    for name in ("frechet", "kernel", "precision", "coverage"):
+        assert scaled[name] == pytest.approx(by_spread[name])

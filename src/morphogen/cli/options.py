@@ -99,6 +99,9 @@ Init = Annotated[
     str | None,
     Parameter(name="--init", help="Weights to start from: cin256-v2, a tissue model, a diffusers folder."),
 ]
+ResnetWeights = Annotated[
+    Path | None, Parameter(name="--resnet-weights", help="torchvision resnet50 file: adds PHV.")
+]
 HoldOut = Annotated[
     list[str] | None,
     Parameter(

@@ -31,6 +31,7 @@ from morphogen.cli.options import (
     Motion,
     Mpp,
     Out,
+    ResnetWeights,
     SkipBad,
     Solver,
     Split,
@@ -338,9 +339,7 @@ def evaluate(
     encoder: Encoder = None,
     weights: Weights = None,
     device: Device = "auto",
-    resnet_weights: Annotated[
-        Path | None, Parameter(name="--resnet-weights", help="torchvision resnet50 file: adds PHV.")
-    ] = None,
+    resnet_weights: ResnetWeights = None,
     skip_bad: SkipBad = False,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -355,6 +354,7 @@ def evaluate(
     from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
+    from morphogen.stain.pairs.panels import as_pairs
     from morphogen.stain.scoring.pages import short_table, write_page
 
     resolved = load_config(
@@ -367,6 +367,9 @@ def evaluate(
         seed=seed,
     )
     others = named_folders(other or ())
+    data = as_pairs(data, split, out / "pairs" / split, resolved.target)
+    if training is not None:
+        training = as_pairs(training, "train", out / "pairs" / "train", resolved.target)
     found, with_he = real_stains(data, split, he, predicted)
     outside = None
     if baseline:

@@ -7,7 +7,7 @@ One contract: ``denoiser(x, t, **condition) -> Prediction(x0, eps)``. A network 
 from morphogen.diffusion import losses
 from morphogen.diffusion.blending import WindowLayout, feather
 from morphogen.diffusion.canvas import Canvas, CanvasStore
-from morphogen.diffusion.guidance import column_guided, guided
+from morphogen.diffusion.guidance import column_guided, gradient_guided, guided
 from morphogen.diffusion.noise import CanvasNoise, ItemNoise
 from morphogen.diffusion.oracles import Mixture
 from morphogen.diffusion.predictions import (
@@ -51,6 +51,7 @@ __all__ = [
     "expectation",
     "feather",
     "from_x0_eps",
+    "gradient_guided",
     "guided",
     "heun",
     "load_state",

@@ -45,6 +45,8 @@ class Slide:
     bounds:
         (x, y, width, height) of what was scanned, in level-0 pixels; the whole image for most formats. QuPath crops SCN
         and MRXS to it: see :meth:`within_bounds`.
+    origin:
+        (x, y) of this slide's pixel (0, 0) in the whole slide: not (0, 0) where it is cut to its bounds.
     magnification, vendor:
         Objective power or ``None``; scanner vendor as OpenSlide names it, or the kind of image.
     """
@@ -58,6 +60,7 @@ class Slide:
         self.level_shapes = [(int(h), int(w)) for h, w in properties.level_shape]
         self.magnification: float | None = properties.magnification or opened.scale.magnification
         self.bounds = opened.bounds or (0, 0, self.width, self.height)
+        self.origin = (0, 0)
         self.given_mpp = mpp
         self.mpp, self.mpp_source, self.mpp_note = _resolve_mpp(opened.scale, mpp, store)
         properties.mpp = self.mpp
@@ -87,6 +90,11 @@ class Slide:
             f"the last {gap.total - gap.first} of {gap.total} tiles of the level of {gap.width} × {gap.height} px "
             "hold no data: the file was not written to its end"
         )
+
+    @property
+    def whole(self) -> Slide:
+        """The slide that this one is cut from, of which the store is; itself for most."""
+        return self
 
     def within_bounds(self) -> Slide:
         """The slide as QuPath shows it: cropped to its ``bounds``, whose corner is pixel (0, 0); itself for most."""
@@ -214,7 +222,12 @@ class _Cropped(Slide):
         self._whole = whole
         self.mpp, self.mpp_source, self.mpp_note = whole.mpp, whole.mpp_source, whole.mpp_note
         self._x, self._y, self.width, self.height = whole.bounds
+        self.origin = self._x, self._y
         self.bounds = (0, 0, self.width, self.height)
+
+    @property
+    def whole(self) -> Slide:
+        return self._whole
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Cropped, (self._whole,)

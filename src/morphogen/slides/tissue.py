@@ -70,11 +70,14 @@ def find_tissue(slide: Slide, method: str = "entropy") -> GeoDataFrame:
 
 
 def tissue_of(slide: Slide, method: str = "entropy") -> GeoDataFrame:
-    """The tissues in the slide's store (found earlier, or drawn by hand), else :func:`find_tissue`."""
+    """The tissues in the slide's store (found earlier, or drawn by hand), else :func:`find_tissue`; in pixels of this
+    slide, whole or within its bounds."""
     from morphogen.slides.store import read_store
 
     if TISSUES in shape_names(slide.store):
-        return read_store(slide, ("shapes",)).shapes[TISSUES]
+        stored = read_store(slide.whole, ("shapes",)).shapes[TISSUES]
+        x, y = slide.origin  # stores count in pixels of the whole slide
+        return stored if (x, y) == (0, 0) else stored.set_geometry(stored.geometry.translate(-x, -y))
     return find_tissue(slide, method)
 
 

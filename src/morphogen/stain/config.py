@@ -11,6 +11,7 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError
 from morphogen.core.names import path_name
 from morphogen.diffusion import sampler as diffusion
+from morphogen.stain.fitting.config import ObjectiveConfig
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
@@ -133,8 +134,8 @@ class ModelConfig(Config):
     residual_scale: float | None = Field(
         None,
         gt=0,
-        description="Unit of what is left over, in latents. null = twice its standard deviation, measured when "
-        "training begins.",
+        description="Unit of what is left over, in latents. null = its standard deviation over "
+        "objective.residual_spread, measured when training begins.",
     )
     target: TargetConfig = Field(
         default_factory=TargetConfig, description="What is made; taken from the data when training begins."
@@ -145,8 +146,11 @@ class ModelConfig(Config):
     )
     colour_start: bool = Field(
         False,
-        description="small, x0: begin as a quadratic map of each pixel's colour, fitted to the training pairs; the "
+        description="small, x0: begin as a polynomial of each pixel's colour, fitted to the training pairs; the "
         "network learns what it leaves over.",
+    )
+    colour_degree: int = Field(
+        2, ge=1, le=4, description="Degree of that polynomial; 3 fits most stains better."
     )
     see_mean: bool = Field(
         False, description="residual: show the regression's answer to the network beside the H&E."
@@ -180,7 +184,9 @@ class ModelConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
-        return known_before(self, "target", "balance", "colour_start", "see_mean") | {"encoder_weights": None}
+        return known_before(self, "target", "balance", "colour_start", "colour_degree", "see_mean") | {
+            "encoder_weights": None
+        }
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:
@@ -188,28 +194,6 @@ class ModelConfig(Config):
         if self.prediction != "auto":
             return self.prediction
         return "v" if self.size == "paper" else "x0"
-
-
-class ObjectiveConfig(Config):
-    """What is learned."""
-
-    bias_he_ihc: float = Field(
-        0.5, ge=0, lt=1, description="Probability that a sample trains H&E generation instead of translation."
-    )
-    min_snr_gamma: float | None = Field(
-        None,
-        gt=0,
-        description="Weight losses by min-SNR with this gamma (5 is usual). null = plain mean square.",
-    )
-    x0_weight: float = Field(
-        5.0, ge=1, description="x0 networks: the error counts as that in v, 1/sigma², but at most this much."
-    )
-    last_step_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of samples trained at pure noise, where the answer is the mean stain.",
-    )
 
 
 class TrainConfig(Config):

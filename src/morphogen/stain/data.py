@@ -4,7 +4,8 @@ These layouts are read:
 
 * MIST and BCI folders: ``<root>/[TrainValAB/]{train,val,test}{A,B}`` with A = H&E, B = IHC, one file name
 per pair;
-* BCI as published: ``<root>/HE/{train,val,test}`` and ``<root>/IHC/{train,val,test}``;
+* BCI as published: ``<root>/HE/{train,val,test}`` and ``<root>/IHC/{train,val,test}``; HER2match likewise, with
+``HE_20x`` and ``IHC_20x``;
 * HEMIT as published: ``<root>/{train,val,test}/{input,label}``;
 * two folders, one of H&E and one of IHC, likewise;
 * a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask``;
@@ -202,9 +203,26 @@ def _with_patients(found: FoundPairs, root: Path) -> FoundPairs:
 def _sides(root: Path, split: str) -> tuple[Path, Path] | None:
     """The folders of H&E and of IHC in a root, of which one at least is there."""
     both = [(base / f"{split}A", base / f"{split}B") for base in (root / "TrainValAB", root)]
-    both.append((root / "HE" / split, root / "IHC" / split))  # BCI
+    both += _by_kind(root, split)  # BCI, HER2match
     both.append((root / split / "input", root / split / "label"))  # HEMIT
     return next((sides for sides in both if sides[0].is_dir() or sides[1].is_dir()), None)
+
+
+def _by_kind(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """``HE/<split>`` and ``IHC/<split>``; HER2match names the magnification as well, ``HE_20x`` and ``IHC_20x``."""
+    magnified = {
+        folder.name.partition("_")[2]
+        for folder in [*list_folders(root, "HE_*x"), *list_folders(root, "IHC_*x")]
+        if (folder / split).is_dir()
+    }
+    if len(magnified) > 1:
+        raise InputError(
+            f"there are pairs at {' and at '.join(sorted(magnified))}",
+            where=root,
+            fix="Take one of them: a folder with its HE and IHC",
+        )
+    names = ["", *(f"_{each}" for each in magnified)]
+    return [(root / f"HE{name}" / split, root / f"IHC{name}" / split) for name in names]
 
 
 def split_name(name: str) -> str:

@@ -325,14 +325,22 @@ def _trained(
     if model.network.colours is not None and not model.network.colours.weights.any():
         fit_colours(model, crops)
     if mean is not None:
-        residual.attach(model, mean, crops, config.training.seed, precision, out / "residual.json")
+        residual.attach(
+            model,
+            mean,
+            crops,
+            config.training.seed,
+            precision,
+            out / "residual.json",
+            config.objective.residual_spread,
+        )
     dataset: Dataset = crops
     if config.data.cache_crops:
         folder = cache_crops(model, crops, cache, crops=config.data.cache_crops, seed=config.training.seed)
         dataset = Cached(folder)
     identity: dict[str, Any] = {
         "model": config.model.identity(),
-        "objective": config.objective.to_dict(),
+        "objective": known_before(config.objective, "residual_spread"),
         "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }

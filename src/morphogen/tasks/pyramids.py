@@ -68,6 +68,14 @@ class SlideResult:
     facts: dict[str, Any]
 
 
+_WRITTEN = {
+    "mark",
+    "windows",
+    "seam_score",
+    "seam_score_all_positions",
+}  # what a report says besides its facts
+
+
 class PyramidJob:
     """Where a slide's results and its progress are kept.
 
@@ -111,6 +119,8 @@ class PyramidJob:
         format: Format = "tiff",
     ) -> None:
         out = writable_folder(out)
+        if taken := _WRITTEN & set(facts):
+            raise ValueError(f"facts may not be named {', '.join(sorted(taken))}")
         self.facts, self.layers, self.what = facts, list(layers), what
         path_name(stem, "slide", suffix="_uncertainty.ome.zarr.scratch")
         self.images = {

@@ -287,8 +287,13 @@ class TrainConfig(Config):
         return cls(data=data, model=ModelConfig.of(size), objective=objective, training=training)
 
 
+GUIDANCE = {"encoder_guidance": "sampler.encoder_guidance"}
+
+
 class PatchesConfig(Config):
     """A run of `morphogen tissue patches`."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = GUIDANCE
 
     sampler: TissueSampler = Field(default_factory=TissueSampler, description="Solver, steps and guidance.")
     samples: int = Field(1, ge=1, description="Patches per tile.")
@@ -299,6 +304,8 @@ class PatchesConfig(Config):
 
 class EvaluateConfig(Config):
     """A run of `morphogen tissue evaluate`."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = GUIDANCE
 
     sampler: TissueSampler = Field(default_factory=TissueSampler, description="How patches are drawn.")
     tiles: int = Field(
@@ -317,6 +324,8 @@ class EvaluateConfig(Config):
 
 class UseConfig(Config):
     """What `morphogen tissue evaluate --use` asks: whether variations help a classifier."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = GUIDANCE
 
     sampler: TissueSampler = Field(
         default_factory=lambda: TissueSampler.named("fast"), description="How variations are drawn."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -19,6 +20,7 @@ from morphogen.diffusion.sampler import sample
 from morphogen.nets import FirstStage, PixelFirstStage, load_first_stage
 from morphogen.tasks.pretrained import Pretrained
 from morphogen.tissue.config import ModelConfig
+from morphogen.tissue.guidance import WANTED, EncoderGuide, guiding_encoder
 from morphogen.tissue.network import Standardiser, TissueNetwork, load_network
 from morphogen.tissue.sampling import TissueSampler
 
@@ -209,6 +211,13 @@ class TissueDiffusion(Pretrained):
 
         return told_later
 
+    def guide(self, sampler: TissueSampler) -> EncoderGuide | None:
+        """What pulls pictures towards their embeddings, where ``sampler`` wants that."""
+        if not sampler.encoder_guidance:
+            return None
+        encoder = guiding_encoder(self.config.encoder, self.config.encoder_weights, str(self.device))
+        return EncoderGuide(encoder, self.first_stage.images, self.statistics, self.config.feature_limit)
+
     # -- drawing -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -244,14 +253,20 @@ class TissueDiffusion(Pretrained):
             shape = (self.channels, self.window, self.window)
             own = list(keys) if keys is not None else list(range(len(context)))
             noise = ItemNoise(seed, own, shape, context.device)
+        guide = self.guide(sampler)
+        condition, around = {"context": context}, None
+        if guide is not None:
+            condition[WANTED] = guide.wanted(patch)
+            around = partial(guide.around, schedule=self.schedule, sampler=sampler)
         latents = sample(
             self.denoiser(precision, sampler.time_offset),
             noise(-1).to(context),
             self.schedule,
             sampler,
             noise=noise,
-            condition={"context": context},
+            condition=condition,
             null_condition={"context": self.null()},
+            around=around,
         )
         return TissueOutput(self.decode(latents), latents)
 

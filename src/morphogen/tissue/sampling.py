@@ -53,3 +53,16 @@ class TissueSampler(SamplerConfig):
         0,
         description="Training steps added to the time that the network is told (the published canvas code: 1).",
     )
+    encoder_guidance: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="Pull what is drawn towards its embedding, by the gradient of the embeddings' own encoder: 1 = as "
+        "far at a time as would reach it if all were linear. 0 = not.",
+    )
+    encoder_guidance_steps: int = Field(
+        3, ge=1, description="Evaluations of the encoder and its gradient in each step that it guides."
+    )
+    encoder_guidance_interval: tuple[float, float] = Field(
+        (0.0, 500.0), description="Times (low, high) within which the encoder guides."
+    )

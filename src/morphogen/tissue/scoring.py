@@ -8,7 +8,7 @@ import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.core.seeds import numpy_generator
-from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, memorisation
+from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, memorisation, standardise
 from morphogen.metrics.images import frechet_distance, kernel_distance_exact, manifold
 from morphogen.slides import get_encoder
 
@@ -20,12 +20,19 @@ def encoded(encoder: Any, images: np.ndarray, batch: int = 64) -> np.ndarray:
     return np.concatenate([part.numpy() for part in encoder.batches(images, batch)])
 
 
-def set_scores(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+def set_scores(
+    real: np.ndarray, generated: np.ndarray, *, seed: int = 0, units: bool = False
+) -> dict[str, float]:
     """Distances of two sets of features (N, D), row i of both belonging together, beside those of real to real.
 
     The real ones are cut into two random halves; drawn items of one half are held against the real ones of the other,
     and the real halves against each other (the floor), so that both rest on the same numbers. Twice, halves changed;
     means. ``frechet_ratio`` is the drawn distance over the floor.
+
+    units: the columns are quantities in units of their own, as the named ones of ``texture`` are. Then they are divided
+    by their SD among the real items first, or the few of large numbers would be all that is compared; what the Fréchet
+    distance is without that stands beside as ``frechet_raw…``. Columns that are constant among the real ones are left
+    out.
     """
     if len(real) != len(generated):
         raise InputError(f"{len(real)} real and {len(generated)} drawn items are no pairs", where="scores")
@@ -34,6 +41,9 @@ def set_scores(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> dic
     order = numpy_generator(seed, "halves").permutation(len(real))
     halves = order[: len(real) // 2], order[len(real) // 2 : 2 * (len(real) // 2)]
     found: dict[str, list[float]] = {}
+    raw = (real, generated)
+    if units:
+        real, generated = standardise(real, real), standardise(generated, real)
     for a, b in (halves, halves[::-1]):
         for name, other in (("", generated[b]), ("_floor", real[b])):
             spread = manifold(real[a], other)
@@ -45,10 +55,13 @@ def set_scores(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> dic
                 "density": spread.density,
                 "coverage": spread.coverage,
             }
+            if units:
+                values["frechet_raw"] = frechet_distance(raw[0][a], raw[1][b] if not name else raw[0][b])
             for key, value in values.items():
                 found.setdefault(f"{key}{name}", []).append(value)
     scores = {key: float(np.mean(values)) for key, values in found.items()}
-    scores["frechet_ratio"] = scores["frechet"] / max(scores["frechet_floor"], 1e-12)
+    for kind in ("frechet", "frechet_raw") if units else ("frechet",):
+        scores[f"{kind}_ratio"] = scores[kind] / max(scores[f"{kind}_floor"], 1e-12)
     scores["n"] = len(halves[0])
     return scores
 

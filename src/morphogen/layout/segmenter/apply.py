@@ -22,10 +22,9 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.slides.formats.ngff import is_ome_zarr
 from morphogen.slides.images import list_images, name_of, open_tiff, read_image
-from morphogen.tasks import Band, WindowConfig, glass_of, make_images, plan_windows, scale_between
+from morphogen.tasks import Band, WindowConfig, make_images
 from morphogen.tasks.layers import Format, Layer
-from morphogen.tasks.pyramids import PyramidJob, slide_facts, translate_slide
-from morphogen.tasks.streams.batches import batch_for
+from morphogen.tasks.pyramids import make_slide
 
 LONGEST = 8192  # px of the longer side of the map that outlines are traced on
 _ROWS = 256  # of the reduced mask, read at a time
@@ -117,17 +116,15 @@ def segment_slide(
     With the ``format`` ``zarr`` the mask is OME-Zarr (``.ome.zarr``).
     Windows are labelled where there is tissue, their logits blended where they overlap; memory is bounded. A killed run
     goes on with the row of windows it was at, to the same bytes. Polygons are traced on the mask at up to 8192 px;
-    those below ``least_um2`` are left out.
+    those below ``least_um2`` are left out. Mask and polygons cover what was scanned (``slide.bounds``), as QuPath shows
+    it; the GeoJSON states its corner as ``origin`` (level-0 pixels of the whole slide).
     """
     out = writable_folder(out)
     windows = windows or WindowConfig()
     classes = segmenter.config.classes
     name = name_of(slide.path)
-    mpp = slide.require_mpp()
-    plan = plan_windows(segmenter, windows, slide.width, slide.height, scale_between(mpp, segmenter.mpp))
-    glass = glass_of(slide)
-    facts = {**slide_facts(slide, plan, glass), "model": segmenter.identity, "windows": windows.to_dict()}
-    scale = max(1, -(-max(slide.width, slide.height) // LONGEST))
+    _, _, width, height = slide.bounds
+    scale = max(1, -(-max(width, height) // LONGEST))
     layer = Layer(
         "",
         classes_of,
@@ -137,30 +134,22 @@ def segment_slide(
         labels=True,
         facts={"classes": ", ".join(classes)},
     )
-    job = PyramidJob(
-        out,
-        f"{name}_mask",
-        facts,
-        [layer],
-        slide.width,
-        slide.height,
-        mpp=mpp,
-        what="a mask of the slide",
-        format=format,
-    )
-    result = translate_slide(
+    result = make_slide(
         segmenter,
         slide,
-        plan,
-        job,
-        batch=batch_for(windows, segmenter, plan),
-        glass=glass,
+        out,
+        f"{name}_mask",
+        [layer],
+        {"model": segmenter.identity},
+        windows=windows,
+        what="a mask of the slide",
         doing="segmenting windows",
+        format=format,
     )
     labels = reduced(result.images[""], scale)
     polygons = out / f"{name}.geojson"
-    found = geojson(labels, classes, scale, least_um2 / (mpp * scale) ** 2)
-    write_text(polygons, json.dumps(found))
+    found = geojson(labels, classes, scale, least_um2 / (slide.require_mpp() * scale) ** 2)
+    write_text(polygons, json.dumps(found | {"origin": [float(corner) for corner in slide.bounds[:2]]}))
     counts = np.bincount(labels.ravel(), minlength=len(classes))
     shares = {each: float(n / labels.size) for each, n in zip(classes, counts)}
     return SegmentedSlide(result.images[""], polygons, shares, len(found["features"]))

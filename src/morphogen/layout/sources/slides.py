@@ -141,11 +141,11 @@ class SlideSheet:
 
     @property
     def slide(self) -> Any:
-        """The open slide."""
+        """The open slide, as QuPath shows it: polygons count from the corner of its bounds."""
         if "slide" not in self.opened:
             from morphogen.slides import open_slide
 
-            self.opened["slide"] = open_slide(self.path, mpp=self.given_mpp)
+            self.opened["slide"] = open_slide(self.path, mpp=self.given_mpp).within_bounds()
         return self.opened["slide"]
 
     @cached_property

@@ -64,8 +64,9 @@ class Encoder:
         tokens: bool = False,
         module: nn.Module | None = None,
         names: list[str] | None = None,
+        gradient: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.names = names
+        self.names, self._gradient = names, gradient
         torch_dtype(precision)
         self.spec, self.device, self.precision, self.tokens, self.module = (
             spec,
@@ -109,6 +110,20 @@ class Encoder:
             )
         if out.shape[-1] != self.spec.width:
             self.spec = replace(self.spec, width=int(out.shape[-1]))
+        return out.float()
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """Float images (N, 3, H, W) in 0…255 that require a gradient → float32 (N, D) that has one.
+
+        Raises :class:`InputError` where the encoder's own code does not let a gradient through.
+        """
+        forward = self._gradient or (lambda x: self._forward(self._prepare(x)))
+        with torch.enable_grad(), autocast(self.device, self.precision):
+            out = torch.as_tensor(forward(images))
+        if self.tokens or not out.requires_grad:
+            raise InputError(
+                "it gives tokens, or lets no gradient through", where=f"encoder '{self.spec.name}'"
+            )
         return out.float()
 
     def batches(self, images: np.ndarray | Tensor, batch_size: int = 64) -> Iterator[Tensor]:
@@ -279,7 +294,17 @@ def get_encoder(
         loaded.place(where)
         if compile:
             module.compile()
-    return Encoder(loaded.spec, loaded.forward, loaded.prepare, where, precision, bool(tokens), module, names)
+    return Encoder(
+        loaded.spec,
+        loaded.forward,
+        loaded.prepare,
+        where,
+        precision,
+        bool(tokens),
+        module,
+        names,
+        loaded.gradient,
+    )
 
 
 def _how_to_get(spec: EncoderSpec) -> str:

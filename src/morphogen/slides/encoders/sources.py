@@ -27,6 +27,9 @@ class Loaded:
     prepare: Callable[[Tensor], Tensor]
     module: nn.Module | None
     wrapper: Any = None  # a model of lazyslide-models, which may hold more than one network
+    gradient: Callable[[Tensor], Tensor] | None = (
+        None  # float (N, 3, H, W) in 0…255 → (N, D), where forward has none
+    )
 
     def place(self, device: torch.device) -> None:
         """Move every network to ``device``."""
@@ -227,7 +230,7 @@ def normaliser(spec: EncoderSpec) -> Callable[[Tensor], Tensor]:
     std = 255 * torch.tensor(spec.std or IMAGENET[1]).view(3, 1, 1)
 
     def prepare(images: Tensor) -> Tensor:
-        x = images.float()
+        x = images.to(torch.float32, copy=True)
         if x.shape[-2:] != (spec.input_px, spec.input_px):
             x = nn.functional.interpolate(x, (spec.input_px, spec.input_px), mode="bilinear", antialias=True)
         return x.sub_(mean.to(x)).div_(std.to(x))

@@ -136,7 +136,15 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     x0 its last layers are zeroed, and it begins as the regression alone.
     """
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
-    same = ["encoder", "texture_grid", "prediction", "balance", "colour_start", "see_mean"]
+    same = [
+        "encoder",
+        "texture_grid",
+        "prediction",
+        "balance",
+        "colour_start",
+        "colour_degree",
+        "see_mean",
+    ]
     # The answer of a model that is no diffusion of residuals was never shown to it.
     seen = model.config.see_mean and model.config.residual
     if config.regression:
@@ -149,7 +157,10 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             silenced(model)
         # The unit is measured again: what is left over of other pairs may be more.
         model.config = model.config.replace(
-            regression=False, residual=True, residual_scale=config.residual_scale, see_mean=seen
+            regression=False,
+            residual=True,
+            residual_scale=config.residual_scale,
+            see_mean=seen,
         )
         model.network.colours = None  # the regression's answer holds what colour tells
         model.mean = None

@@ -12,7 +12,15 @@ from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.tasks.latents import cache_items
 
-_NOT_OF_LATENTS = ("encoder_weights", "regression", "residual", "residual_scale", "colour_start", "see_mean")
+_NOT_OF_LATENTS = (
+    "encoder_weights",
+    "regression",
+    "residual",
+    "residual_scale",
+    "colour_start",
+    "colour_degree",
+    "see_mean",
+)
 
 
 def cache_crops(

@@ -23,5 +23,5 @@ def fit_colours(model: StainTransfer, dataset: PairDataset) -> None:
             values = model.target_pixels(target[None])[0].permute(1, 2, 0).double().cpu().numpy()
             yield he.numpy(), values, None if mask is None else mask.numpy()
 
-    weights = fitted(pairs(), model.config.target.width).weights
+    weights = fitted(pairs(), model.config.target.width, model.config.colour_degree).weights
     model.network.colours.weights.copy_(torch.from_numpy(weights))

@@ -24,7 +24,6 @@ from morphogen.stain.recipes.folder import Start
 log = logging.getLogger("morphogen.stain")
 
 CROPS = 64  # from which the spread of the residual is measured
-SPREAD = 0.5  # of what is diffused, in units of the noise at the end: about that of images in −1…1
 
 
 def resolved(config: TrainConfig, start: Start | None) -> TrainConfig:
@@ -81,9 +80,16 @@ def read_mean(config: TrainConfig, device: torch.device) -> StainTransfer:
 
 
 def attach(
-    model: StainTransfer, mean: StainTransfer, dataset: PairDataset, seed: int, precision: str, kept: Path
+    model: StainTransfer,
+    mean: StainTransfer,
+    dataset: PairDataset,
+    seed: int,
+    precision: str,
+    kept: Path,
+    spread: float = 0.5,
 ) -> None:
-    """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here.
+    """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here, in
+    which what is left over has the standard deviation ``spread``.
 
     A measured unit is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
     depend on a GPU summing to the same digit.
@@ -100,15 +106,17 @@ def attach(
         if before.get("mean") == mean.identity:
             scale = float(before["residual_scale"])
         else:
-            scale = measured_scale(model, dataset, seed, precision)
+            scale = measured_scale(model, dataset, seed, precision, spread)
             write_json(kept, {"mean": mean.identity, "residual_scale": scale})
     model.config = model.config.replace(residual=True, residual_scale=scale)
     log.info("what the regression leaves over is diffused in units of %.3g.", scale)
 
 
 @torch.no_grad()
-def measured_scale(model: StainTransfer, dataset: PairDataset, seed: int, precision: str = "fp32") -> float:
-    """Standard deviation of the residual on random crops, over :data:`SPREAD`."""
+def measured_scale(
+    model: StainTransfer, dataset: PairDataset, seed: int, precision: str = "fp32", spread: float = 0.5
+) -> float:
+    """Standard deviation of the residual on random crops, over ``spread``."""
     total, squares = 0, 0.0
     for at in range(0, CROPS, 8):
         drawn = [
@@ -129,4 +137,4 @@ def measured_scale(model: StainTransfer, dataset: PairDataset, seed: int, precis
         else:
             total += rest.numel()
         squares += float((rest**2).sum())
-    return max(round((squares / max(total, 1)) ** 0.5 / SPREAD, 4), 1e-4)
+    return max(round((squares / max(total, 1)) ** 0.5 / spread, 4), 1e-4)

@@ -19,6 +19,7 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.tiles import tissue_windows
 from morphogen.stain.data import SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name
+from morphogen.stain.pairs.panels import as_pairs
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.folders import save_png
 from morphogen.tasks.sources import is_slide
@@ -209,11 +210,12 @@ def read_pairs(
     target: TargetConfig | None = None,
 ) -> FoundPairs:
     """Pairs of any layout; a table of slides is cut into ``out/pairs`` first, at ``mpp`` (0.5 when not
-    given). ``target`` is what their second images are, where the data do not state it.
+    given), and so are the panels of :mod:`morphogen.stain.pairs.panels`. ``target`` is what their second images are,
+    where the data do not state it.
     """
     slides = slide_table(data)
     if slides is None:
-        return find_pairs(data, split, target)
+        return find_pairs(as_pairs(data, split, Path(out) / "pairs" / split, target), split, target)
     if target is not None and not target.colour:
         raise InputError(
             "slides of channels are not cut into pairs here", where=data, fix="Give a table of their tiles"

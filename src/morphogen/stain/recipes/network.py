@@ -55,7 +55,7 @@ def colour_skip(config: ModelConfig) -> ColourSkip | None:
     """The path of what colour alone tells, for a network that answers by itself; not fitted yet."""
     if not config.colour_start or config.residual:
         return None
-    return ColourSkip(config.pixel_factor, config.target.width, config.pixel_scale)
+    return ColourSkip(config.pixel_factor, config.target.width, config.pixel_scale, config.colour_degree)
 
 
 class StainNetwork(nn.Module):

@@ -13,7 +13,7 @@ from morphogen.slides.colour import deconvolve, optical_density, reconstruct
 from morphogen.slides.recolouring import glass_colour, on_white_glass
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import read_aligned, scanned
-from morphogen.stain.recipes.colours import QuadraticMap
+from morphogen.stain.recipes.colours import ColourPolynomial
 
 Baseline = Callable[[np.ndarray], np.ndarray]
 """H&E (H, W, 3) uint8 → an image, or intensities (H, W, C), of the same size."""
@@ -35,7 +35,7 @@ def deconvolution(he: np.ndarray) -> np.ndarray:
     return reconstruct(amounts, "hed", dtype="uint8")[0].permute(1, 2, 0).contiguous().numpy()
 
 
-class ColourMap(QuadraticMap):
+class ColourMap(ColourPolynomial):
     """The best colour change per pixel: quadratic least squares from H&E optical density to that of the
     stain.
     """
@@ -70,7 +70,7 @@ class ChannelBaselines:
 
     def __init__(self, training: Sequence[Pair]) -> None:
         width = training[0].target.width
-        self._maps = {light: QuadraticMap(width) for light in (False, True)}
+        self._maps = {light: ColourPolynomial(width) for light in (False, True)}
         self._lines = {
             (name, light): np.zeros((3, 1 + width)) for name in self.FEATURES for light in (False, True)
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from morphogen.tissue.sampling import TissueSampler
 
 class CanvasConfig(Config):
     """How a canvas is drawn from a grid of embeddings."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"encoder_guidance": "sampler.encoder_guidance"}
 
     sampler: TissueSampler = Field(default_factory=TissueSampler, description="Solver, steps and guidance.")
     blend: Literal["shifted", "feather", "uniform"] = Field(

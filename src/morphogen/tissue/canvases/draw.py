@@ -42,6 +42,7 @@ from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import as_bytes, decoded_bands
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions
+from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
 
 NOISE_BLOCK = 64
@@ -195,7 +196,15 @@ def draw_latents(
         start = start.to(model.device)
     condition = PerWindow(conditions(grid, plan.window, model.network.embedder, model.vectors))
     denoiser = model.denoiser(precision, config.sampler.time_offset)
-    around = plan.around()
+    around, given = plan.around(), {"context": condition}
+    guide = model.guide(config.sampler)
+    if guide is not None:
+        given[WANTED] = PerWindow(conditions(grid, plan.window, _alone, lambda name, of: guide.wanted(of)))
+        whole = around
+
+        def around(guided: Any) -> Any:
+            return whole(guide.around(guided, model.schedule, config.sampler))
+
     if known is not None and keep is not None:
         alpha, sigma = model.schedule.levels(plan.times[0])
         start = torch.lerp(start, float(alpha) * known + float(sigma) * start, keep)
@@ -210,7 +219,7 @@ def draw_latents(
         model.schedule,
         config.sampler,
         noise=draw,
-        condition={"context": condition},
+        condition=given,
         null_condition={"context": model.null()},
         around=around,
         callback=lambda state, prediction: advance(1),
@@ -218,6 +227,11 @@ def draw_latents(
         save_every=config.save_every,
         job=job,
     )
+
+
+def _alone(patch: Tensor, region: Tensor | None = None) -> Tensor:
+    """The vectors of the cells, without those of the region around them."""
+    return patch
 
 
 @locks_folder()

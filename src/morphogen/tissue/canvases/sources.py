@@ -120,11 +120,12 @@ def grid_of_region(
 ) -> EmbeddingGrid:
     """The embeddings of a region of a slide or image, cell by cell: the grid of its synthetic twin.
 
-    mpp: µm per pixel of the slide, where it does not say; the model must know its own.
+    region: x, y, width, height in level-0 pixels, as QuPath shows the slide. mpp: µm per pixel of the slide, where it
+    does not say; the model must know its own.
     """
     if model.mpp is None:
         raise InputError("the model does not know its µm per pixel", where="--like", fix="Give a grid file")
-    with open_slide(path, mpp=mpp) as slide:
+    with open_slide(path, mpp=mpp).within_bounds() as slide:
         boxes, shape = region_boxes(slide, region, model.tile_px, model.mpp)
         parts = [
             encoder(read_boxes(slide, boxes[start : start + _BATCH], model.tile_px)).cpu().numpy()

@@ -107,6 +107,19 @@ class TextureEncoder:
             return torch.cat(over_threads(self._encode, chunks))
         return torch.cat([self._encode(chunk) for chunk in chunks])
 
+    def differentiable(self, images: Tensor) -> Tensor:
+        """float32 ``(N, 3, H, W)`` in 0…255 → ``(N, D)`` with a gradient.
+
+        The numbers are those of the images rounded to bytes, up to rounding; where they count or compare pixels the
+        gradient is that of a soft stand-in (:mod:`morphogen.slides.encoders.texture.gradients`).
+        """
+        if self.grid is not None or min(images.shape[-2:]) < SMALLEST:
+            raise InputError(
+                f"gradients are of one vector per tile, of {SMALLEST} px or more", where="encoder 'texture'"
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            return self._encoded(images.float().permute(0, 2, 3, 1))
+
     @torch.inference_mode()
     def _encode(self, tiles: Tensor) -> Tensor:
         with torch.autocast(tiles.device.type, enabled=False):
@@ -164,4 +177,5 @@ def load(tokens: bool | tuple[int, int] = False) -> Loaded:
         forward=lambda images: encoder(images.permute(0, 2, 3, 1)),
         prepare=lambda images: images,
         module=None,
+        gradient=encoder.differentiable if encoder.grid is None else None,
     )

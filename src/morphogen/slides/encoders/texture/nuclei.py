@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from morphogen.slides.encoders.texture.gradients import over, root
 from morphogen.slides.encoders.texture.planes import (
     CHANNELS,
     Planes,
@@ -34,11 +35,12 @@ def blobs(p: Planes) -> tuple[list[Tensor], list[Tensor], Tensor]:
     coarse = rounded(smooth(middle, 4))
     responses, maxima = [], []
     for (_, least, radius), response in zip(SIZES, (fine - middle, middle - coarse), strict=True):
-        peak = (response == largest_near(response, radius)) & (response > least)
+        still = response.detach()
+        peak = (still == largest_near(still, radius)).float() * over(response, least)
         responses.append(response[:, 0])
-        maxima.append(peak[:, 0].float())
-    mask = ((fine - coarse) > 0.04) & (fine > 0.08)
-    return responses, maxima, mask[:, 0].float()
+        maxima.append(peak[:, 0])
+    mask = over(fine - coarse, 0.04) * over(fine, 0.08)
+    return responses, maxima, mask[:, 0]
 
 
 def nuclei(p: Planes) -> Family:
@@ -60,9 +62,9 @@ def nuclei(p: Planes) -> Family:
         mean = ratio((flat * strength).sum(1), n)
         add(f"nuclei/{size}/strength", mean)
         spread = ratio((flat * strength.square()).sum(1), n) - mean.square()
-        add(f"nuclei/{size}/strength-sd", spread.clamp(min=0).sqrt())
+        add(f"nuclei/{size}/strength-sd", root(spread.clamp(min=0)))
         for least in _STRENGTHS:
-            add(f"nuclei/{size}/number>{least:.2f}", (flat * (strength > least)).sum(1) * (1000.0 / area))
+            add(f"nuclei/{size}/number>{least:.2f}", (flat * over(strength, least)).sum(1) * (1000.0 / area))
         for cells in (4, 7):
             count = F.adaptive_avg_pool2d(peak[:, None], cells).flatten(1) * (area / cells**2)
             average = count.mean(1)
@@ -75,17 +77,17 @@ def nuclei(p: Planes) -> Family:
     inside = mask.flatten(1)[:, None]
     x = pixels(plane)
     n = inside.sum(2)
-    tissue = (x[:, 3:] > 0.08).float() * (1.0 - inside)
+    tissue = over(x[:, 3:], 0.08) * (1.0 - inside)
     around = tissue.sum(2)
     add("nuclei/area", n[:, 0] / area)
     add("nuclei/tissue-share", ratio(n, n + around)[:, 0])
     add("nuclei/mean-area", ratio(n[:, 0], maxima[1].flatten(1).sum(1)))
-    border = (mask[:, 1:] != mask[:, :-1]).float().flatten(1).sum(1)
-    border = border + (mask[:, :, 1:] != mask[:, :, :-1]).float().flatten(1).sum(1)
+    border = (mask[:, 1:] - mask[:, :-1]).abs().flatten(1).sum(1)
+    border = border + (mask[:, :, 1:] - mask[:, :, :-1]).abs().flatten(1).sum(1)
     add("nuclei/border", ratio(border, n[:, 0]))
     for place, weight, total in (("inside", inside, n), ("around", tissue, around)):
         mean = ratio((x * weight).sum(2), total)
-        sd = (ratio((x.square() * weight).sum(2), total) - mean.square()).clamp(min=0).sqrt()
+        sd = root((ratio((x.square() * weight).sum(2), total) - mean.square()).clamp(min=0))
         for c in range(4):
             add(f"nuclei/{place}/{CHANNELS[c]}", mean[:, c])
             add(f"nuclei/{place}/{CHANNELS[c]}-sd", sd[:, c])

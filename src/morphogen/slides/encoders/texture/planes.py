@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morphogen.slides.colour import stain_matrix
+from morphogen.slides.encoders.texture.gradients import straight
 
 #: Channels of the amount planes: three stains and the mean optical density of red, green and blue.
 CHANNELS = ("haematoxylin", "eosin", "dab", "density")
@@ -29,7 +30,7 @@ class Planes:
     """Stain amounts of a batch of tiles at five scales.
 
     ``amounts[l]``: ``(N, 4, ~H/2^l, ~W/2^l)`` float32 optical densities of :data:`CHANNELS`; ``luma``:
-    ``(N, H, W)`` int16, 0–255.
+    ``(N, H, W)`` int16, 0–255 (float32 where a gradient is taken).
     """
 
     def __init__(self, amounts: list[Tensor], luma: Tensor) -> None:
@@ -50,8 +51,10 @@ def detailed(level: int) -> list[int]:
 
 
 def planes(images: Tensor) -> Planes:
-    """The planes of uint8 images ``(N, H, W, 3)``."""
+    """The planes of uint8 images ``(N, H, W, 3)``, or of float32 ones in 0…255 whose gradient is asked for."""
     rgb = images.permute(0, 3, 1, 2).contiguous()
+    if images.is_floating_point():
+        return _smooth_planes(rgb)
     table = torch.tensor(_DENSITY, dtype=torch.float32, device=rgb.device)
     density = torch.index_select(table, 0, rgb.reshape(-1).to(torch.int32)).reshape(rgb.shape)
     red, green, blue = density.unbind(1)
@@ -61,12 +64,29 @@ def planes(images: Tensor) -> Planes:
         plane = torch.mul(red, weights[0] / STEP, out=amounts[:, channel])
         plane.add_(green, alpha=weights[1] / STEP).add_(blue, alpha=weights[2] / STEP)
     amounts.round_().clamp_(LOWEST / STEP, HIGHEST / STEP).mul_(STEP)
+    r, g, b = rgb.to(torch.int16).unbind(1)
+    luma = (r * 38 + g * 75 + b * 15 + 64) >> 7  # the largest sum, 255 * 128 + 64, just fits
+    return Planes(_pyramid(amounts), luma)
+
+
+def _smooth_planes(rgb: Tensor) -> Planes:
+    """The same planes of float32 ``(N, 3, H, W)``, with a gradient through every rounding."""
+    rgb = straight(rgb.round(), rgb.clamp(0, 255)).clamp(0, 255)
+    density = (rgb.clamp(min=1.0) / 255.0).log10().neg()
+    weights = torch.linalg.inv(stain_matrix("hed")).T.to(density)
+    stains = torch.einsum("nchw,kc->nkhw", density, weights)
+    exact = torch.cat([stains, density.mean(1, keepdim=True)], dim=1)
+    amounts = straight((exact / STEP).round() * STEP, exact).clamp(LOWEST, HIGHEST)
+    r, g, b = rgb.unbind(1)
+    luma = (r * 38 + g * 75 + b * 15 + 64) / 128
+    return Planes(_pyramid(amounts), straight(luma.floor(), luma))
+
+
+def _pyramid(amounts: Tensor) -> list[Tensor]:
     pyramid = [amounts]
     while len(pyramid) < LEVELS:
         pyramid.append(halve(pyramid[-1]))
-    r, g, b = rgb.to(torch.int16).unbind(1)
-    luma = (r * 38 + g * 75 + b * 15 + 64) >> 7  # the largest sum, 255 * 128 + 64, just fits
-    return Planes(pyramid, luma)
+    return pyramid
 
 
 def halve(x: Tensor) -> Tensor:
@@ -110,7 +130,8 @@ def smooth(x: Tensor, spacing: int = 1) -> Tensor:
 
 def rounded(x: Tensor, step: float = STEP / 16) -> Tensor:
     """Back to few binary digits, before another smoothing."""
-    return (x * (1.0 / step)).round_().mul_(step)
+    near = (x.detach() * (1.0 / step)).round_().mul_(step)
+    return straight(near, x) if x.requires_grad else near
 
 
 def detail(x: Tensor) -> Tensor:
@@ -118,7 +139,7 @@ def detail(x: Tensor) -> Tensor:
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     rows = (padded[..., :-2] + padded[..., 2:]).add_(padded[..., 1:-1], alpha=2.0)
     mean = (rows[..., :-2, :] + rows[..., 2:, :]).add_(rows[..., 1:-1, :], alpha=2.0)
-    return torch.add(x, mean, alpha=-0.0625, out=mean)
+    return mean.mul_(-0.0625).add_(x)
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
