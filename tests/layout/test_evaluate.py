@@ -22,6 +22,7 @@ from morphogen.layout.scoring.synthetic import (
     memorisation,
 )
 from morphogen.layout.sources.folders import image_folder
+from morphogen.layout.synthesis.plan import Plan
 from morphogen.metrics.intervals import Interval
 from morphogen.tasks.evaluation import Evaluation, SetScores
 
@@ -106,9 +107,13 @@ def test_recolouring_takes_the_stains_of_the_target():
     assert distances[1] < distances[0]
 
 
-def test_baseline_sheets(found, segmenter):
-    made = baselines.recoloured_sheets(found.annotated, found.unannotated, 4, 32)
+def test_baseline_sheets(found, segmenter, data):
+    made = baselines.recoloured_sheets(found.annotated, found.unannotated, 4, data, 3)
     assert [sheet.patient for sheet in made] == ["P3"] * 4
+    plan = Plan(found.annotated, found.unannotated, data, SynthesisConfig(count=4), 3, images=1)
+    for number, sheet in enumerate(made):  # what a synthetic image begins at
+        assert np.array_equal(sheet.pixels, plan[number].begin)
+        assert np.array_equal(sheet.classes, plan[number].layout.labels)
     pseudo = baselines.pseudo_sheets(segmenter, baselines.as_style(found.unannotated), 32)
     assert len(pseudo) == 2 and all(sheet.labelled for sheet in pseudo)
     assert set(np.unique(pseudo[0].classes)) <= {0, 1, 2}

@@ -210,6 +210,8 @@ def test_strength_is_how_much_of_the_image_sampling_begins_at_is_lost(trained, f
     assert away[0] < away[1] < away[2] and away[0] < 0.5 * away[2]
     alone = model(labels, styles, fast.replace(strength=0.3))  # no image: noise alone, whatever the strength
     assert torch.equal(alone, model(labels, styles, fast.replace(strength=1.0)))
+    low = fast.replace(strength=0.05).times(model.schedule)
+    assert len(low) == 5 and max(low) <= 0.05 * model.schedule.last
     times = fast.replace(strength=0.5).times(model.schedule)
     assert 0 < len(times) < fast.steps and max(times) <= 0.5 * model.schedule.last
     assert LayoutSampler.reference().strength == 1

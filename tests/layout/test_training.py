@@ -10,9 +10,12 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.layout.config import ModelConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler, borders
 from morphogen.layout.train import LayoutTask, build_model, train_model
+from morphogen.nets.first_stages import ComponentFirstStage, PixelFirstStage
 from morphogen.training import Draws
 
 from .conftest import NAMES, small_training
+
+CROPS = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def batch_of(found, data, n=4):
@@ -28,7 +31,7 @@ def test_every_parameter_of_the_style_encoder_is_trained_and_moves(tmp_path, fou
     """STEDM's code leaves encoder and aggregator out of its optimiser."""
     style = {"aggregator": aggregator, "images": 2}
     config = small_training(1, data).replace(network={"style": style})
-    before = build_model(config, NAMES).network.state_dict()
+    before = build_model(config, NAMES, crops=CROPS).network.state_dict()
     model = train_model(found, config, tmp_path / "one", device="cpu").model
     still = [n for n, v in model.network.named_parameters() if torch.equal(before[n], v)]
     assert not [name for name in still if name.startswith(("style.", "mapper."))], still
@@ -40,7 +43,7 @@ def test_every_parameter_of_the_style_encoder_is_trained_and_moves(tmp_path, fou
 
 def test_a_frozen_style_encoder_stays_where_it_is(tmp_path, found, data):
     config = small_training(2, data).replace(train_style=False)
-    before = build_model(config, NAMES).network.style.state_dict()
+    before = build_model(config, NAMES, crops=CROPS).network.style.state_dict()
     after = train_model(found, config, tmp_path, device="cpu").model.network.style.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -48,16 +51,29 @@ def test_a_frozen_style_encoder_stays_where_it_is(tmp_path, found, data):
 def test_the_first_stage_is_not_trained(found, data):
     crops, batch = batch_of(found, data)
     config = small_training(1, data)
-    model = build_model(config, NAMES)
+    model = build_model(config, NAMES, crops=CROPS)
     task = LayoutTask(model, crops, config)
     inside = {id(parameter) for parameter in task.model.parameters()}
     assert not any(id(parameter) in inside for parameter in model.first_stage.parameters())
 
 
+def test_what_is_diffused_are_components_of_the_training_crops_or_pixels(trained, found, data):
+    crops, batch = batch_of(found, data, 16)
+    model = trained.model
+    latents = model.first_stage.latents(model.pixels(batch["image"]))
+    assert isinstance(model.first_stage, ComponentFirstStage) and 0.8 < float(latents.std()) < 1.2
+    back = model.first_stage.images(latents)
+    assert float((back - model.pixels(batch["image"])).abs().max()) < 1e-4
+    pixels = build_model(small_training(1, data).replace(first_stage="pixels"), NAMES)
+    assert isinstance(pixels.first_stage, PixelFirstStage) and pixels.config.network.detail
+    with pytest.raises(ConfigError, match="a detail head reads blocks of pixels"):
+        build_model(small_training(1, data).replace(network={"detail": 8}), NAMES, crops=CROPS)
+
+
 def test_style_and_layout_reach_the_loss_and_unannotated_items_tell_no_layout(found, data):
     crops, batch = batch_of(found, data)
     config = small_training(1, data)
-    model = build_model(config, NAMES)
+    model = build_model(config, NAMES, crops=CROPS)
     torch.nn.init.normal_(model.network.unet.unet.conv_out.weight, std=0.1)
     torch.nn.init.normal_(model.network.unet.style_block.conv2.weight, std=0.1)
     task = LayoutTask(model, crops, config)

@@ -181,6 +181,18 @@ class TrainConfig(Config):
         None,
         description="Weights to start from: a model of this room, or the CompVis landscape checkpoint (size paper).",
     )
+    first_stage: Literal["components", "pixels"] = Field(
+        "components",
+        description="What is diffused in sizes base, small and tiny: principal components of blocks of pixels, fitted "
+        "to the training crops, or the blocks themselves.",
+    )
+    whitening: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="components: each is divided by this power of its standard deviation; 0 = as they are, 1 = all of "
+        "one size.",
+    )
     train_style: bool = Field(
         True,
         description="Train style encoder and aggregator. Off is an ablation: STEDM's code never trains them.",
@@ -274,7 +286,7 @@ class SegmentConfig(Config):
         0, ge=0, description="Border in pixels that the loss does not look at (STEDM: 64 of 512)."
     )
     stain_augment: float = Field(
-        0.0, ge=0, description="Size of random changes of colour, per crop: the stain augmentation baseline."
+        0.15, ge=0, description="Size of random changes of colour, per crop, real or synthetic. 0: none."
     )
     training: TrainingConfig = Field(
         TrainingConfig(

@@ -54,8 +54,8 @@ def compare(
 ) -> Comparison:
     """Train one segmenter per arm, with the same steps, and score them on the test patients.
 
-    The arms are always the same, each with one thing beside the real images: real + synthetic; real only; with stain
-    augmentation; with recolouring; with pseudo-labels; synthetic only; and all labels, where ``everything`` holds the
+    The arms are always the same: real only; real with stain augmentation; and, all of them with that augmentation,
+    real + synthetic, + recolouring, + pseudo-labels, synthetic only, and all labels, where ``everything`` holds the
     labelled sheets of the patients that count as unannotated. A killed run goes on.
     """
     if not found.test:
@@ -66,6 +66,7 @@ def compare(
         )
     out = writable_folder(out)
     names, crop = found.classes.names, config.data.crop
+    config = config.replace(stain_augment=config.stain_augment or baselines.STAIN)
     train = partial(train_segmenter, classes=names, device=device)
     models: dict[str, Segmenter] = {}
 
@@ -73,13 +74,13 @@ def compare(
         folder = out / "segmenters" / name.replace(" ", "-").replace("+", "and")
         models[name] = train(real, config=config.replace(**changes), out=folder, synthetic=extra).model
 
-    arm(baselines.REAL, found.annotated)
-    arm(baselines.AUGMENTED, found.annotated, stain_augment=baselines.STAIN)
+    arm(baselines.REAL, found.annotated, stain_augment=0.0)
+    arm(baselines.AUGMENTED, found.annotated)
     recoloured = baselines.recoloured_sheets(
-        found.annotated, found.unannotated, min(len(synthetic), 200), crop, config.training.seed
+        found.annotated, found.unannotated, len(synthetic), config.data, len(names), config.training.seed
     )
     arm(baselines.RECOLOURED, found.annotated, recoloured)
-    pseudo = baselines.pseudo_sheets(models[baselines.REAL], found.unannotated, crop)
+    pseudo = baselines.pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop)
     arm(baselines.PSEUDO, found.annotated, pseudo)
     arm(baselines.SYNTHETIC, [], synthetic)
     arm(baselines.BOTH, found.annotated, synthetic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +23,8 @@ from morphogen.layout.config import ModelConfig
 from morphogen.nets import FirstStage, load_first_stage
 from morphogen.nets.layout.network import LayoutNetwork
 from morphogen.tasks import Pretrained
+
+LEAST = 5  # steps that sampling takes, however few of the noise levels it begins with
 
 
 class LayoutSampler(SamplerConfig):
@@ -63,8 +66,10 @@ class LayoutSampler(SamplerConfig):
     )
 
     def times(self, schedule: Schedule) -> list[float]:
-        """The times visited, noisiest first: those up to ``strength``, at least one."""
-        found = super().times(schedule)
+        """The times visited, noisiest first: those up to ``strength``. Where that leaves fewer than 5, they lie closer,
+        so that it is 5."""
+        steps = max(self.steps, math.ceil(LEAST / self.strength)) if self.strength < 1 else self.steps
+        found = super(LayoutSampler, self.replace(steps=steps)).times(schedule)
         return [t for t in found if t <= self.strength * schedule.last] or found[-1:]
 
 

@@ -22,10 +22,12 @@ from morphogen.layout.data import DataSplit, check_classes
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import LayoutCrops
 from morphogen.nets import FirstStage
-from morphogen.nets.first_stages import PixelFirstStage
+from morphogen.nets.first_stages import ComponentFirstStage, PixelFirstStage
 from morphogen.nets.layout.config import LayoutNetworkConfig
 from morphogen.nets.layout.network import build_layout_network
 from morphogen.training import Draws, TrainResult, fit
+
+_FITTED = 2**22  # pixels that the components of a first stage are fitted to
 
 
 def build_model(
@@ -34,10 +36,12 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     facts: dict[str, Any] | None = None,
+    crops: Tensor | None = None,
 ) -> LayoutDiffusion:
     """A model to be trained: fresh weights, an earlier model of this room, or the CompVis landscape checkpoint.
 
-    Size paper has a VQ first stage, which is not trained here: it needs ``start``.
+    Size paper has a VQ first stage, which is not trained here: it needs ``start``. crops: (N, H, W, 3) uint8, what
+    the components of the first stage of the other sizes are fitted to; not needed with ``start`` or for ``pixels``.
     """
     if config.size == "paper" and config.start is None:
         raise ConfigError(
@@ -49,6 +53,8 @@ def build_model(
     made: dict[str, Any] = {"crop": data.crop, "mpp": data.mpp, "sampling": data.sampling}
     made["style_images"] = data.style_images
     settings = ModelConfig.sized(config.size, tuple(classes), **made)
+    if config.first_stage == "components" and config.size != "paper":
+        settings = settings.replace(network=settings.network.replace(detail=0))  # it reads blocks of pixels
     if config.network:
         merged = _merged(settings.network.to_dict(), config.network)
         settings = settings.replace(network=LayoutNetworkConfig(**merged))
@@ -59,9 +65,11 @@ def build_model(
                 f"the model to start from has {model.config.network.classes} classes, the data {len(classes)}",
                 where="start",
             )
+        _check_crop(data.crop, model.config.network)
         model.config = model.config.replace(classes=tuple(classes), **made)
         model.facts = {"before": model.facts, **(facts or {})}
         return model.to(device)
+    _check_crop(data.crop, settings.network)
     network = build_layout_network(settings.network, seed=seed_for(config.training.seed, "layout network"))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage: FirstStage
@@ -81,8 +89,36 @@ def build_model(
     else:
         if config.start is not None:
             raise ConfigError("there is no such model folder", where=f"start {config.start}")
-        stage = PixelFirstStage(settings.network.factor)
+        stage = _first_stage(config, settings.network, crops)
     return LayoutDiffusion(network, stage, settings, {**(facts or {}), "start": report}).to(device)
+
+
+def _check_crop(crop: int, network: LayoutNetworkConfig) -> None:
+    multiple = network.factor * 2 ** (len(network.widths) - 1)
+    if crop % multiple:
+        raise ConfigError(
+            f"a crop of {crop} px does not fit this network",
+            where="data.crop",
+            fix=f"Use a multiple of {multiple}",
+        )
+
+
+def _first_stage(config: TrainConfig, network: LayoutNetworkConfig, crops: Tensor | None) -> FirstStage:
+    """Blocks of pixels, or their principal components in these crops."""
+    if config.first_stage == "pixels":
+        return PixelFirstStage(network.factor)
+    if network.detail:
+        raise ConfigError(
+            "a detail head reads blocks of pixels", where="network", fix="Set first_stage to pixels"
+        )
+    if crops is None:
+        raise ConfigError("components are fitted to crops, and none are given", where="first_stage")
+    return ComponentFirstStage.fit(
+        crops.permute(0, 3, 1, 2).float() / 127.5 - 1,
+        factor=network.factor,
+        channels=network.latent_channels,
+        whitening=config.whitening,
+    )
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +129,12 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             for key, change in changes.items()
         },
     }
+
+
+def fitted_crops(dataset: LayoutCrops) -> Tensor:
+    """(N, H, W, 3) uint8 crops that a first stage is fitted to: 256 of 128 px, or as many pixels."""
+    count = max(16, min(256, _FITTED // dataset.config.crop**2))
+    return torch.stack([dataset[number]["image"] for number in range(count)])
 
 
 class LayoutTask:
@@ -209,17 +251,22 @@ def train_model(
         "steps": config.training.steps,
         "seed": config.training.seed,
     }
-    model = build_model(config, found.classes.names, device=where, facts=facts)
-    if config.data.crop % model.multiple:
-        raise ConfigError(
-            f"a crop of {config.data.crop} px does not fit this network",
-            where="data.crop",
-            fix=f"Use a multiple of {model.multiple}",
-        )
     dataset = LayoutCrops(found.annotated, found.unannotated, config.data, len(found.classes))
+    crops = fitted_crops(dataset) if config.first_stage == "components" and config.start is None else None
+    model = build_model(config, found.classes.names, device=where, facts=facts, crops=crops)
     settings = config.to_dict()
     identity = {
-        key: settings[key] for key in ("size", "network", "data", "objective", "start", "train_style")
+        key: settings[key]
+        for key in (
+            "size",
+            "network",
+            "data",
+            "objective",
+            "start",
+            "train_style",
+            "first_stage",
+            "whitening",
+        )
     }
     task = LayoutTask(model, dataset, config, {**identity, "found": found.identity()})
     config.save(out / "config.yaml")

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.seeds import numpy_generator
-from morphogen.layout.sampling.stains import Recolouring
+from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.segmenter.apply import labelled
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import ImageSheet, Sheet
+from morphogen.layout.synthesis.plan import Plan
 
 REAL = "real only"
 AUGMENTED = "real + stain augmentation"
@@ -22,30 +22,27 @@ SYNTHETIC = "synthetic only"
 BOTH = "real + synthetic"
 ALL = "all labels"
 ORDER = (REAL, AUGMENTED, RECOLOURED, PSEUDO, SYNTHETIC, BOTH, ALL)
-STAIN = 0.15  # size of the stain augmentation
+STAIN = 0.15  # size of the stain augmentation, where the settings have none
 
 
 def recoloured_sheets(
-    annotated: Sequence[Sheet], unannotated: Sequence[Sheet], count: int, crop: int, seed: int = 0
+    annotated: Sequence[Sheet],
+    unannotated: Sequence[Sheet],
+    count: int,
+    data: DataConfig,
+    classes: int,
+    seed: int = 0,
 ) -> list[ImageSheet]:
-    """``count`` annotated crops in the stain colours of unannotated patients, who take turns."""
-    groups: dict[str, list[Sheet]] = {}
-    for sheet in unannotated:
-        groups.setdefault(sheet.patient, []).append(sheet)
-    if not groups:
+    """``count`` annotated crops, turned and scaled, in the stain colours of unannotated patients, who take turns: what
+    synthetic images begin at, so that the two differ by what the diffusion model does to them."""
+    if not unannotated:
         return []
-    recolouring = Recolouring(crop)
-    made = []
-    for number in range(count):
-        random = numpy_generator(seed, "recolour", number)
-        sheet = annotated[int(random.integers(len(annotated)))]
-        patient = sorted(groups)[number % len(groups)]
-        height, width = sheet.size
-        top, left = (int(random.integers(max(1, size - crop + 1))) for size in (height, width))
-        image, labels = sheet.image(top, left, crop), sheet.labels(top, left, crop)
-        changed = recolouring(image, sheet, recolouring.stains(f"patient {patient}", groups[patient]))
-        made.append(in_memory(f"{sheet.name}_as_{patient}_{number}", patient, changed, labels))
-    return made
+    data = data.replace(sampling="mp", style_images=1)
+    plan = Plan(annotated, unannotated, data, SynthesisConfig(count=count, seed=seed), classes)
+    return [
+        in_memory(f"{pair.name}_as_{pair.patient}", pair.patient, pair.begin, pair.layout.labels)
+        for pair in (plan[number] for number in range(count))
+    ]
 
 
 def pseudo_sheets(segmenter: Segmenter, unannotated: Sequence[Sheet], crop: int) -> list[ImageSheet]:
