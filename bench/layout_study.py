@@ -51,9 +51,14 @@ def simulator(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
 
     root = out / "data"
     write_segmentation(root, 168, 192, labels="regions", patients=42, mpp=2.0, seed=split, laboratories=True)
+    return root, simulated()
+
+
+def simulated() -> DataConfig:
+    """How the simulated data are read: 2 patients annotated, 20 the test, the others lend their style."""
     names = [f"P{k:02d}" for k in range(1, 43)]
     classes = ("tumour", "lymphoid")
-    return root, DataConfig(crop=64, classes=classes, annotated=tuple(names[:2]), test=tuple(names[22:]))
+    return DataConfig(crop=64, classes=classes, annotated=tuple(names[:2]), test=tuple(names[22:]))
 
 
 def glas(out: Path, shared: Path, split: int) -> tuple[Path, DataConfig]:
