@@ -17,11 +17,10 @@ import numpy as np
 
 from bench.harness import Row
 from morphogen.demo.simulator.simulator import TissueSimulator
-from morphogen.layout.segmenter.apply import segment_slide
+from morphogen.layout.segmenter.apply import segment_slide, windows_of
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides import open_slide
-from morphogen.tasks import WindowConfig
 from morphogen.tasks.bands import make_images
 from morphogen.tasks.windows import plan_windows
 
@@ -56,7 +55,7 @@ def write(path: Path, side: int, mpp: float) -> Path:
 
 def seam(segmenter: Segmenter, mpp: float) -> float:
     """Seam score of the logits of a field."""
-    config = WindowConfig()
+    config = windows_of(segmenter)
     plan = plan_windows(segmenter, config, FIELD, FIELD)
     (band,) = make_images(segmenter, [field(mpp)], ["field"], config)
     columns, rows = plan.borders()

@@ -26,6 +26,7 @@ from morphogen.tasks import Band, WindowConfig, make_images
 from morphogen.tasks.layers import Format, Layer
 from morphogen.tasks.pyramids import make_slide
 
+LARGEST = 512  # px of a side of a window, where nothing is said and a crop is not larger
 LONGEST = 8192  # px of the longer side of the map that outlines are traced on
 _ROWS = 256  # of the reduced mask, read at a time
 
@@ -34,8 +35,24 @@ def labelled(
     segmenter: Segmenter, image: np.ndarray, windows: WindowConfig | None = None, mpp: float | None = None
 ) -> np.ndarray:
     """(H, W) uint8 classes of an image (H, W, 3) of any size: logits of overlapping windows, blended."""
-    (band,) = make_images(segmenter, [image], ["image"], windows or WindowConfig(), mpp=mpp)
+    (band,) = make_images(segmenter, [image], ["image"], windows_of(segmenter, windows), mpp=mpp)
     return classes_of(band)
+
+
+def windows_of(segmenter: Segmenter, windows: WindowConfig | None = None) -> WindowConfig:
+    """Windows with their defaults filled in: 4 crops a side, at most 512 px or one crop; they fade over a quarter of
+    that.
+
+    A network of convolutions labels windows of any size, and the fewer borders they have and the longer they fade the
+    less of them is left.
+    """
+    windows = windows or WindowConfig()
+    if windows.window is None:
+        side = max(
+            segmenter.crop, min(4 * segmenter.crop, LARGEST) // segmenter.multiple * segmenter.multiple
+        )
+        windows = windows.replace(window=side)
+    return windows
 
 
 def classes_of(band: Band) -> np.ndarray:
@@ -65,7 +82,7 @@ def segment_images(
     ``out/labels.json``. A bad image is told and the rest goes on; a killed run goes on where it was."""
     out = writable_folder(out)
     found = list_images(source) if isinstance(source, (str, Path)) else {name_of(p): Path(p) for p in source}
-    windows = windows or WindowConfig()
+    windows = windows_of(segmenter, windows)
     facts = {"model": segmenter.identity, "windows": windows.to_dict(), "mpp": mpp}
     goes_on = Job(facts).begin(out / RECORD, "label maps")
     masks = writable_folder(out / "masks")
@@ -120,7 +137,7 @@ def segment_slide(
     it; the GeoJSON states its corner as ``origin`` (level-0 pixels of the whole slide).
     """
     out = writable_folder(out)
-    windows = windows or WindowConfig()
+    windows = windows_of(segmenter, windows)
     classes = segmenter.config.classes
     name = name_of(slide.path)
     _, _, width, height = slide.bounds
