@@ -223,3 +223,17 @@ def test_gradient_guidance_goes_no_further_than_the_noise_and_acts_in_its_interv
         step = denoiser(x, t, label=labels, wanted=wanted).x0 - by_label(x, t, labels).x0
         sigma = float(LINEAR.levels(t)[1])
         assert torch.allclose(step.flatten(1).square().mean(1).sqrt(), torch.tensor(sigma * moves).double())
+
+
+def test_the_gradient_is_taken_in_the_coordinates_asked_for():
+    """With one channel 10 times as large a part of the picture, steps in x would nearly all lie in it."""
+    scale = torch.tensor([10.0, 1, 1], dtype=torch.float64).view(3, 1, 1)
+    x, labels, wanted = draw(0), torch.tensor([0, 1]), torch.tensor([0.02, 0.03], dtype=torch.float64)
+
+    def shown(picture, aim):
+        return (picture.flatten(1).mean(1) - aim).abs()
+
+    space = (lambda z: z * scale, lambda picture: picture / scale)
+    found = gradient_guided(by_label, shown, LINEAR, space=space, rate=0.01)
+    moved = scale * (by_label(x, 700, labels).x0 - found(x, 700, label=labels, wanted=wanted).x0)
+    assert torch.allclose(moved, moved[:, :1, :1, :1].expand_as(moved), atol=1e-9) and moved.abs().min() > 0

@@ -10,6 +10,7 @@ import tifffile
 import torch
 
 from morphogen.core.errors import ConfigError, InputError, OutputError
+from morphogen.metrics.seams import seam_score
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.draw import CanvasPlan, draw_canvas
 from morphogen.tissue.canvases.edits import edit_image, outpaint_image
@@ -225,3 +226,17 @@ def test_canvases_cost_a_small_part_of_the_published_recipe():
         for name in ("standard", "fast", "reference-canvas")
     }
     assert costs["standard"] <= 40 and costs["fast"] <= 16 and costs["reference-canvas"] > 1000, costs
+
+
+def test_seams_are_those_of_the_picture_before_compression(tiny, tmp_path):
+    grid = random_grid(3, 3)
+    made = [
+        draw_canvas(tiny, grid, tmp_path / codec, quick().replace(codec=codec, quality=30))
+        for codec in ("deflate", "jpeg")
+    ]
+    assert made[0].seams == made[1].seams and made[0].seams_plain == made[1].seams_plain
+    pixels = tifffile.imread(made[0].image)
+    borders = [16, 32, 48, 64]
+    assert made[0].seams_plain == pytest.approx(seam_score(pixels, borders, borders).worst, rel=1e-6)
+    kept = draw_canvas(tiny, grid, tmp_path / "jpeg", quick().replace(codec="jpeg", quality=30))
+    assert kept.seams_plain == made[1].seams_plain

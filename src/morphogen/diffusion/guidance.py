@@ -76,6 +76,7 @@ def gradient_guided(
     steps: int = 1,
     interval: tuple[float, float] | None = None,
     wanted: str = "wanted",
+    space: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
 ) -> Denoiser:
     """Pull what is predicted towards what a differentiable measure says it should be.
 
@@ -94,6 +95,10 @@ def gradient_guided(
         ``(low, high)``: act only at times low ≤ t ≤ high, else not at all.
     wanted:
         Name of the condition that says what is wanted, one row per item; the denoiser is not given it.
+    space:
+        ``(there, back)``: an exact change of coordinates in which the gradient is taken and ``distance`` is given x0.
+        Which way is steepest depends on the coordinates: in latents whose channels stand for unequal amounts of the
+        picture, a correction would nearly all lie in the largest. ``None``: those of x.
     """
 
     def guide(x: Tensor, t: Time, /, **condition: Any) -> Prediction:
@@ -104,25 +109,36 @@ def gradient_guided(
         alpha, sigma = schedule.levels_like(t, x)
         x0 = predicted.x0
         for _ in range(steps):
-            x0 = x0 - _polyak(distance, x0, aim, rate, float(sigma) / steps)
+            x0 = x0 - _polyak(distance, x0, aim, rate, float(sigma) / steps, space)
         return Prediction(x0, (x - alpha * x0) / sigma, predicted.variance_position)
 
     return guide
 
 
 def _polyak(
-    distance: Callable[[Tensor, Tensor], Tensor], x0: Tensor, aim: Tensor, rate: float, most: float
+    distance: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    aim: Tensor,
+    rate: float,
+    most: float,
+    space: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None,
 ) -> Tensor:
     """The correction of one step per item, of root mean square ``most`` at most."""
+    there, back = space or (_same, _same)
     with torch.enable_grad():
-        free = x0.detach().requires_grad_(True)
+        free = there(x0.detach()).detach().requires_grad_(True)
         size = distance(free, aim)
         (slope,) = torch.autograd.grad(size.sum(), free)
     dims = tuple(range(1, x0.ndim))
     power = slope.square().sum(dims, keepdim=True).clamp(min=1e-20)
-    step = rate * size.detach().view(-1, *(1,) * len(dims)) / power * slope
+    moved = free.detach() - rate * size.detach().view(-1, *(1,) * len(dims)) / power * slope
+    step = x0 - back(moved)
     spread = step.square().mean(dims, keepdim=True).sqrt()
     return step * (most / spread.clamp(min=1e-12)).clamp(max=1)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def column_guided(denoiser: Denoiser, null: Mapping[str, Any], scale: float, schedule: Schedule) -> Denoiser:

@@ -8,7 +8,6 @@ et al. 2024). Scores in that encoder are then no longer blind: another one must 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from morphogen.core.errors import ConfigError
 from morphogen.diffusion import Denoiser, gradient_guided
+from morphogen.nets import ComponentFirstStage, FirstStage, PixelFirstStage
 from morphogen.slides import get_encoder
 from morphogen.tissue.sampling import TissueSampler
 
@@ -36,8 +36,8 @@ class EncoderGuide:
     ----------
     encoder:
         A :class:`morphogen.slides.Encoder`; its ``differentiable`` is used.
-    pixels:
-        (B, C, h, w) scaled latents → (B, 3, H, W) in −1…1, with a gradient.
+    stage:
+        Pixels ↔ latents. Where it is exact both ways, the gradient is taken in pixels, else in latents.
     statistics:
         Mean and SD of the embeddings' columns over the training tiles.
     limit:
@@ -47,11 +47,13 @@ class EncoderGuide:
     def __init__(
         self,
         encoder: Any,
-        pixels: Callable[[Tensor], Tensor],
+        stage: FirstStage,
         statistics: Standardiser,
         limit: float | None = 5.0,
     ) -> None:
-        self.encoder, self.pixels, self.statistics = encoder, pixels, statistics
+        self.encoder, self.stage, self.statistics = encoder, stage, statistics
+        exact = isinstance(stage, PixelFirstStage | ComponentFirstStage)
+        self.exact = exact and stage.channels == 3 * stage.factor**2
         self.limit = math.inf if limit is None else limit
 
     def wanted(self, vectors: Tensor | np.ndarray) -> Tensor:
@@ -60,9 +62,12 @@ class EncoderGuide:
         values = torch.as_tensor(vectors, dtype=torch.float32, device=device)
         return self.statistics("patch", values).clamp(-self.limit, self.limit)
 
-    def distance(self, latents: Tensor, wanted: Tensor) -> Tensor:
-        """(B,) mean Huber distance of the columns, in SD, of what ``latents`` show and what is wanted."""
-        images = (self.pixels(latents) + 1) * 127.5
+    def distance(self, shown: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) mean Huber distance of the columns, in SD, of what is shown and what is wanted.
+
+        shown: (B, 3, H, W) in −1…1 where the first stage is exact, else (B, C, h, w) latents.
+        """
+        images = ((shown if self.exact else self.stage.images(shown)) + 1) * 127.5
         found = self.statistics("patch", self.encoder.differentiable(images.float()))
         reached = (wanted.abs() >= self.limit) & (found * wanted.sign() >= self.limit)
         found = torch.where(reached, wanted, found)
@@ -78,6 +83,7 @@ class EncoderGuide:
             steps=sampler.encoder_guidance_steps,
             interval=sampler.encoder_guidance_interval,
             wanted=WANTED,
+            space=(self.stage.images, self.stage.latents) if self.exact else None,
         )
 
 

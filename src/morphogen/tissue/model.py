@@ -216,7 +216,7 @@ class TissueDiffusion(Pretrained):
         if not sampler.encoder_guidance:
             return None
         encoder = guiding_encoder(self.config.encoder, self.config.encoder_weights, str(self.device))
-        return EncoderGuide(encoder, self.first_stage.images, self.statistics, self.config.feature_limit)
+        return EncoderGuide(encoder, self.first_stage, self.statistics, self.config.feature_limit)
 
     # -- drawing -------------------------------------------------------------------------------------------------------
 

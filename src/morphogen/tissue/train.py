@@ -240,15 +240,37 @@ def _with_embeddings(config: ModelConfig, table: TileTable) -> ModelConfig:
     return config.replace(embeddings=widths, encoder=encoder)
 
 
-def model_encoder(model: TissueDiffusion, device: str | torch.device = "cpu") -> Any:
-    """The encoder a model's embeddings are of; :class:`InputError` when the model does not say."""
-    if model.config.encoder is None:
+def encoder_name(model: TissueDiffusion, asked: str | None = None) -> str | None:
+    """The encoder a model's embeddings are of, or ``asked`` where the model does not say; :class:`InputError` when it
+    says another."""
+    if asked is not None and model.config.encoder not in (None, asked):
+        raise InputError(
+            f"the model was trained on embeddings of '{model.config.encoder}', not of '{asked}'",
+            where="--encoder",
+            fix="Leave --encoder out",
+        )
+    return asked or model.config.encoder
+
+
+def model_encoder(
+    model: TissueDiffusion,
+    device: str | torch.device = "cpu",
+    *,
+    encoder: str | None = None,
+    weights: Path | str | None = None,
+) -> Any:
+    """The encoder a model's embeddings are of; :class:`InputError` when neither the model nor ``encoder`` says.
+
+    weights: where its weights lie on this machine, if not where the model was trained.
+    """
+    name = encoder_name(model, encoder)
+    if name is None:
         raise InputError(
             "the model does not say which encoder its embeddings are of",
             where="--encoder",
             fix="Name it, or give embeddings instead of images",
         )
-    return get_encoder(model.config.encoder, model.config.encoder_weights, device=device)
+    return get_encoder(name, weights or model.config.encoder_weights, device=device)
 
 
 def tiles_for(
@@ -268,13 +290,7 @@ def tiles_for(
     encoder, weights: where the model does not name its encoder, or its weights lie elsewhere. most: rows at most,
     spread over all. spread: where images are encoded. Raises :class:`InputError` when the model's encoder is another.
     """
-    name = encoder or model.config.encoder
-    if encoder is not None and model.config.encoder not in (None, encoder):
-        raise InputError(
-            f"the model was trained on embeddings of '{model.config.encoder}', not of '{encoder}'",
-            where="--encoder",
-            fix="Leave --encoder out",
-        )
+    name = encoder_name(model, encoder)
     config = DataConfig(
         tile_px=model.tile_px,
         tile_mpp=model.mpp or 0.5,

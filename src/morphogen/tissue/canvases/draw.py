@@ -55,7 +55,9 @@ class CanvasResult:
 
     image: the OME-TIFF. width, height: in pixels. evaluations: windows through the network, guided ones twice.
     cost: network megapixels per megapixel of the image. seams: mean step across window borders of the last
-    non-overlapping grid, by axis the larger, over that elsewhere; 1 = none. seconds: of this run.
+    non-overlapping grid, by axis the larger, over that elsewhere; 1 = none. seams_plain: over that of all other
+    positions, inside blocks of pixels, too. Both are of the picture before it is compressed: JPEG has borders of its
+    own, every 8 px, where windows also begin. seconds: of this run.
     """
 
     image: Path
@@ -64,6 +66,7 @@ class CanvasResult:
     evaluations: int
     cost: float
     seams: float
+    seams_plain: float
     seconds: float
 
 
@@ -308,6 +311,7 @@ def draw_canvas(
         plan.evaluations(),
         plan.cost(),
         meter.score().worst if meter is not None else math.nan,
+        meter.plain().worst if meter is not None else math.nan,
         time.perf_counter() - began,
     )
     recipe = {name: value for name, value in vars(result).items() if name != "image"}
@@ -355,6 +359,6 @@ def _kept(image: Path, record: Path) -> CanvasResult:
     from morphogen.core.files import read_json
 
     found = read_json(record)
-    names = ("width", "height", "evaluations", "cost", "seams", "seconds")
-    values: dict[str, Any] = {name: math.nan if found[name] is None else found[name] for name in names}
+    names = ("width", "height", "evaluations", "cost", "seams", "seams_plain", "seconds")
+    values: dict[str, Any] = {name: math.nan if found.get(name) is None else found[name] for name in names}
     return CanvasResult(image, **values)

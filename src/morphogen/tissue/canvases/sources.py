@@ -11,7 +11,7 @@ import numpy as np
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.reading.tables import read_table
 from morphogen.core.reading.text import clean
-from morphogen.slides import Slide, get_encoder, open_slide
+from morphogen.slides import Slide, open_slide
 from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.data import TileTable
@@ -59,11 +59,7 @@ def grid_from(
             fix="Give --like SLIDE, --grid FILE or --prior FOLDER",
         )
     if like is not None:
-        judge = (
-            get_encoder(encoder, weights, device=model.device)
-            if encoder is not None and model.config.encoder is None
-            else model_encoder(model, model.device)
-        )
+        judge = model_encoder(model, model.device, encoder=encoder, weights=weights)
         return grid_of_region(model, like, judge, region=parse_region(region), mpp=mpp)
     if prior is not None:
         from morphogen.tissue.priors.model import TissuePrior
