@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,10 @@ def test_a_guided_canvas_shows_the_vector_of_each_cell(guidable, tmp_path):
     cells = {}
     for rate in (0.0, 1.0):
         config = CanvasConfig(
-            sampler=SAMPLER.replace(encoder_guidance=rate), codec="deflate", overlapped_steps=1
+            encoder_guidance_until=0.0,
+            sampler=SAMPLER.replace(encoder_guidance=rate),
+            codec="deflate",
+            overlapped_steps=1,
         )
         for batch in (1, 8):
             made = draw_canvas(model, grid, tmp_path / f"{rate}-{batch}", config.replace(batch=batch))
@@ -62,6 +67,28 @@ def test_a_guided_canvas_shows_the_vector_of_each_cell(guidable, tmp_path):
         tiles = image.reshape(2, 32, 2, 32, 3).swapaxes(1, 2).reshape(4, 32, 32, 3)
         away.append(distance(model, features[:4], torch.from_numpy(np.ascontiguousarray(tiles))))
     assert away[1] < away[0] - 0.2
+
+
+def test_windows_are_not_pulled_apart_in_the_last_steps(guidable, tmp_path, monkeypatch):
+    """Between two windows that want different things, the guided steps end before the picture is made one."""
+    from morphogen.tissue.guidance import EncoderGuide
+
+    model, features = guidable
+    calls = []
+    measure = EncoderGuide.distance
+    monkeypatch.setattr(
+        EncoderGuide, "distance", lambda *given: calls.append(len(given[1])) or measure(*given)
+    )
+    sampler = SAMPLER.replace(encoder_guidance=1.0, encoder_guidance_steps=1)
+    grid = EmbeddingGrid(features[:1].reshape(1, 1, -1))
+    for until in (0.0, 500.0, 1001.0):
+        calls.append(0)
+        draw_canvas(
+            model, grid, tmp_path / f"{until}", CanvasConfig(sampler=sampler, encoder_guidance_until=until)
+        )
+    ends = [k for k, size in enumerate(calls) if size == 0] + [len(calls)]
+    asked = [end - start - 1 for start, end in itertools.pairwise(ends)]
+    assert asked[2] == 0 < asked[1] < asked[0]
 
 
 def test_a_model_that_names_no_encoder_cannot_be_guided(guidable):

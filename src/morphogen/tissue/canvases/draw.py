@@ -202,11 +202,15 @@ def draw_latents(
     around, given = plan.around(), {"context": condition}
     guide = model.guide(config.sampler)
     if guide is not None:
+        low, high = config.sampler.encoder_guidance_interval
+        pulled = config.sampler.replace(
+            encoder_guidance_interval=(max(low, config.encoder_guidance_until), high)
+        )
         given[WANTED] = PerWindow(conditions(grid, plan.window, _alone, lambda name, of: guide.wanted(of)))
         whole = around
 
         def around(guided: Any) -> Any:
-            return whole(guide.around(guided, model.schedule, config.sampler))
+            return whole(guide.around(guided, model.schedule, pulled))
 
     if known is not None and keep is not None:
         alpha, sigma = model.schedule.levels(plan.times[0])
