@@ -5,7 +5,8 @@ two breast arrays and a third from another scanner and scores the others, for ev
 regression, and the diffusion of what a regression that begins as a colour map leaves over. Runs and scores that are
 there already are taken as they are. ``--write`` puts the tables into the page.
 
-Everything that was chosen was chosen within 1B and 2B, on the folds ``inner0`` to ``inner2``; these hold the cores of 2B too.
+Everything that was chosen was chosen within 1B and 2B, on the folds ``inner0`` to ``inner2``;
+these hold the cores of 2B too.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from morphogen.stain.fitting.build import build_model
 from morphogen.stain.pairs.checks import check_pairs
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.pairs.geometry import read_aligned
-from morphogen.stain.recipes.colours import ColourPolynomial
+from morphogen.stain.recipes.colours import ColourPolynomial, polynomial_terms, terms
 from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import measured, read_target
@@ -387,3 +387,31 @@ def test_channels_can_be_looked_at():
     values = np.zeros((1, 3, 2), np.float32)
     values[0, 1], values[0, 2] = (100, 0), (50, 200)
     assert as_picture(values, target).tolist() == [[[0, 0, 0], [255, 0, 0], [128, 0, 255]]]
+
+
+def test_polynomials_of_colour():
+    """Of degree 2 the terms and their order are those of models saved before there were others."""
+    density = torch.rand(1, 3, 2, 2)
+    r, g, b = density.unbind(1)
+    before = [torch.ones_like(r), r, g, b, r * r, r * g, r * b, g * g, g * b, b * b]
+    torch.testing.assert_close(polynomial_terms(density, 2)[0], torch.cat(before), rtol=0, atol=0)
+    assert len(terms(3)) == 20
+    torch.testing.assert_close(polynomial_terms(density, 3)[0, -1], b[0] ** 3)
+    he = he_like(np.random.default_rng(0), 32)
+    red = (255 - he[..., :1].astype(np.float64)) / 255
+    errors = []
+    for degree in (1, 2, 3):
+        fitted = ColourPolynomial(1, degree)
+        fitted.add(he, red**3, stride=1)
+        errors.append(np.abs(fitted.values(he) - red**3).mean())
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+
+
+def test_a_model_of_before_keeps_its_identity():
+    """The packaged model was saved before targets, glass, colour starts and their degrees: nothing of them is in it."""
+    from morphogen.demo.workspace import stain_model
+
+    model = StainTransfer.from_pretrained(stain_model(), device="cpu")
+    assert model.identity.startswith("340d01fe55e0ce46")
+    later = {"target", "balance", "colour_start", "colour_degree", "see_mean"}
+    assert not later & set(model.config.identity())
