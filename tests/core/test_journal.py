@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from morphogen.core.errors import OutputError
+from morphogen.core.errors import InputError, OutputError
+from morphogen.core.running.spread import Spread
 from morphogen.core.writing.journal import Journal, journalled
 
 
@@ -50,6 +51,21 @@ def test_a_result_that_cannot_be_kept_is_said(tmp_path):
     (tmp_path / "part").mkdir()
     with pytest.raises(OutputError):
         Journal(tmp_path / "part").put("a", 1)
+
+
+def third(n: int) -> tuple[float, None]:
+    return n / 3, None
+
+
+def test_the_engine_of_many_items_fills_a_journal_too(tmp_path):
+    journal = Journal(tmp_path / "part")
+    journal.put("1", "kept")
+    spread = Spread(workers=1, retries=0)
+    found = list(journalled(third, range(4), str, journal, spread=spread))
+    assert found == [[0.0, None], "kept", [2 / 3, None], [1.0, None]]
+    assert [Journal(tmp_path / "part").get(key) for key in "0123"] == found
+    with pytest.raises(InputError, match="unsupported operand"):
+        list(journalled(third, [1, "a"], str, None, spread=spread))
 
 
 def test_results_come_in_order_and_fresh_ones_look_like_kept_ones(tmp_path):

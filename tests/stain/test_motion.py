@@ -9,6 +9,7 @@ from PIL import Image
 
 from morphogen.cli.main import main
 from morphogen.core.errors import ConfigError, InputError
+from morphogen.core.running.spread import Spread
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import DataConfig, TrainConfig
 from morphogen.stain.data import Pair, find_pairs
@@ -123,6 +124,9 @@ def test_the_table_holds_what_was_found(tmp_path, capsys):
     assert again.unsure == ["b"]
     (pair,) = find_pairs(tmp_path / "again.csv", "train").pairs
     assert error(np.array(pair.affine).reshape(2, 3), truth) < 1.5
+    spread = tmp_path / "out/spread.csv"
+    register_table(tmp_path / "in/pairs.csv", spread, spread=Spread(workers=1, retries=0))
+    assert spread.read_bytes() == out.read_bytes()
     dropped = register_table(tmp_path / "in/pairs.csv", tmp_path / "dropped.csv", drop_unmatched=True)
     assert (dropped.pairs, dropped.unsure) == (1, ["b"])
     (tmp_path / "in/none.csv").write_text("he,ihc\nhe.png,other.png\n")

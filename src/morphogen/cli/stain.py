@@ -63,10 +63,7 @@ def register(
         Parameter(name="--drop-unmatched", negative=(), help="Leave pairs out whose images do not match."),
     ] = False,
     skip_bad: SkipBad = False,
-    workers: Annotated[
-        int | None,
-        Parameter(name="--workers", help="Pairs looked at at a time. Default: as many as cores."),
-    ] = None,
+    spread: Working = None,
     config: ConfigFile = None,
     settings: Settings = (),
     json: AsJson = False,
@@ -85,7 +82,6 @@ def register(
         max_shift=max_shift,
         drop_unmatched=drop_unmatched or None,
         skip_bad=skip_bad or None,
-        workers=workers,
     )
     table = register_table(
         data,
@@ -95,6 +91,7 @@ def register(
         drop_unmatched=chosen.drop_unmatched,
         skip_bad=chosen.skip_bad,
         workers=chosen.workers,
+        spread=spread_of(spread),
     )
     if json:
         print_json(

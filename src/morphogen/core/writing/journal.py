@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from morphogen.core.files import content_hash, output_error, plain, writable_folder
 from morphogen.core.progress import progress
+from morphogen.core.running.gather import gathered
+from morphogen.core.running.spread import Spread
 from morphogen.core.running.threads import cpu_cores
+from morphogen.core.running.work import Item
 from morphogen.core.writing.places import open_own
 
 T = TypeVar("T")
@@ -68,6 +72,19 @@ class Journal:
             raise output_error(error, self.path) from error
 
 
+@dataclass(frozen=True, eq=False)
+class _Calls:
+    """A function of items, as the engine of many items takes it."""
+
+    function: Callable[[Any], Any]
+
+    def load(self) -> bool:
+        return True  # nothing
+
+    def __call__(self, loaded: bool, item: Item, path: Path | None) -> Any:
+        return self.function(item.more)
+
+
 def journalled(
     work: Callable[[T], Any],
     items: Sequence[T],
@@ -75,11 +92,24 @@ def journalled(
     journal: Journal | None,
     *,
     workers: int | None = None,
+    spread: Spread | None = None,
     what: str = "",
 ) -> Iterator[Any]:
     """``work(item)`` of all items in their order, as plain JSON values, ``workers`` threads at a time (default: as many
-    as cores). What ``journal`` holds is taken from there, the rest is added to it.
+    as cores), or where ``spread`` says; then work and items can be pickled. What ``journal`` holds is taken from there,
+    the rest is added to it.
     """
+    if spread is not None and not spread.plain:
+        known = [journal.get(key(item)) if journal is not None else None for item in items]
+        todo = [Item(str(k), None, item) for k, item in enumerate(items) if known[k] is None]
+        made = gathered(_Calls(work), todo, spread, what=what)
+        for item, found in zip(items, known, strict=True):
+            if found is None:
+                found = plain(next(made))
+                if journal is not None:
+                    journal.put(key(item), found)
+            yield found
+        return
 
     def result(item: T) -> Any:
         known = journal.get(key(item)) if journal is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from morphogen.core.errors import InputError, nearest
 from morphogen.core.files import content_hash
 from morphogen.core.fingerprints import fingerprint
+from morphogen.core.running.spread import Spread
 from morphogen.core.writing.journal import Journal, journalled
 from morphogen.slides.colour import optical_density
 from morphogen.slides.images import image_size
@@ -153,10 +155,12 @@ def register_pairs(
     max_shift: int = 32,
     *,
     workers: int | None = None,
+    spread: Spread | None = None,
     journal: Journal | None = None,
 ) -> list[Registered]:
-    """:func:`register_pair` of all, ``workers`` at a time (default: as many as cores); what was found is logged in one
-    line. Pairs in ``journal`` whose files are unchanged are taken from there, the others are added to it.
+    """:func:`register_pair` of all, ``workers`` threads at a time (default: as many as cores) or where ``spread`` says;
+    what was found is logged in one line. Pairs in ``journal`` whose files are unchanged are taken from there, the
+    others are added to it.
     """
 
     channels = next((pair for pair in pairs if not pair.target.colour), None)
@@ -167,13 +171,9 @@ def register_pairs(
             fix="Give the maps of pairs in the columns shift_x, shift_y or affine",
         )
 
-    def registered(pair: Pair) -> tuple[Any, ...]:
-        each = register_pair(pair, motion, max_shift)
-        return each.pair.shift, each.pair.affine, each.sure, each.score
-
-    results = journalled(
-        registered, pairs, _key, journal, workers=workers, what=f"{motion} registration of pairs"
-    )
+    options: dict[str, Any] = {"workers": workers, "spread": spread}
+    work = partial(_registered, motion, max_shift)
+    results = journalled(work, pairs, _key, journal, what=f"{motion} registration of pairs", **options)
     found = [
         Registered(
             replace(pair, shift=tuple(shift), affine=None if affine is None else tuple(affine)), sure, score
@@ -191,6 +191,11 @@ def register_pairs(
         f" ({', '.join(unsure[:5])})" if unsure else "",
     )
     return found
+
+
+def _registered(motion: str, max_shift: int, pair: Pair) -> tuple[Any, ...]:
+    each = register_pair(pair, motion, max_shift)
+    return each.pair.shift, each.pair.affine, each.sure, each.score
 
 
 def _key(pair: Pair) -> str:

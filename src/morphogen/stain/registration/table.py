@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import content_hash, plain, write_text
 from morphogen.core.fingerprints import fingerprint
+from morphogen.core.running.spread import Spread
 from morphogen.core.writing.journal import Journal, journalled
 from morphogen.core.writing.locks import locks_file
 from morphogen.slides import Slide
@@ -52,7 +54,9 @@ class RegisterConfig(Config):
     max_shift: int = Field(32, ge=0, description="Largest shift in pixels of the motion shift.")
     drop_unmatched: bool = Field(False, description="Leave pairs out whose images do not match.")
     skip_bad: bool = Field(False, description="Leave unusable pairs out (listed) instead of stopping.")
-    workers: int | None = Field(None, ge=1, description="Pairs looked at at a time. null = as many as cores.")
+    workers: int | None = Field(
+        None, ge=1, description="Pairs at a time in one process. null = as many as cores."
+    )
 
 
 @locks_file()
@@ -65,14 +69,15 @@ def register_table(
     drop_unmatched: bool = False,
     skip_bad: bool = False,
     workers: int | None = None,
+    spread: Spread | None = None,
 ) -> Table:
     """Register every pair of ``data``, in all its splits, and write the CSV ``out`` that training and evaluation read.
 
     ``data`` is any layout of :mod:`morphogen.stain.data`, or a table of whole slides, which are registered from
     overviews (``rigid`` or ``affine``; an ``affine`` that the table gives stays). Pairs whose images do not match
     keep what they had, or are left out with ``drop_unmatched``; the column ``score`` says how well the others do.
-    ``workers`` pairs are looked at at a time (default: as many as cores). What a killed run had found lies in
-    ``.<out>.part`` and is not looked for again.
+    ``workers`` pairs are looked at at a time (default: as many as cores) in this process, or where ``spread`` says.
+    What a killed run had found lies in ``.<out>.part`` and is not looked for again.
     """
     data, out = Path(data), Path(out)
     if out.suffix.lower() != ".csv":
@@ -90,11 +95,11 @@ def register_table(
     slides = slide_table(data)
     journal = Journal(out.with_name(f".{out.name}.part"), motion, max_shift, __version__)
     if slides is not None:
-        return _register_slides(slides, out, motion, drop_unmatched, workers, journal)
+        return _register_slides(slides, out, motion, drop_unmatched, workers, spread, journal)
     rows, unsure = [], []
     for split in splits_of(data) or ("",):  # without splits, or with what is wrong said by find_pairs
         pairs, _ = usable_pairs(find_pairs(data, split or "train"), skip_bad=skip_bad, where=data)
-        for each in register_pairs(pairs, motion, max_shift, workers=workers, journal=journal):
+        for each in register_pairs(pairs, motion, max_shift, workers=workers, spread=spread, journal=journal):
             if not each.sure:
                 unsure.append(each.pair.name)
             if each.sure or not drop_unmatched:
@@ -148,6 +153,7 @@ def _register_slides(
     motion: str,
     drop_unmatched: bool,
     workers: int | None,
+    spread: Spread | None,
     journal: Journal,
 ) -> Table:
     if motion == "shift":
@@ -159,16 +165,15 @@ def _register_slides(
         files = [fingerprint(path) for path in (pair.he, pair.ihc)]
         return content_hash(files, pair.he_mpp, pair.ihc_mpp, plain(pair.affine))
 
-    def registered(pair: SlidePair) -> tuple[Any, float | None, bool]:
-        """Its level-0 map, the score, and whether it is sure."""
-        if pair.affine is not None:
-            return pair.affine.ravel(), None, True
-        moved, score, sure = register_slides(pair, motion)
-        return None if moved.affine is None else moved.affine.ravel(), score, sure
-
     rows, unsure = [], []
     results = journalled(
-        registered, pairs, key, journal, workers=workers, what=f"{motion} registration of slides"
+        partial(_registered, motion),
+        pairs,
+        key,
+        journal,
+        workers=workers,
+        spread=spread,
+        what=f"{motion} registration of slides",
     )
     for pair, (affine, score, sure) in zip(pairs, results, strict=True):
         if not sure:
@@ -177,6 +182,14 @@ def _register_slides(
             rows.append(_slide_row(pair, out, affine, score))
     _write(out, _SLIDE_COLUMNS, rows, journal)
     return Table(out, len(rows), unsure)
+
+
+def _registered(motion: str, pair: SlidePair) -> tuple[Any, float | None, bool]:
+    """Its level-0 map, the score, and whether it is sure."""
+    if pair.affine is not None:
+        return pair.affine.ravel(), None, True
+    moved, score, sure = register_slides(pair, motion)
+    return None if moved.affine is None else moved.affine.ravel(), score, sure
 
 
 def _slide_row(pair: SlidePair, out: Path, affine: Any, score: float | None) -> dict[str, Any]:
