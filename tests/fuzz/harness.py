@@ -61,6 +61,12 @@ def listing(folder: Path, leave: tuple[Path, ...] = ()) -> dict[str, tuple[int, 
     return found
 
 
+def results(folder: Path) -> set[str]:
+    """Names of all files below a folder, hidden ones too; but for the reports, of which every run writes its own."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if not name.startswith("runs/")}
+
+
 def run(arguments: list[str], folder: Path, out: Path) -> Outcome:
     """Run ``morphogen ARGUMENTS`` in ``folder``; everything it writes must lie below ``out``."""
     return _run(arguments, folder, out, 1)[0]

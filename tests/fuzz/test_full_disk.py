@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(verb, work, disk):
     disk.mount(1 << 30)
     whole = harness.run_apart(command, work, disk.place)
     assert whole.status == 0, whole.err[-900:]
-    names, size = files(disk.place), disk.used()
+    names, size = harness.results(disk.place), disk.used()
     disk.unmount()
     wrong, full = [], 0
     for share in SHARES:
@@ -102,15 +102,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(verb, work, disk):
         again = harness.run_apart(command, work, disk.place)
         if again.status != 0:
             faults.append(f"then {again.status}: {again.err[-300:]}")
-        elif files(disk.place) != names:
-            faults.append(f"then other files: {files(disk.place) ^ names}")
+        elif harness.results(disk.place) != names:
+            faults.append(f"then other files: {harness.results(disk.place) ^ names}")
         wrong += [f"{share:.0%} of {size}: {fault} | {outcome.err.strip()[-1500:]}" for fault in faults]
         disk.unmount()
     assert not wrong, "\n".join(wrong)
     assert full == len(SHARES)
-
-
-def files(folder: Path) -> set[str]:
-    """Names of all files, hidden ones too; but for the reports, of which every run writes its own."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {name for name in names if not name.startswith("runs/")}

@@ -118,10 +118,10 @@ def test_two_at_once_leave_what_one_leaves(verb, work):
     for outcome in outcomes:
         assert not harness.faults(outcome, (0, 2, 3)), (outcome.status, outcome.err[-600:])
         assert outcome.status == 0 or "another run is writing here" in outcome.err + outcome.out
-    found = {Path(path).relative_to(work / "out").as_posix() for path in harness.listing(work / "out")}
+    found = harness.results(work / "out")
     again = harness.run(command, work, work / "out")
     assert again.status == 0 or "--overwrite" in again.err, again.err[-600:]
     shutil.rmtree(work / "out")
     alone = harness.run(command, work, work / "out")
     assert alone.status == 0, alone.err[-600:]
-    assert found == {Path(p).relative_to(work / "out").as_posix() for p in harness.listing(work / "out")}
+    assert found == harness.results(work / "out")
