@@ -144,8 +144,10 @@ def test_what_another_run_writes_is_looked_at_again_after_all_others(copy, items
 def test_an_item_whose_process_ends_is_tried_in_another(copy, items):
     replies = run(copy, items("a", "dies", "b"), Spread(workers=2))
     assert [reply.error for reply in replies] == ["", "", ""]
+    assert [reply.attempts for reply in replies] == [1, 2, 1]
     replies = run(copy, items("dies2", "c"), Spread(workers=2, retries=0))
     assert "SIGKILL" in replies[0].error and replies[1].error == ""
+    assert [reply.attempts for reply in replies] == [1, 1]
 
 
 def test_what_would_meet_all_items_stops_the_run(copy, items):

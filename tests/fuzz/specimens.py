@@ -129,6 +129,7 @@ def sections(root: Path) -> None:
         }
     }
     data.write_h5ad(visium / "V1.h5ad")
+    Image.fromarray(picture(5, 420)).save(visium / "V1.png")
     with gzip.open(root / "list.txt.gz", "wt") as file:
         file.write("V1\n")
 

@@ -87,14 +87,14 @@ KINDS = {
         ("pairs",),
         "pairs/pairs.csv",
         "table",
-        "stain register {target} --out {out}/maps.csv --motion shift",
+        "stain register {target} --out {out}/maps.csv --motion shift --max-shift 8",
         25,
     ),
     "patients": Kind(
         ("pairs",),
         "pairs/patients.csv",
         "table",
-        "stain register pairs --out {out}/maps.csv --motion shift",
+        "stain register pairs --out {out}/maps.csv --motion shift --max-shift 8",
         10,
     ),
     "prepared": Kind(
@@ -137,7 +137,7 @@ KINDS = {
         ("sections",),
         "sections/visium/V1.h5ad",
         "h5",
-        "expression prepare sections/visium --out {out} --data.mpp 1.6",
+        "expression prepare sections/visium --out {out} --data.mpp 3.33 --data.images sections/visium",
         30,
     ),
     "gene model json": Kind(
@@ -165,7 +165,7 @@ KINDS = {
 }
 LAYOUT = "layout segmenter labelled --out {out} --network.widths [8,16] " + TINY_LAYOUT
 APPLY = "layout segment labelled/images/i0.png --model segmenter/model --out {out} --device cpu"
-MAKE = "layout synthesize labelled --model layout/model --count 1 --steps 1 --out {out} --device cpu"
+MAKE = "layout synthesize labelled --model layout/model --count 1 --out {out} --device cpu"
 KINDS |= {
     "layout mask": Kind(("labelled",), "labelled/masks/i0.png", "bytes", LAYOUT, 6),
     "layout image": Kind(("labelled",), "labelled/images/i1.png", "bytes", LAYOUT, 5),

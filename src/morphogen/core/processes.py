@@ -32,11 +32,13 @@ class Crash(RuntimeError):
 
 
 class Finished(NamedTuple):
-    """An item (by its index) that is done with: ``error`` is what the function raised, or :class:`Crash`."""
+    """An item (by its index) that is done with: ``error`` is what the function raised, or :class:`Crash`; ``tries``
+    counts the processes that it was given to."""
 
     item: int
     value: Any = None
     error: BaseException | None = None
+    tries: int = 1
 
 
 def check_workers(workers: int | None) -> None:
@@ -93,11 +95,12 @@ def run_apart(
                             f"a worker process did not start: it {text}",
                             fix="Run it again, with --workers 1 or after `morphogen doctor`",
                         ) from None
+                    tries = waiting.tries(lost)
                     again = waiting.again(lost, retries)
                     if waiting.more():
                         start(worker.number)
                     if not again:
-                        yield Finished(lost, error=Crash(f"its process {text}"))
+                        yield Finished(lost, error=Crash(f"its process {text}"), tries=tries)
                     continue
                 done = worker.item
                 if waiting.more():
@@ -106,8 +109,12 @@ def run_apart(
                     del team[worker.line]
                     worker.dismiss()
                 if done is not None:
+                    tries = waiting.tries(done)
                     waiting.forget(done)
-                    yield Finished(done, value) if kind == "value" else Finished(done, error=value)
+                    if kind == "value":
+                        yield Finished(done, value, tries=tries)
+                    else:
+                        yield Finished(done, error=value, tries=tries)
     finally:
         _end(list(team.values()))
 
@@ -142,6 +149,9 @@ class _Waiting:
             return False
         self._ahead.appendleft((index, item))
         return True
+
+    def tries(self, index: int) -> int:
+        return self._given[index][1]
 
     def forget(self, index: int) -> None:
         del self._given[index]

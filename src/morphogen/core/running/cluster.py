@@ -98,11 +98,11 @@ def _dispatch(
                 del running[future]
                 failure = None if future.done() and future.status == "finished" else _why(future, gone)
                 if failure is None:
-                    yield Finished(index, future.result())
+                    yield Finished(index, future.result(), tries=tries)
                 elif isinstance(failure, Crash) and tries <= retries:
                     again.append((index, task, tries))
                 else:
-                    yield Finished(index, error=failure)
+                    yield Finished(index, error=failure, tries=tries)
                 with suppress(Exception):
                     future.cancel()
     finally:

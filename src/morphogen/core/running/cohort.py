@@ -132,7 +132,7 @@ def _engine(
         finished = run_apart(perform, given(), count, retries=spread.retries, environment=spread.environment)
         with closing(finished):
             for done in finished:
-                yield taken[done.item], _reply(done, spread.retries)
+                yield taken[done.item], _reply(done)
 
     def cluster(indices: Iterator[int]) -> Generator[tuple[int, Reply], None, None]:
         assert spread.scheduler is not None
@@ -145,19 +145,20 @@ def _engine(
 
         with closing(on_cluster(perform, given(), spread.scheduler, spread.retries)) as finished:
             for done in finished:
-                yield taken[done.item], _reply(done, spread.retries)
+                yield taken[done.item], _reply(done)
 
     if spread.scheduler is not None:
         return cluster
     return apart if count > 1 or (isolated and not alone) else here
 
 
-def _reply(done: Finished, retries: int) -> Reply:
+def _reply(done: Finished) -> Reply:
+    """With the attempts of processes that ended counted too."""
     if done.error is None:
-        return done.value
-    if isinstance(done.error, MorphogenError):
-        return Reply(error=str(done.error))
-    return Reply(error=str(done.error) or in_words(done.error), attempts=retries + 1)
+        reply: Reply = done.value
+        reply.attempts += done.tries - 1
+        return reply
+    return Reply(error=str(done.error) or in_words(done.error), attempts=done.tries)
 
 
 class _Rounds:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from morphogen.core.errors import InputError, SlideError, nearest
+from morphogen.core.errors import InputError, MorphogenError, SlideError, nearest
 from morphogen.core.reading.codecs import check_codecs
 from morphogen.core.writing.h5ad import check_stored_matrices
 from morphogen.slides.formats.spatial import image_of, levels_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+T = TypeVar("T")
 
 # Coordinate systems by these names are taken to count µm.
 MICROMETRES = {
@@ -47,6 +50,19 @@ def read_store(store: Path | str) -> SpatialData:
     except Exception as error:
         line = " ".join(str(error).split())[:160]
         raise InputError(f"is not a readable SpatialData store ({line})", where=store) from None
+
+
+def fetched(read: Callable[[], T], name: str, store: Path) -> T:
+    """What ``read`` gets from the files of a lazy element; :class:`InputError` where they are damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except MorphogenError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:160]
+        raise InputError(f"'{name}' cannot be read ({line})", where=store) from None
 
 
 @dataclass(frozen=True)

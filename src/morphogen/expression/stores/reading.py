@@ -15,7 +15,7 @@ from morphogen.core.errors import InputError
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import log
 from morphogen.expression.sections.h5ad import counts_of, grid_of
-from morphogen.expression.stores.elements import Placed, affine, place_image, read_store
+from morphogen.expression.stores.elements import Placed, affine, fetched, place_image, read_store
 from morphogen.expression.stores.finding import StoredSection
 from morphogen.expression.stores.transcripts import count_bins, count_cells
 from morphogen.slides.formats.spatial import image_of
@@ -82,7 +82,9 @@ def _place(
     """``obsm["spatial"]``: the centroids of an element's instances; NaN for those that it does not have."""
     from spatialdata import get_centroids
 
-    found = get_centroids(element, coordinate_system=placed.system).compute()
+    found = fetched(
+        lambda: get_centroids(element, coordinate_system=placed.system).compute(), source.region, source.store
+    )
     centres = pd.DataFrame(placed.pixels(found[["x", "y"]].to_numpy(np.float64)), index=found.index)
     centres = centres[~centres.index.duplicated()]
     if len(instances) and not set(pd.Index(instances)) & set(centres.index):

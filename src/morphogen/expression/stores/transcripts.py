@@ -13,7 +13,7 @@ from scipy import sparse
 from morphogen.core.errors import InputError, nearest
 from morphogen.expression.config import DataConfig
 from morphogen.expression.data import log
-from morphogen.expression.stores.elements import Placed, affine, place_image
+from morphogen.expression.stores.elements import Placed, affine, fetched, place_image
 
 GENE_COLUMNS = ("feature_name", "gene", "genes", "target", "feature")
 _CONTROLS = ("NegControl", "BLANK_", "Blank-", "Unassigned", "antisense_", "NegPrb", "SystemControl")
@@ -46,7 +46,8 @@ def transcripts_of(data: Any, config: DataConfig, where: Path) -> tuple[Any, pd.
             fix="Set feature_key of the points (PointsModel.parse)",
         )
     kept = [each for each in ("qv", "is_gene") if each in points.columns]
-    table = points[["x", "y", column, *kept]].compute().rename(columns={column: "gene"})
+    read = points[["x", "y", column, *kept]].compute
+    table = fetched(read, name, where).rename(columns={column: "gene"})
     good = np.isfinite(table[["x", "y"]].to_numpy(np.float64)).all(axis=1)
     if "qv" in table:
         good &= table["qv"].to_numpy(np.float64) >= config.quality
@@ -88,7 +89,7 @@ def count_cells(data: Any, config: DataConfig, where: Path) -> tuple[ad.AnnData,
     back = np.linalg.inv(affine(element, image.system, where))
     xy = xy @ back[:2, :2].T + back[:2, 2]  # on the element's own coordinates
     if units in data.labels:
-        cells, rows = _in_labels(element, xy)
+        cells, rows = fetched(lambda: _in_labels(element, xy), units, where)
     else:
         shapes = element.buffer(element["radius"]) if "radius" in element.columns else element.geometry
         area = gpd.GeoDataFrame(geometry=gpd.GeoSeries(shapes.to_numpy(), index=element.index))
