@@ -55,7 +55,7 @@ def test_processes_that_do_not_start_are_one_sentence(work, monkeypatch):
 def test_a_crash_is_one_item_and_the_others_are_done(work):
     items = ["a", "segfault", "b", "bad", "abort", "odd", "c"]
     with closing(run_apart(work, items, 2)) as finished:
-        found = {items[item]: (value, error) for item, value, error in finished}
+        found = {items[done.item]: (done.value, done.error) for done in finished}
     assert sorted(found) == sorted(items)
     for name in "abc":
         value, error = found[name]
@@ -69,7 +69,7 @@ def test_a_crash_is_one_item_and_the_others_are_done(work):
 
 def test_one_worker_is_a_process_too(work):
     with closing(run_apart(work, ["abort", "a"], 1)) as finished:
-        assert [(item, error is None) for item, _, error in finished] == [(0, False), (1, True)]
+        assert [(done.item, done.error is None) for done in finished] == [(0, False), (1, True)]
 
 
 def test_processes_end_with_the_loop(work):
@@ -109,7 +109,7 @@ def test_no_process_outlives_the_one_that_started_it(work, tmp_path, number):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             from morphogen.core.processes import run_apart
             with closing(run_apart(work, ["a", "slow"], 1)) as finished:
-                for item, value, error in finished:
+                for item, value, error, _ in finished:
                     print(value[1], flush=True)
             """
         )
