@@ -84,7 +84,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    results: dict[str, dict] = json.loads(STORE.read_text()) if STORE.is_file() else {}
+    made: dict[str, dict] = {}
     place, failed = machine(), []
     for topic in arguments.topics or topics:
         print(f"\n{topic}", flush=True)
@@ -98,7 +98,7 @@ def main() -> int:
             goal = f"  [goal {row.goal}]" if row.goal else ""
             print(f"  {row.name:<58} {figure(row.as_dict()):<28}{goal}  {row.detail}", flush=True)
         device = "gpu" if torch.cuda.is_available() else "cpu"
-        results[f"{topic}@{device}"] = {
+        made[f"{topic}@{device}"] = {
             "topic": topic if device == "cpu" else f"{topic} (GPU)",
             "machine": place,
             "threads": arguments.threads,
@@ -108,6 +108,8 @@ def main() -> int:
             "rows": [row.as_dict() for row in rows],
         }
     if not arguments.no_save:
+        # Read now and not before: another run may have written its topics meanwhile.
+        results = (json.loads(STORE.read_text()) if STORE.is_file() else {}) | made
         write_json(STORE, results)
         write_text(PAGE, page(results))
         print(f"\nkept in {PAGE.relative_to(HERE.parent)} and {STORE.relative_to(HERE.parent)}")
