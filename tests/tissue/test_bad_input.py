@@ -78,3 +78,18 @@ def test_tiles_of_another_encoder_are_refused(room, tmp_path, capsys):
     arguments = ("tissue", "patches", "slide.png", "--model", "model", "--mpp", "1", "--encoder", "lite0")
     assert run(room, *arguments, "--out", str(tmp_path / "out")) == 2
     assert "embeddings of 'texture', not of 'lite0'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_bad_image_among_several_is_listed_and_the_rest_is_drawn(room, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    whole = (room / "slide.png").read_bytes()
+    (inputs / "good.png").write_bytes(whole)
+    (inputs / "cut.png").write_bytes(whole[: len(whole) // 2])
+    line = ("--model", "model", "--mpp", "1", "--steps", "1", "--most", "2", "--out", str(tmp_path / "out"))
+    assert run(room, "tissue", "patches", str(inputs), *line) == 3
+    said = capsys.readouterr().out
+    assert said.count("failed: ") == 1 and "cut.png" in said and "2 patches" in said
+    (inputs / "good.png").unlink()
+    assert run(room, "tissue", "patches", str(inputs), *line[:-1], str(tmp_path / "none")) == 2
+    assert capsys.readouterr().err.count("cut.png") == 1

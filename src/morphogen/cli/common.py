@@ -127,12 +127,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def result(as_json: bool, value: Any, *lines: object) -> None:
-    """What a verb ends with: ``value`` as JSON where that was asked for, else the lines."""
+def result(as_json: bool, value: Any, *lines: object, failed: Sequence[str] = ()) -> int:
+    """What a verb ends with: ``value`` as JSON where that was asked for, else the lines. ``failed``: why inputs were
+    left out; the exit status is 3 where there are such, else 0."""
     if as_json:
-        print_json(value)
+        print_json({**value, "failed": list(failed)} if failed else value)
     else:
-        say(*lines)
+        say(*(f"failed: {each}" for each in failed), *lines)
+    return 3 if failed else 0
 
 
 def say(*lines: object) -> None:

@@ -104,13 +104,13 @@ def train(
         inputs, resolved, out, device=device, precision=precision, compile=compile, spread=spread_of(spread)
     )
     figures = ", ".join(f"{key} {value:.4g}" for key, value in sorted(made.run.metrics.items()))
-    result(
+    return result(
         json,
         {"model": made.folder, "tiles": made.tiles, "held_out": made.held_out, "metrics": made.run.metrics},
         f"Trained {made.run.step} steps on {made.tiles} tiles ({made.held_out} held out): {figures}",
         f"Model: {made.folder}",
+        failed=made.failed,
     )
-    return 0
 
 
 @app.command
@@ -163,10 +163,8 @@ def patches(
         batch=resolved.batch,
         precision=precision,
     )
-    result(
-        json, {"patches": len(made.files), "table": made.table}, f"{len(made.files)} patches: {made.table}"
-    )
-    return 0
+    line = f"{len(made.files)} patches: {made.table}"
+    return result(json, {"patches": len(made.files), "table": made.table}, line, failed=table.failed)
 
 
 @app.command
@@ -305,13 +303,13 @@ def prior(
     table = tiles_for(loaded, inputs, out, group=resolved.data.group, **options)
     made = train_prior(table, resolved, out, device=device)
     check: dict[str, Any] = read_json(out / "check.json") if (out / "check.json").is_file() else {}
-    result(
+    return result(
         json,
         {"model": out / "model", "grids": made.facts["grids"], "check": check},
         f"Trained on {made.facts['grids']} grids{compared(check)}",
         f"Prior: {out / 'model'}",
+        failed=table.failed,
     )
-    return 0
 
 
 @app.command
@@ -360,8 +358,9 @@ def evaluate(
         loaded = TissueDiffusion.from_pretrained(model, device=device)
         labelled, test = (tiles_for(loaded, sources, out, **options) for sources in (inputs, use))
         answer = evaluate_use(loaded, labelled, test, out, asked, precision=precision)
-        result(json, {"gains": answer.gains}, answer.lead, f"Results: {out / 'use.json'}")
-        return 0
+        failed = (*labelled.failed, *test.failed)
+        where = f"Results: {out / 'use.json'}"
+        return result(json, {"gains": answer.gains}, answer.lead, where, failed=failed)
     resolved = load_config(EvaluateConfig, config, settings, **given)
     loaded = TissueDiffusion.from_pretrained(model, device=device)
     if canvas is not None:
@@ -374,8 +373,9 @@ def evaluate(
     table = tiles_for(loaded, inputs, out, **options)
     seen = tiles_for(loaded, training, out, **options) if training else None
     made = evaluate_model(loaded, table, out, resolved, training=seen, precision=precision)
-    result(json, made.scores, *made.lines(), f"Results: {out / 'metrics.json'}, {out / 'report.html'}")
-    return 0
+    failed = (*table.failed, *(seen.failed if seen else ()))
+    places = f"Results: {out / 'metrics.json'}, {out / 'report.html'}"
+    return result(json, made.scores, *made.lines(), places, failed=failed)
 
 
 @app.command(name="import-samples")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
 from morphogen.nets.layout.config import LayoutNetworkConfig, SegmenterConfig, StyleConfig
+from morphogen.tasks.config import Whitening
 from morphogen.training.config import TrainingConfig
 
 StyleSampling = Literal["none", "augmented", "nearby", "mp"]
@@ -186,13 +187,7 @@ class TrainConfig(Config):
         description="What is diffused in sizes base, small and tiny: principal components of blocks of pixels, fitted "
         "to the training crops, or the blocks themselves.",
     )
-    whitening: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="components: each is divided by this power of its standard deviation; 0 = as they are, 1 = all of "
-        "one size.",
-    )
+    whitening: Whitening = 0.5
     train_style: bool = Field(
         True,
         description="Train style encoder and aggregator. Off is an ablation: STEDM's code never trains them.",

@@ -9,6 +9,15 @@ from pydantic import Field
 from morphogen.core.config import Config
 
 PLAIN_BATCH = 8
+Whitening = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="components: each is divided by this power of its standard deviation; 0 = as they are, 1 = all of "
+        "one size.",
+    ),
+]
 
 
 class WindowConfig(Config):

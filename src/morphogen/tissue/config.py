@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError, nearest
+from morphogen.tasks.config import Whitening
 from morphogen.tissue.sampling import TissueSampler
 from morphogen.training.config import TrainingConfig
 
@@ -89,13 +90,7 @@ class ModelConfig(Config):
     components: int | None = Field(
         None, ge=1, description="components: how many are kept. null = all, 3 · pixel_factor²."
     )
-    whitening: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="components: each is divided by this power of its standard deviation; 0 = as they are, 1 = all of "
-        "one size.",
-    )
+    whitening: Whitening = 0.5
     pixel_scale: float = Field(
         1.0, gt=0, description="pixels: factor on pixels in -1…1 before noise is added."
     )

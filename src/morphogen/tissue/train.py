@@ -151,13 +151,14 @@ def _spread(total: int, wanted: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the model with its averaged weights, its folder, and the run."""
+    """A finished training: the model with its averaged weights, its folder, the run, and why images were left out."""
 
     model: TissueDiffusion
     folder: Path
     run: TrainResult
     tiles: int
     held_out: int
+    failed: tuple[str, ...] = ()
 
 
 @locks_folder()
@@ -230,7 +231,7 @@ def train_model(
     model.network.eval()
     model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
     model.__dict__.pop("identity", None)
-    return Trained(model, model.save_pretrained(out / "model"), run, len(train), len(held))
+    return Trained(model, model.save_pretrained(out / "model"), run, len(train), len(held), table.failed)
 
 
 def _with_embeddings(config: ModelConfig, table: TileTable) -> ModelConfig:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,13 @@ def read_images(
             config.tile_mpp,
             ", ".join(small[:3]),
         )
-    if failed:
-        log.warning("%d of %d images cannot be read; the first: %s", len(failed), len(files), failed[0])
+    if not parts and failed:
+        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise InputError(f"no image can be read: {failed[0].rstrip('.')}{others}")
     if not parts:
-        raise InputError(
-            failed[0] if failed else f"no image holds a tile of {config.tile_px} px", where=paths[0]
-        )
-    return joined(parts, {"encoder": config.encoder, "layout": "images", **codecs(files)})
+        raise InputError(f"no image holds a tile of {config.tile_px} px", where=paths[0])
+    table = joined(parts, {"encoder": config.encoder, "layout": "images", **codecs(files)})
+    return replace(table, failed=tuple(failed))
 
 
 @dataclass(frozen=True)

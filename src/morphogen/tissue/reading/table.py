@@ -35,6 +35,8 @@ class TileTable:
         (N, 3) int64: image, row and column of the tile on that image's grid; (0, 3) where tiles have no places.
     facts:
         Encoder, file formats, layout: saved with the model.
+    failed:
+        Why each image that was left out could not be read.
     """
 
     names: list[str]
@@ -46,6 +48,7 @@ class TileTable:
     labels: list[str] = field(default_factory=list)
     places: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     facts: dict[str, Any] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in self.features.items():
