@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from bench.harness import Row, compare
+from bench.harness import Row, compare, seconds
 from morphogen.core.devices import resolve_device
 from morphogen.core.seeds import generator
 from morphogen.training import Draws, TrainingConfig
@@ -103,7 +105,7 @@ def run(quick: bool) -> list[Row]:
                 )
             )
     rows += _draws(pairs)
-    return rows
+    return [*rows, *_input(pairs, quick)]
 
 
 @contextlib.contextmanager
@@ -199,3 +201,72 @@ def _draws(pairs: int) -> list[Row]:
             )
         )
     return rows
+
+
+def _input(pairs: int, quick: bool) -> list[Row]:
+    """Batches of crops of decoded H&E / IHC pairs against the same crops made item by item, in one thread."""
+    from PIL import Image
+
+    from morphogen.stain.data import Pair
+    from morphogen.stain.pairs.crops import PairDataset
+    from morphogen.training.order import DataOrder, RankBatches, loader
+
+    count, side, crop, items, steps = (4, 400, 128, 16, 4) if quick else (12, 1024, 256, 16, 12)
+    device = resolve_device("auto")
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for k in range(count):
+            paths = [Path(folder) / f"{k}-{name}.png" for name in ("he", "ihc")]
+            for path in paths:
+                pixels = torch.randint(
+                    0, 256, (side, side, 3), dtype=torch.uint8, generator=generator("bench", k)
+                )
+                Image.fromarray(pixels.numpy()).save(path, compress_level=1)
+            found.append(Pair(f"p{k}", *paths))
+        dataset = PairDataset(found, ["IHC"], crop=crop)
+        for k in range(count):
+            dataset.images(k)
+
+        def batches() -> RankBatches:
+            order = DataOrder(count, 0)
+            return RankBatches(order, items, rank=0, world=1, accumulation=1, first=0, last=steps)
+
+        def ours() -> None:
+            for batch, _, _ in loader(dataset, batches(), workers=0, device=device):
+                dataset.finish({name: value.to(device) for name, value in batch.items()})
+
+        def by_item() -> None:
+            for batch, _, _ in loader(_Items(dataset), batches(), workers=0):
+                for value in batch.values():
+                    value.to(device)
+
+        row = compare(
+            f"training input: crops/s of {crop} px pairs, batches as a whole against item by item",
+            ours,
+            by_item,
+            pairs=pairs,
+            detail=f"{count} decoded pairs of {side} px, on {device.type}",
+        )
+        crops = items * steps
+        rates = [crops / seconds(each) for each in (ours, by_item)]
+        detail = f"{row.detail} for {crops}; {rates[0]:,.0f} crops/s against {rates[1]:,.0f}"
+        return [replace(row, detail=detail, goal="≥ 1,000 crops/s")]
+
+
+class _Items(torch.utils.data.Dataset):
+    """Crops of a pair data set one by one: slices, mirrors and quarter turns, each copied."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: int, generator: torch.Generator) -> dict:
+        place, crop = self.dataset.place(index, generator), self.dataset.crop
+        item = {"label": torch.tensor(0), "index": torch.tensor(index)}
+        for name, image in zip(("he", "ihc"), self.dataset.images(index)[:2]):
+            part = image[place.top : place.top + crop, place.left : place.left + crop]
+            part = part.flip(1) if place.turn & 4 else part
+            item[name] = torch.rot90(part, place.turn & 3, (0, 1)).contiguous()
+        return item

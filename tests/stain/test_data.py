@@ -14,9 +14,10 @@ from morphogen.core.seeds import generator
 from morphogen.stain.data import Pair, find_pairs, pair_folders, splits_of, stains_of
 from morphogen.stain.evaluate import real_stains
 from morphogen.stain.pairs.checks import check_pairs, usable_pairs
-from morphogen.stain.pairs.crops import PairDataset, orient
+from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.pairs.slides import slide_table
 from morphogen.stain.targets.files import read_image
+from morphogen.tasks.streams.turns import turned
 
 
 def test_mist_and_bci_folders(make_pairs, tmp_path):
@@ -188,10 +189,33 @@ def test_crops_are_the_same_for_both_images_and_fresh_for_each_draw(make_pairs, 
 def test_all_eight_orientations_come(make_pairs):
     dataset = PairDataset(find_pairs(make_pairs(1, size=32)).pairs, ["IHC"], crop=32)
     whole = dataset.images(0)[0]
-    turned = {orient(whole, k).numpy().tobytes() for k in range(8)}
-    assert len(turned) == 8
+    ways = {turned(whole.numpy(), k).tobytes() for k in range(8)}
+    assert len(ways) == 8
     drawn = {dataset.draw(0, generator(k))["he"].numpy().tobytes() for k in range(100)}
-    assert drawn == turned
+    assert drawn == ways
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_a_batch_holds_what_its_places_say(make_pairs, jitter):
+    """Against slices, mirrors and quarter turns of the whole images; cut on the device as on the host."""
+    pairs = find_pairs(make_pairs(3, size=80)).pairs
+    here, there = (PairDataset(pairs, ["IHC"], crop=32, stain_jitter=jitter) for _ in range(2))
+    places = [here.place(k % 3, generator("batch", k)) for k in range(12)]
+    batch = here.finish(here.cut(places))
+    for row, place in enumerate(places):
+        for name, image in zip(("he", "ihc"), here.images(place.index)[:2]):
+            crop = image[place.top : place.top + 32, place.left : place.left + 32]
+            crop = torch.rot90(crop.flip(1) if place.turn & 4 else crop, place.turn & 3, (0, 1))
+            same = torch.equal(batch[name][row], crop)
+            assert same == (name == "ihc" or not jitter)
+        assert int(batch["index"][row]) == place.index
+        for name, value in here.draw(row % 3, generator("batch", row)).items():
+            assert torch.equal(batch[name][row], value)
+    if not jitter:
+        there._held.move(torch.device("cpu"))
+        assert there.resident and "he" not in there.cut(places)
+        found = there.finish(there.cut(places))
+        assert found.keys() == batch.keys() and all(torch.equal(found[k], batch[k]) for k in batch)
 
 
 def test_balanced_stains_are_drawn_as_often(make_pairs):
@@ -206,7 +230,7 @@ def test_balanced_stains_are_drawn_as_often(make_pairs):
     middles = [item["he"].numpy().tobytes() for item in items]
     assert len(set(middles)) == 7 and sorted(map(middles.count, set(middles))) == [1] * 5 + [2, 3]
     assert set(middles) == {plain[k]["he"].numpy().tobytes() for k in range(7)}
-    assert len(dataset._kept) == 7
+    assert len(dataset._held) == 7
 
 
 def test_images_beyond_the_memory_limit_are_read_again(make_pairs):
@@ -214,7 +238,9 @@ def test_images_beyond_the_memory_limit_are_read_again(make_pairs):
     dataset = PairDataset(pairs, ["IHC"], crop=32, memory_gib=64 * 64 * 3 * 2 * 2 / 2**30)  # two pairs
     for k in (0, 1, 2, 0):
         dataset.images(k)
-    assert len(dataset._kept) == 2 and dataset._bytes == 64 * 64 * 3 * 2 * 2
+    assert len(dataset._held) == 2 and dataset._held.bytes == 64 * 64 * 3 * 2 * 2
+    dataset.prepare(torch.device("cpu"))
+    assert len(dataset._held) == 2 and not dataset.resident
 
 
 # --- tables and layouts as they are in the world ---------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.training.order import DataOrder, RankBatches, loader, share
+from morphogen.training.order import DataOrder, RankBatches, loader, loading_processes, share
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -20,6 +20,21 @@ class Numbers(torch.utils.data.Dataset):
 class Crops(Numbers):
     def draw(self, index: int, generator: torch.Generator) -> dict:
         return {"x": index + torch.rand((), generator=generator)}
+
+
+class Whole(Numbers):
+    """Batches made as a whole, of places drawn for each item."""
+
+    resident, ready = False, None
+
+    def place(self, index: int, generator: torch.Generator) -> tuple:
+        return index, float(torch.rand((), generator=generator))
+
+    def cut(self, places: list) -> dict:
+        return {"x": torch.tensor([index + part for index, part in places])}
+
+    def prepare(self, device: torch.device) -> None:
+        self.ready = device
 
 
 class Broken(Numbers):
@@ -70,7 +85,7 @@ def test_more_parts_than_items_is_refused():
     assert [len(share(7, part, 3)) for part in range(3)] == [2, 2, 3]
 
 
-@pytest.mark.parametrize("dataset", [Numbers(), Crops()])
+@pytest.mark.parametrize("dataset", [Numbers(), Crops(), Whole()])
 def test_workers_do_not_change_the_batches(dataset):
     alone = list(loader(dataset, batches(), workers=0))
     helped = list(loader(dataset, batches(), workers=2))
@@ -104,3 +119,32 @@ def test_an_empty_data_set_is_refused():
 def test_a_task_may_make_its_own_batches():
     only = next(iter(loader(Numbers(), batches(), workers=0, collate=lambda items: {"n": len(items)})))
     assert only[0] == {"n": 7}
+
+
+def test_batches_made_as_a_whole_are_those_of_their_items():
+    each, whole = (list(loader(dataset, batches())) for dataset in (Crops(), Whole()))
+    for (a, i, p), (b, j, q) in zip(each, whole, strict=True):
+        assert torch.equal(a["x"], b["x"]) and torch.equal(i, j) and torch.equal(p, q)
+
+
+def test_processes_load_data_only_where_it_pays(monkeypatch):
+    monkeypatch.setattr("morphogen.training.order.cpu_cores", lambda: 16)
+    cpu, gpu, dataset = torch.device("cpu"), torch.device("cuda"), Whole()
+    assert loading_processes(None, dataset, cpu) == 0
+    assert loading_processes(None, dataset, gpu) == 8
+    assert loading_processes(None, dataset, gpu, ranks=4) == 3
+    assert loading_processes(None, dataset, gpu, ranks=16) == 0
+    assert loading_processes(3, dataset, cpu) == 3
+    dataset.resident = True
+    assert loading_processes(None, dataset, gpu) == 0
+    assert loading_processes(2, dataset, gpu) == 2
+
+
+def test_a_data_set_is_made_ready_only_for_others():
+    dataset = Whole()
+    next(iter(loader(dataset, batches(), workers=0)))
+    assert dataset.ready is None
+    ahead = list(loader(dataset, batches(), workers=0, device="meta"))  # stands for a GPU: made ahead
+    assert dataset.ready == torch.device("meta")
+    for (a, _, p), (b, _, q) in zip(ahead, loader(dataset, batches()), strict=True):
+        assert torch.equal(a["x"], b["x"]) and torch.equal(p, q)

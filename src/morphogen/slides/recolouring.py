@@ -18,8 +18,8 @@ def colour_map(random: np.random.Generator, size: float) -> np.ndarray:
 
 def recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
     """(…, 3) uint8 with a change of stain applied to its optical density."""
-    density = -np.log10((image.astype(np.float32) + 1) / 256)
-    density = density @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
+    levels = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+    density = levels[image] @ change[:, :3].T.astype(np.float32) + change[:, 3].astype(np.float32)
     return np.clip(np.rint(256 * 10**-density - 1), 0, 255).astype(np.uint8)
 
 

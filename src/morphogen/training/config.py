@@ -53,8 +53,11 @@ class TrainingConfig(Config):
     )
 
     seed: int = Field(0, ge=0, description="Decides the order of the data and every draw.")
-    workers: int = Field(
-        0, ge=0, description="Processes per rank that load data. 0 = in the training process."
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Processes per rank that load data. 0 = in the training process. null = none on a CPU or where "
+        "crops are cut on the GPU; else the cores but one, 8 at most.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."

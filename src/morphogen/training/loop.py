@@ -9,6 +9,7 @@ was not, and k processes train what one process trains.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,8 @@ def backward(run: Run, step: int, part: int, batch: Batch) -> Part:
     config, accelerator = run.config, run.accelerator
     items, indices, positions = batch
     items = send_to_device(items, accelerator.device, non_blocking=True)
+    if finish := getattr(run.task.dataset, "finish", None):
+        items = finish(items)
     draws = Draws(config.seed, positions, accelerator.device)
     # Dropout has no other source than torch's own generator; seeding it here makes it a function of the step.
     torch.manual_seed(seed_for(config.seed, "layers", step, accelerator.process_index, part))
@@ -207,7 +210,8 @@ def _batches(run: Run, first: int, last: int) -> Iterator[Batch]:
         share,
         workers=config.workers,
         collate=getattr(run.task, "collate", None),
-        pin=accelerator.device.type == "cuda",
+        device=accelerator.device,
+        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
     )
 
 

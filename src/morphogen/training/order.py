@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from morphogen.core.errors import ConfigError, InputError, MorphogenError
+from morphogen.core.running.pipeline import ahead
+from morphogen.core.running.threads import cpu_cores
 from morphogen.core.seeds import generator, seed_for
 
 Batch = tuple[Any, torch.Tensor, torch.Tensor]
 """(collated items, dataset indices (B,), positions in the order (B,))."""
+
+_MOST = 8  # processes that load data, where nobody says how many
 
 
 class DataOrder:
@@ -79,51 +83,87 @@ class RankBatches:
                 yield [(self.order[position], position) for position in positions]
 
 
-class _Positioned(Dataset):
-    """Items with their index and position; errors travel as values, so that workers do not garble them."""
+class _Batches(Dataset):
+    """Makes a batch of its (index, position) pairs; errors travel as values, so that workers do not garble them."""
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.draw = getattr(dataset, "draw", None)
+    def __init__(self, dataset: Any, seed: int, collate: Any) -> None:
+        self.dataset, self.seed = dataset, seed
+        self._random = getattr(dataset, "place", None) or getattr(dataset, "draw", None)
+        self._joined = getattr(dataset, "cut", None) or collate or default_collate
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        index, position = key
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch | MorphogenError:
         try:
-            if self.draw is not None:
-                item = self.draw(index, generator(self.seed, "item", position))
-            else:
-                item = self.dataset[index]
+            values = self._joined([self._item(index, position) for index, position in keys])
         except MorphogenError as error:
             return error
-        return item, index, position
+        indices, positions = zip(*keys)
+        return values, torch.tensor(indices), torch.tensor(positions)
+
+    def _item(self, index: int, position: int) -> Any:
+        if self._random is not None:
+            return self._random(index, generator(self.seed, "item", position))
+        return index if hasattr(self.dataset, "cut") else self.dataset[index]
 
 
-class _Collate:
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
+def loading_processes(wanted: int | None, dataset: Any, device: torch.device, ranks: int = 1) -> int:
+    """Processes that load data: as many as are wanted. Else none on a CPU, whose cores are all at the network, nor
+    where batches are cut on the device; and on a GPU the cores of this rank but one, 8 at most.
 
-    def __call__(self, items: Sequence[Any]) -> Batch | MorphogenError:
-        for item in items:
-            if isinstance(item, MorphogenError):
-                return item
-        values, indices, positions = zip(*items)
-        return self.collate(list(values)), torch.tensor(indices), torch.tensor(positions)
+    ranks: training processes that share the cores of this machine.
+    """
+    if wanted is not None:
+        return wanted
+    if device.type == "cpu" or getattr(dataset, "resident", False):
+        return 0
+    return max(0, min(_MOST, cpu_cores() // ranks - 1))
 
 
 def loader(
-    dataset: Any, batches: RankBatches, *, workers: int, collate: Any = None, pin: bool = False
+    dataset: Any,
+    batches: RankBatches,
+    *,
+    workers: int | None = None,
+    collate: Any = None,
+    device: torch.device | str = "cpu",
+    ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Load the batches of this process in order; the result does not depend on ``workers``."""
+    """Load the batches of this process in order; the result does not depend on ``workers`` (``None``: by
+    :func:`loading_processes`). For a GPU they are made ahead, in pinned memory."""
+    device = torch.device(device)
+    away = device.type != "cpu"
+    if (away or workers) and hasattr(dataset, "prepare"):
+        dataset.prepare(device)
+    workers = loading_processes(workers, dataset, device, ranks)
     seed = batches.order.seed
-    for batch in DataLoader(
-        _Positioned(dataset, seed),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_Collate(collate or default_collate),
-        pin_memory=pin,
-        generator=torch.Generator().manual_seed(seed_for(seed, "workers")),
-    ):
+    made = _Batches(dataset, seed, collate)
+    source: Iterable[Any]
+    if workers:
+        source = DataLoader(
+            made,
+            sampler=batches,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed_for(seed, "workers")),
+        )
+    elif away:
+        source = ahead(lambda keys: _pinned(made[keys], device), batches, depth=2)
+    else:
+        source = map(made.__getitem__, batches)
+    for batch in source:
         if isinstance(batch, MorphogenError):
             raise batch
         yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _pinned(batch: Any, device: torch.device) -> Any:
+    if device.type != "cuda" or isinstance(batch, MorphogenError):
+        return batch
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    return pin_memory(batch)

@@ -26,6 +26,18 @@ class Task(Protocol):
     ``dataset.draw(index, generator) -> dict``
         In place of ``dataset[index]``, for datasets that cut random crops. The ``torch.Generator`` is seeded from
         the seed and the item's position, so it is the same with any number of workers and after a resume.
+
+    For data sets whose batches are made as a whole, in three steps:
+
+    ``dataset.place(index, generator)``
+        In place of ``draw``: where an item lies, a few numbers. Without it the place is the index.
+    ``dataset.cut(places) -> dict``
+        In place of ``collate``: the batch of these places, on the host. May run in a worker process.
+    ``dataset.finish(batch) -> dict``
+        The batch as ``loss`` takes it, on the device of the training.
+    ``dataset.prepare(device)``
+        Called before a training on a GPU, or with worker processes, begins: decode, copy to the device. When
+        ``dataset.resident`` is true after that, ``cut`` is cheap and no processes are started for it.
     """
 
     model: nn.Module

@@ -47,6 +47,10 @@ class Spots(Dataset):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return {"row": self.rows[i]}
 
+    def cut(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of some items, at once."""
+        return {"row": self.rows[torch.tensor(places)]}
+
 
 def noise_levels(schedule: Schedule) -> list[float]:
     if schedule.kind == "flow":

@@ -7,15 +7,14 @@ import math
 import cv2
 import numpy as np
 
+from morphogen.tasks.streams.turns import turn_of, turned
+
 
 def flipped(random: np.random.Generator, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """The arrays mirrored together: left–right and top–bottom, each with probability ½."""
     across, along = random.random(2) < 0.5
-    out = []
-    for array in arrays:
-        array = array[:, ::-1] if across else array
-        out.append(array[::-1] if along else array)
-    return tuple(out)
+    turn = turn_of(along, across)
+    return tuple(turned(array, turn) for array in arrays)
 
 
 def random_affine(random: np.random.Generator, side: int) -> np.ndarray:

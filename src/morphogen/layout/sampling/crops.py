@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError
+from morphogen.core.running.pipeline import ahead
+from morphogen.core.running.threads import cpu_cores
 from morphogen.layout.config import DataConfig
 from morphogen.layout.sampling.augment import blurred, flipped
 from morphogen.layout.sampling.styles import StyleSampler
@@ -57,6 +59,12 @@ class Places:
         )
 
 
+def read_all(sheets: Sequence[Sheet]) -> None:
+    """Have the pixels and labels of sheets that are images in memory, by all cores."""
+    for _ in ahead(lambda sheet: (sheet.size, sheet.present), sheets, threads=cpu_cores()):
+        pass
+
+
 class LayoutCrops(Dataset):
     """Items ``image`` (H,W,3) uint8, ``labels`` (H,W) int64, ``told`` (whether the labels count), ``style``
     (n,H,W,3) uint8.
@@ -83,6 +91,10 @@ class LayoutCrops(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def prepare(self, device: torch.device) -> None:
+        """Read all images, so that worker processes which start after this share them."""
+        read_all([*self.annotated.sheets, *(s for group in self.unannotated.groups.values() for s in group)])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.draw(index, torch.Generator().manual_seed(index))
@@ -154,6 +166,10 @@ class SegmentationCrops(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def prepare(self, device: torch.device) -> None:
+        """As :meth:`LayoutCrops.prepare`."""
+        read_all([sheet for places in (self.real, self.synthetic) if places for sheet in places.sheets])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.draw(index, torch.Generator().manual_seed(index))

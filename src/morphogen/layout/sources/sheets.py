@@ -156,7 +156,13 @@ class ImageSheet:
         return places_of(self.classes, 1, COARSE)
 
     def tissue(self, side: int) -> np.ndarray:
-        return tissue_cells(self.pixels, side)
+        if side not in self._tissue:
+            self._tissue[side] = tissue_cells(self.pixels, side)
+        return self._tissue[side]
+
+    @cached_property
+    def _tissue(self) -> dict[int, np.ndarray]:
+        return {}  # crop side → its cells
 
     def identity(self) -> list[Any]:
         stat = self.path.stat()

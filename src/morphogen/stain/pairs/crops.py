@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,16 +13,9 @@ from torch.utils.data import Dataset
 from morphogen.core.errors import InputError, nearest
 from morphogen.slides.recolouring import colour_map, glass_colour, on_white_glass, recoloured
 from morphogen.stain.data import Pair
-from morphogen.stain.pairs.geometry import read_aligned, scanned
-
-
-def orient(image: Tensor, index: int) -> Tensor:
-    """One of the 8 orientations of ``(H, W, C)``: ``index & 3`` quarter turns after a mirror when ``index &
-    4``.
-    """
-    if index & 4:
-        image = image.flip(1)
-    return torch.rot90(image, index & 3, (0, 1))
+from morphogen.stain.pairs.geometry import read_aligned, scanned, shared_size
+from morphogen.tasks.streams.held import HeldImages
+from morphogen.tasks.streams.turns import TURNS, turned_batch
 
 
 def balanced(labels: Sequence[int]) -> list[int]:
@@ -39,8 +32,18 @@ def cells_seen(mask: Tensor, factor: int) -> Tensor:
     return -torch.nn.functional.max_pool2d(-mask[:, None].float(), factor)
 
 
-def _bytes(tensors: Sequence[Tensor | None]) -> int:
-    return sum(each.nbytes for each in tensors if each is not None)
+@dataclass(frozen=True)
+class Place:
+    """Where an item is cut in the images of its pair, how it is turned, and the seed of its change of stain."""
+
+    index: int
+    top: int
+    left: int
+    turn: int = 0
+    jitter: int | None = None
+
+
+LAYERS = ("he", "ihc", "mask")
 
 
 class PairDataset(Dataset):
@@ -58,7 +61,7 @@ class PairDataset(Dataset):
     crop, orient:
         See :class:`~morphogen.stain.config.DataConfig`.
     memory_gib:
-        Decoded images kept, the last used first to stay.
+        Decoded images kept (:class:`~morphogen.tasks.streams.held.HeldImages`).
     balance_glass:
         Divide every H&E by the colour of its glass.
     stain_jitter:
@@ -89,64 +92,82 @@ class PairDataset(Dataset):
         self._items = balanced(self.labels) if balance else list(range(len(self.pairs)))
         self.balance_glass, self.stain_jitter = balance_glass, stain_jitter
         self._masked = any(pair.mask is not None for pair in self.pairs)
-        self._budget = int(memory_gib * 2**30)
-        self._kept: OrderedDict[int, tuple[Tensor, Tensor, Tensor | None]] = OrderedDict()
-        self._bytes = 0
+        self._held = HeldImages(self._read, len(self.pairs), memory_gib)
 
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def resident(self) -> bool:
+        """Whether the images lie on the device."""
+        return self._held.resident
+
+    def prepare(self, device: torch.device) -> None:
+        """See :class:`morphogen.training.Task`. Stains are changed on the host."""
+        self._held.prepare(device, resident=not self.stain_jitter)
+
+    def _read(self, index: int) -> list[np.ndarray]:
+        """H&E, target and, of all or of none, where the target was scanned: batches have one form."""
+        he, target = read_aligned(self.pairs[index])
+        if self.balance_glass:
+            he = on_white_glass(he, glass_colour(he))
+        if not self._masked:
+            return [he, target]
+        mask = scanned(self.pairs[index])
+        return [he, target, np.ones(he.shape[:2], bool) if mask is None else mask]
+
     def images(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Both whole images of a pair, aligned, ``(H, W, 3)`` uint8 or of the target's channels, and where the target
         was scanned ``(H, W)`` bool."""
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        a, b = read_aligned(self.pairs[index])
-        if self.balance_glass:
-            a = on_white_glass(a, glass_colour(a))
-        mask = scanned(self.pairs[index])
-        both = (
-            torch.from_numpy(np.ascontiguousarray(a)),
-            torch.from_numpy(np.ascontiguousarray(b)),
-            None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)),
+        layers = self._held[index]
+        return layers[0], layers[1], None if self.pairs[index].mask is None else layers[2]
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return self._held.size(index) or shared_size(self.pairs[index])
+
+    def place(self, index: int, generator: torch.Generator) -> Place:
+        """Where an item is cut, and how it is turned and stained."""
+        top, left = (
+            int(torch.randint(0, size - self.crop + 1, (), generator=generator))
+            for size in self._size(self._items[index])
         )
-        self._bytes += _bytes(both)
-        self._kept[index] = both
-        while self._bytes > self._budget and self._kept:
-            _, old = self._kept.popitem(last=False)
-            self._bytes -= _bytes(old)
-        return both
+        turn = int(torch.randint(0, TURNS, (), generator=generator)) if self.orient else 0
+        jitter = int(torch.randint(0, 2**31, (), generator=generator)) if self.stain_jitter else None
+        return Place(index, top, left, turn, jitter)
 
     def draw(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        he, ihc, mask = self.images(self._items[index])
-        top, left = (
-            int(torch.randint(0, size - self.crop + 1, (), generator=generator)) for size in he.shape[:2]
-        )
-        turn = int(torch.randint(0, 8, (), generator=generator)) if self.orient else 0
-        item = self._item(index, he, ihc, mask, top, left, turn)
-        if self.stain_jitter:
-            random = np.random.default_rng(int(torch.randint(0, 2**31, (), generator=generator)))
-            changed = recoloured(item["he"].numpy(), colour_map(random, self.stain_jitter))
-            item["he"] = torch.from_numpy(changed)
-        return item
+        return self._one(self.place(index, generator))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        he, ihc, mask = self.images(self._items[index])
-        top, left = ((size - self.crop) // 2 for size in he.shape[:2])
-        return self._item(index, he, ihc, mask, top, left, 0)
+        top, left = ((size - self.crop) // 2 for size in self._size(self._items[index]))
+        return self._one(Place(index, top, left))
 
-    def _item(
-        self, index: int, he: Tensor, ihc: Tensor, mask: Tensor | None, top: int, left: int, turn: int
-    ) -> dict[str, Tensor]:
-        place = slice(top, top + self.crop), slice(left, left + self.crop)
-        seen: dict[str, Tensor] = {}
-        if self._masked:  # of all items or of none: batches have one form
-            full = torch.ones(self.crop, self.crop, dtype=torch.bool) if mask is None else mask[place]
-            seen["mask"] = orient(full[..., None], turn)[..., 0].contiguous()
-        return seen | {
-            "he": orient(he[place], turn).contiguous(),
-            "ihc": orient(ihc[place], turn).contiguous(),
-            "label": torch.tensor(self.labels[self._items[index]]),
-            "index": torch.tensor(index),
+    def _one(self, place: Place) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.finish(self.cut([place])).items()}
+
+    def cut(self, places: Sequence[Place]) -> dict[str, Tensor]:
+        """The batch of some places, not turned yet; their numbers alone where the images lie on the device."""
+        pairs = [self._items[place.index] for place in places]
+        found = {
+            "label": torch.tensor([self.labels[pair] for pair in pairs]),
+            "index": torch.tensor([place.index for place in places]),
         }
+        rows = np.array(
+            [[pair, place.top, place.left, place.turn] for pair, place in zip(pairs, places, strict=True)]
+        )
+        if self.resident:
+            return {"place": torch.from_numpy(rows), **found}
+        layers = self._held.cut(rows, self.crop)
+        for he, place in zip(layers[0].numpy(), places, strict=True):
+            if place.jitter is not None:
+                random = np.random.default_rng(place.jitter)
+                he[...] = recoloured(he, colour_map(random, self.stain_jitter))
+        return {**dict(zip(LAYERS, layers)), "turn": torch.from_numpy(rows[:, 3].copy()), **found}
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The items of this class, turned, on the device of the batch."""
+        rest = {name: batch[name] for name in ("label", "index")}
+        if "place" in batch:
+            layers = self._held.cut_there(batch["place"], self.crop)
+            return {**dict(zip(LAYERS, layers)), **rest}
+        return {name: turned_batch(batch[name], batch["turn"]) for name in LAYERS if name in batch} | rest

@@ -122,7 +122,12 @@ def scanned(pair: Pair) -> np.ndarray | None:
     return cut(pair, mask)
 
 
-def shared_side(pair: Pair) -> int:
-    """Shorter side in pixels of what both images of a pair show."""
+def shared_size(pair: Pair) -> tuple[int, int]:
+    """(height, width) in pixels of what both images of a pair show."""
     rows, columns = shared_box(pair, image_size(pair.he))
-    return min(rows.stop - rows.start, columns.stop - columns.start)
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def shared_side(pair: Pair) -> int:
+    """Its shorter side."""
+    return min(shared_size(pair))
