@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from morphogen.core.devices import autocast, resolve_device, torch_dtype
+from morphogen.core.devices import (
+    CALLS,
+    STEPS,
+    autocast,
+    chosen_precision,
+    compiling_pays,
+    resolve_device,
+    torch_dtype,
+)
 from morphogen.core.errors import ConfigError
 from morphogen.core.progress import progress
 from morphogen.core.seeds import generator, numpy_generator, seed_for
@@ -42,6 +50,30 @@ def test_precision():
         assert layer(x).dtype is torch.bfloat16
     with autocast("cpu", "fp32"):
         assert layer(x).dtype is torch.float32
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_precision_of_itself_is_reduced_on_gpus_that_multiply_in_it_alone(monkeypatch, multiplies):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: multiplies)
+    expected = "bf16" if multiplies else "fp32"
+    assert chosen_precision("auto", "cuda:1") == expected
+    assert chosen_precision("auto", "cpu") == chosen_precision("auto", "mps") == "fp32"
+    assert chosen_precision("fp16", "cuda") == "fp16" and chosen_precision("fp32", "cuda") == "fp32"
+    with pytest.raises(ConfigError, match="unknown precision 'atuo'.*Did you mean 'auto'"):
+        chosen_precision("atuo", "cuda")
+    layer, x = torch.nn.Linear(4, 4), torch.zeros(1, 4)
+    with autocast("cpu", "auto"):
+        assert layer(x).dtype is torch.float32
+
+
+def test_compiling_pays_on_a_gpu_with_enough_ahead(monkeypatch):
+    monkeypatch.setattr("morphogen.core.devices._has_compiler", lambda: True)
+    assert compiling_pays("cuda", CALLS) and not compiling_pays("cuda", CALLS - 1)
+    assert compiling_pays("cuda:3", STEPS, training=True)
+    assert not compiling_pays("cuda", STEPS - 1, training=True)
+    assert not compiling_pays("cpu", 1e12) and not compiling_pays("mps", 1e12)
+    monkeypatch.setattr("morphogen.core.devices._has_compiler", lambda: False)
+    assert not compiling_pays("cuda", 1e12)
 
 
 def test_progress_yields_everything():

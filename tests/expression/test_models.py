@@ -345,3 +345,30 @@ def test_panel_mismatch(models, world):
     panel = Panel(("G00", "NOPE"), "listed")
     with pytest.raises(InputError, match="1 of 2 panel genes are not measured: NOPE"):
         tabulate(world[3], panel)
+
+
+@pytest.mark.parametrize("first", ["compiled", "reduced"])
+def test_compiling_reaches_the_reduced_network_that_is_sampled(models, monkeypatch, first):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
+    model = ExpressionModel(
+        models["stem"].head,
+        models["stem"].config,
+        models["stem"].panel,
+        models["stem"].transform,
+        models["stem"].encoder,
+        {},
+    )
+    if first == "reduced":
+        model.sampler("bf16")
+    model.compile()
+    head, _ = model.sampler("bf16")
+    assert any(each is head.sampled for each in compiled) and head is not model.head
+
+
+def test_calls_ahead_are_told_before_a_section_is_predicted(models, world, monkeypatch):
+    told = []
+    monkeypatch.setattr(ExpressionModel, "expect", lambda self, calls: told.append(calls))
+    n = world[3].n_obs
+    models["stem"](world[3], samples=3, steps=5, batch_size=50, device="cpu")
+    assert told == [-(-3 * n // 50) * 5]

@@ -48,6 +48,9 @@ class CopyModel:
     def label(self, stain=None):
         return 1
 
+    def expect(self, calls):
+        self.expected = calls
+
     def __call__(self, images, sampler, *, samples=1, **_):
         copies = images[:, None].expand(-1, samples, -1, -1, -1)
         spread = images.float().mean(dim=-1)

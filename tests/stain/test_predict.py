@@ -156,3 +156,26 @@ def test_a_folder_of_an_earlier_version_goes_on(tiny, folder, tmp_path):
     with pytest.raises(OutputError, match="apply.sampler.steps was 2, now 3"):
         other = QUICK.replace(sampler=QUICK.sampler.replace(steps=3))
         stain_folder(tiny, folder, out, other)
+
+
+def test_bf16_is_far_below_what_a_seed_changes():
+    """The packaged model: why networks run in it on GPUs by default."""
+    from morphogen.demo.workspace import stain_model
+
+    model = StainTransfer.from_pretrained(stain_model())
+    image = he_like(np.random.default_rng(0), 128)
+    exact, reduced, other = (
+        stain_image(model, image, ApplyConfig(seed=seed), precision=precision).sample.astype(float)
+        for seed, precision in ((0, "fp32"), (0, "bf16"), (1, "fp32"))
+    )
+    assert 0 < np.abs(reduced - exact).mean() < 0.05 * np.abs(other - exact).mean()
+
+
+def test_the_calls_ahead_are_told_before_an_image_of_many_windows(copying, tiny, monkeypatch):
+    config = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(batch=4))
+    image = he_like(np.random.default_rng(0), 200)
+    stain_image(copying, image, config)
+    told = []
+    monkeypatch.setattr(StainTransfer, "expect", lambda self, calls: told.append(calls))
+    stain_image(tiny, image, config)
+    assert told == [copying.expected] and told[0] % 5 == 0 and told[0] >= 5 * 16 / 4

@@ -220,3 +220,21 @@ def test_sizes():
     assert counts["paper"] == [400_920_579, 393_728]
     assert 60e6 < counts["base"][0] < 90e6
     assert counts["tiny"][0] < counts["small"][0] < 12e6
+
+
+def test_bf16_is_far_below_what_a_seed_changes(tiny, tiles, tmp_path, monkeypatch):
+    """Why networks run in it on GPUs by default; and batches are told before they are drawn."""
+    from morphogen.tissue.predict import draw_patches
+
+    told = []
+    monkeypatch.setattr(TissueDiffusion, "expect", lambda self, calls: told.append(calls))
+    vectors = tiles.features["patch"]
+    exact, reduced, other = (
+        tiny(vectors, "fast", seed=seed, precision=precision).images.float()
+        for seed, precision in ((0, "fp32"), (0, "bf16"), (1, "fp32"))
+    )
+    assert float((reduced - exact).abs().mean()) < 0.1 * float((other - exact).abs().mean())
+    draw_patches(tiny, tiles, tmp_path / "patches", "fast", batch=5)
+    from morphogen.tissue.sampling import TissueSampler
+
+    assert told == [3 * TissueSampler.of("fast").evaluations(tiny.schedule)]

@@ -30,9 +30,20 @@ Settings = Annotated[
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file of settings.")]
 Device = Annotated[str, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-PrecisionOption = Annotated[str, Parameter(name="--precision", help="fp32, bf16 or fp16.")]
+PrecisionOption = Annotated[
+    str,
+    Parameter(
+        name="--precision", help="auto (bf16 on GPUs that multiply in it, else fp32), fp32, bf16 or fp16."
+    ),
+]
+EncoderPrecision = Annotated[str, Parameter(name="--precision", help="fp32, bf16 or fp16.")]
 Compile = Annotated[
-    bool, Parameter(name="--compile", help="Compile the network with torch.compile.", negative=())
+    bool | None,
+    Parameter(
+        name="--compile",
+        help="Compile the network with torch.compile. Not said: on a GPU, when the work ahead pays for it.",
+        negative="--no-compile",
+    ),
 ]
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of every random draw (0 when not said).")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of text.", negative=())]

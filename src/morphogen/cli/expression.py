@@ -13,6 +13,7 @@ from morphogen.cli.common import (
     Compile,
     ConfigFile,
     Device,
+    EncoderPrecision,
     PrecisionOption,
     Seed,
     Settings,
@@ -61,7 +62,7 @@ def prepare(
     settings: Settings = (),
     spread: Spreading = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: EncoderPrecision = "fp32",
     json: AsJson = False,
 ) -> int:
     """Read measured sections and embed their spots: one .h5ad per section.
@@ -130,8 +131,8 @@ def train(
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
-    compile: Compile = False,
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     seed: Seed = None,
     json: AsJson = False,
 ) -> None:
@@ -196,7 +197,7 @@ def predict(
     precision: Annotated[
         str, Parameter(help="auto (bf16 where it pays, with the fast solver), fp32, bf16 or fp16.")
     ] = "auto",
-    compile: Compile = False,
+    compile: Compile = None,
     seed: Seed = None,
     json: AsJson = False,
 ) -> int:
@@ -276,8 +277,8 @@ def evaluate(
     config: ConfigFile = None,
     settings: Settings = (),
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
-    compile: Compile = False,
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     seed: Seed = None,
     json: AsJson = False,
 ) -> None:

@@ -74,8 +74,8 @@ def train(
     mpp: Mpp = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
-    compile: Compile = False,
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> int:
@@ -146,7 +146,8 @@ def synthesize(
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> int:
@@ -160,7 +161,7 @@ def synthesize(
     from morphogen.layout.segmenter.model import Segmenter
 
     resolved = load_config(SynthesisConfig, config, settings, count=count, pairing=pairing, seed=seed)
-    diffusion = LayoutDiffusion.from_pretrained(model, device=device)
+    diffusion = LayoutDiffusion.from_pretrained(model, device=device).compile(compile)
     data = data_of(diffusion, annotated, test, patient, classes)
     found = read(inputs, data, unannotated)
     diffusion.check_classes(found.classes.names)
@@ -220,7 +221,7 @@ def segmenter(
     mpp: Mpp = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> int:

@@ -151,7 +151,7 @@ def encode(
     readers: Annotated[int | None, Parameter(help="Threads that decode tiles of one slide.")] = None,
     device: Annotated[str | None, Parameter(name="--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     precision: Annotated[str | None, Parameter(name="--precision", help="fp32, bf16 or fp16.")] = None,
-    compile: Compile = False,
+    compile: Compile = None,
     trust_remote_code: Annotated[
         bool, Parameter(negative=(), help="Run Python code that comes with the weights.")
     ] = False,
@@ -176,7 +176,7 @@ def encode(
         encode__weights=None if weights is None else str(weights),
         encode__device=device,
         encode__precision=precision,
-        encode__compile=compile or None,
+        encode__compile=compile,
         encode__batch_size=batch_size,
         encode__readers=readers,
         encode__trust_remote_code=trust_remote_code or None,

@@ -74,8 +74,8 @@ def train(
     steps: Updates = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
-    compile: Compile = False,
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
     spread: Working = None,
@@ -129,7 +129,8 @@ def patches(
     mpp: Mpp = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
     spread: Working = None,
@@ -151,7 +152,7 @@ def patches(
         seed=seed,
         most=most,
     )
-    loaded = TissueDiffusion.from_pretrained(model, device=device)
+    loaded = TissueDiffusion.from_pretrained(model, device=device).compile(compile)
     table = tiles_for(loaded, inputs, out, most=resolved.most, **_read(encoder, weights, mpp, spread))
     made = draw_patches(
         loaded,
@@ -212,8 +213,8 @@ def canvas(
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
-    compile: Compile = False,
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
     json: AsJson = False,
@@ -234,9 +235,7 @@ def canvas(
         mpp=mpp,
         seed=seed,
     )
-    loaded = TissueDiffusion.from_pretrained(model, device=device)
-    if compile:
-        loaded.compile()
+    loaded = TissueDiffusion.from_pretrained(model, device=device).compile(compile)
     source = grid_from(
         loaded,
         like=like,
@@ -331,7 +330,8 @@ def evaluate(
     mpp: Mpp = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "auto",
+    compile: Compile = None,
     config: ConfigFile = None,
     settings: Settings = (),
     spread: Working = None,

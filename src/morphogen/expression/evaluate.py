@@ -15,6 +15,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 
+from morphogen.core.devices import chosen_precision, resolve_device
 from morphogen.core.errors import InputError
 from morphogen.core.provenance import versions
 from morphogen.core.seeds import numpy_generator
@@ -77,6 +78,8 @@ def evaluate_models(
     not_measured: dict[str, list[str]] = {}
     evaluations: dict[str, int] = {}
     k = config.predict.draws
+    where = resolve_device(device)
+    how = chosen_precision(precision, where) if where.type == "cpu" else precision  # tables are made in fp32
     for name in test:
         table, measured = test_table(by_name[name], panel, scoring)
         not_measured[name] = [g for g, m in zip(panel.genes, measured, strict=True) if not m]
@@ -87,7 +90,7 @@ def evaluate_models(
             samples[baseline.name] = baseline.samples(table, k, config.seed) if k else None
         for label, model in models.items():
             keep = config.predict.replace(keep_samples="obsm" if k else "no")
-            result = model(by_name[name], keep, device=device, precision=precision)
+            result = model(by_name[name], keep, device=device, precision=how)
             factor = model.transform.to(scoring)
             means[label] = np.asarray(result.layers["pred_mean"]) * factor
             samples[label] = np.asarray(result.obsm["pred_samples"], np.float32) * factor if k else None
@@ -132,13 +135,11 @@ def evaluate_models(
     return Evaluation(rows, split, about, over_patients(rows, split, config.seed), differences, maps)
 
 
-def load_models(folders: Sequence[Path | str], *, compile: bool = False) -> dict[str, ExpressionModel]:
+def load_models(folders: Sequence[Path | str], *, compile: bool | None = False) -> dict[str, ExpressionModel]:
     """Models by the name of their recipe; a prime for each further one of a recipe."""
     models: dict[str, ExpressionModel] = {}
     for folder in folders:
-        model = ExpressionModel.from_pretrained(folder)
-        if compile:
-            model.compile()
+        model = ExpressionModel.from_pretrained(folder).compile(compile)
         name: str = model.config.recipe
         while name in models:
             name += "′"

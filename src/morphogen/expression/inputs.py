@@ -126,14 +126,11 @@ class PredictRoom:
     table: str = TABLE
     device: str = "auto"
     precision: str = "auto"
-    compile: bool = False
+    compile: bool | None = False
     alone: bool = False
 
     def load(self) -> ExpressionModel:
-        model = ExpressionModel.from_pretrained(self.model, device=self.device)
-        if self.compile:
-            model.compile()
-        return model
+        return ExpressionModel.from_pretrained(self.model, device=self.device).compile(self.compile)
 
     def __call__(self, loaded: ExpressionModel, item: Item, path: Path | None) -> Predicted:
         each: SectionInput = item.more
@@ -175,7 +172,7 @@ def predict_inputs(
     table: str = TABLE,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool = False,
+    compile: bool | None = False,
     spread: Spread | None = None,
 ) -> Iterator[Predicted]:
     """Predict everything that is named, an outcome as each is finished.

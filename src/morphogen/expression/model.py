@@ -128,13 +128,15 @@ class ExpressionModel(Pretrained):
             return self.head, precision
         if precision not in self._reduced:
             self._reduced[precision] = self.head.reduced(precision)
+            if self._compiled:  # a copy does not take that along
+                self._reduced[precision][0].sampled.compile()
         head, autocast = self._reduced[precision]
         return head.to(self.device), autocast
 
-    def compile(self) -> Self:
-        """Compile the network that sampling calls, in place."""
-        self.head.sampled.compile()
-        return self
+    def compile_networks(self) -> None:
+        """The network that sampling calls, in every precision."""
+        for head in (self.head, *(head for head, _ in self._reduced.values())):
+            head.sampled.compile()
 
     def __call__(
         self,

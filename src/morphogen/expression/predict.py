@@ -49,6 +49,8 @@ class Predictor(Protocol):
 
     def sampler(self, precision: str) -> tuple[Any, str]: ...
 
+    def expect(self, calls: float) -> None: ...
+
 
 @locks_file()
 def predict_section(
@@ -70,6 +72,7 @@ def predict_section(
     table = tabulate(section)
     head, autocast = model.sampler(precision)
     plan = Plan(head, len(model.panel), table, config, autocast)
+    model.expect(plan.calls)
     key = content_hash(
         model.identity,
         config.to_dict(),

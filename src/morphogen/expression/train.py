@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from morphogen.core.devices import chosen_precision, resolve_device
 from morphogen.core.errors import InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.seeds import generator
@@ -40,7 +41,7 @@ def train_model(
     split: Split | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = False,
 ) -> ExpressionModel:
     """Train on prepared sections (all of them: hand in training sections only) and save the model in ``out``.
 
@@ -57,7 +58,7 @@ def train_model(
             raise InputError(
                 f"section {sorted(wrong)[0]} is not in the training part of the split", where="split"
             )
-    out = writable_folder(out)
+    out, precision = writable_folder(out), chosen_precision(precision, resolve_device(device))
     panel = choose_panel(sections, config.panel)
     transform = target_transform(sections, config)
     tables = [tabulate(s, panel, transform, training=True) for s in sections]
@@ -235,7 +236,7 @@ def _train_diffusion(
     out: Path,
     device: str,
     precision: str,
-    compile: bool,
+    compile: bool | None,
 ) -> tuple[GeneDiffusion, TrainResult]:
     seed = config.training.seed
     head = GeneDiffusion(

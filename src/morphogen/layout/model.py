@@ -167,11 +167,10 @@ class LayoutDiffusion(Pretrained):
         )
         return cls(found.network, found.first_stage, config, {"source": Path(path).name, **found.facts})
 
-    def compile(self) -> Self:
-        """Run U-Net and style encoder through torch.compile from now on."""
+    def compile_networks(self) -> None:
+        """U-Net and style encoder."""
         self.network.unet.compile()
         self.network.style.compile()
-        return self
 
     @property
     def multiple(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from morphogen.core.devices import chosen_precision
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json
 from morphogen.core.jobs import RECORD, Job
@@ -91,6 +92,7 @@ def synthesize(
     images = config.style_images or model.config.style_images
     share = None if segmenter is None else lambda image: foreground(segmenter, image)
     plan = Plan(layouts, styles, data, config, count, images=images, share=share)
+    precision = chosen_precision(precision, model.device)
     facts: dict[str, Any] = {
         "settings": config.to_dict(),
         "sampler": chosen.to_dict(),
@@ -106,6 +108,7 @@ def synthesize(
         writable_folder(out / folder)
     numbers = range(len(plan))
     batches = [numbers[at : at + config.batch] for at in range(0, len(plan), config.batch)]
+    model.expect(len(batches) * chosen.evaluations(model.schedule))
     rows: list[dict[str, str]] = []
     for batch in progress(batches, total=len(batches), what="synthesising batches"):
         pairs = [plan[number] for number in batch]

@@ -236,7 +236,7 @@ def train_model(
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = False,
 ) -> Trained:
     """Train on what :func:`~morphogen.layout.data.read_sources` found; the model, with its averaged weights, is
     ``out/model``. A run found in ``out`` goes on from its newest checkpoint."""

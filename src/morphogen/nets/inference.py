@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from morphogen.core.devices import torch_dtype
+from morphogen.core.devices import multiplies_bf16, torch_dtype
 from morphogen.core.errors import ConfigError
 from morphogen.nets.gene_transformer import GeneTransformer
 
@@ -14,7 +14,7 @@ def fast_precision(device: torch.device | str) -> str:
     """The precision that pays on a device: "bf16" on GPUs and CPUs that multiply in bfloat16, else "fp32"."""
     kind = torch.device(device).type
     if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if multiplies_bf16(device) else "fp16"
     if kind == "cpu":
         flags = (
             getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from morphogen.core.devices import chosen_precision
 from morphogen.core.running.spread import Spread
 from morphogen.metrics.seams import SeamScore
 from morphogen.slides import Slide, open_slide
@@ -147,7 +148,7 @@ def run_facts(model: StainTransfer, config: ApplyConfig, precision: str) -> dict
         "model": model.identity,
         "stain": config.stain or model.stains[0],
         "apply": config.model_dump(mode="json"),
-        "precision": precision,
+        "precision": chosen_precision(precision, model.device),
         "encoder": model.config.encoder,
         "model_mpp": model.mpp,
         **({} if model.config.target.colour else {"target": model.config.target.to_dict()}),
@@ -255,15 +256,14 @@ class StainRoom:
     weights: str | None = None
     device: str = "auto"
     precision: str = "fp32"
-    compile: bool = False
+    compile: bool | None = False
     keep_samples: bool = False
     format: Format = "tiff"
 
     def load(self) -> StainTransfer:
-        model = StainTransfer.from_pretrained(
+        return StainTransfer.from_pretrained(
             self.model, encoder=self.encoder, encoder_weights=self.weights, device=self.device
-        )
-        return model.compile() if self.compile else model
+        ).compile(self.compile)
 
     def images(self, model: StainTransfer, files: Mapping[str, Path]) -> FolderResult:
         options = {"precision": self.precision, "keep_samples": self.keep_samples, "format": self.format}

@@ -229,7 +229,7 @@ def train_model(
     where: object = None,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = False,
 ) -> Trained:
     """Check pairs, train, and write the model to ``out/model`` (averaged weights; the best ones where they
     are chosen).
@@ -278,7 +278,7 @@ def _trained(
     skipped: int,
     device: torch.device,
     precision: str,
-    compile: bool,
+    compile: bool | None,
     mean: StainTransfer | None = None,
 ) -> Trained:
     """One training on checked pairs; around ``mean`` where one is given."""

@@ -37,6 +37,8 @@ class Translator(WindowModel, Protocol):
     """What makes something of every window of an image.
 
     planes: number C of the planes it makes, e.g. 3 for one colour image.
+
+    A method ``expect(batches)``, where it has one, is told how many calls of ``make`` an image needs.
     """
 
     @property
@@ -148,6 +150,8 @@ def make_bands(
             read, [(plan.columns[c], plan.rows[row]) for c in columns], plan.side, plan.window
         )
 
+    if expect := getattr(model, "expect", None):
+        expect(len(batches))
     with closing(ahead(images_of, batches, depth=3)) as images:
         for row in rows:
             for at in range(0, len(wants[row]), batch):

@@ -21,6 +21,7 @@ written beside them, and how it is put together from a folder that was read::
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -34,10 +35,12 @@ from torch import Tensor
 from morphogen.checkpoints import load_model, resolve_folder, save_model
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.config import Config
-from morphogen.core.devices import resolve_device
+from morphogen.core.devices import compiling_pays, resolve_device, tolerate_failures
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
 from morphogen.core.provenance import versions
+
+log = logging.getLogger("morphogen.tasks")
 
 
 class Pretrained(ABC):
@@ -58,6 +61,8 @@ class Pretrained(ABC):
     kind: ClassVar[str]
     config: Config
     network: Any
+    _compiled = False
+    _when_it_pays = False
 
     @abstractmethod
     def components(self) -> Mapping[str, Any]:
@@ -99,13 +104,29 @@ class Pretrained(ABC):
             self.network.to(memory_format=torch.channels_last)
         return self
 
-    def compile(self) -> Self:
-        """Run the network through torch.compile from now on, and those of models inside this one."""
+    def compile(self, wanted: bool | None = True) -> Self:
+        """Run the network through torch.compile from now on, and those of models inside this one; with ``None`` once
+        the work that :meth:`expect` is told of pays for it."""
+        self._when_it_pays = wanted is None
+        if wanted and not self._compiled:
+            self._compiled = True
+            self.compile_networks()
+        return self
+
+    def compile_networks(self) -> None:
+        """What :meth:`compile` does."""
         self.network.compile()
         for part in self.components().values():
             if isinstance(part, Pretrained):
                 part.compile()
-        return self
+
+    def expect(self, calls: float) -> None:
+        """``calls`` of the network with a full batch each are ahead: by the rule of
+        :func:`~morphogen.core.devices.compiling_pays` it is compiled, where that is left to it."""
+        if self._when_it_pays and not self._compiled and compiling_pays(self.device, calls):
+            tolerate_failures()
+            log.info("the network is compiled for the %d calls ahead", calls)
+            self.compile()
 
     # -- what it is
     # ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from morphogen.core.devices import chosen_precision
 from morphogen.core.errors import InputError
 from morphogen.core.files import atomic_path, content_hash, writable_folder, write_text
 from morphogen.core.jobs import Job
@@ -51,7 +52,7 @@ def draw_patches(
     with the patches that are missing, to the same bytes; an item's noise is that of its name, whatever the batch.
     """
     sampler = TissueSampler.of(sampler)
-    out = writable_folder(out)
+    out, precision = writable_folder(out), chosen_precision(precision, model.device)
     facts = {
         "model": model.identity,
         "tiles": tiles.identity(),
@@ -68,6 +69,7 @@ def draw_patches(
         raise InputError("two tiles have the same name", where="tiles", fix="Rename one")
     todo = [number for number, path in enumerate(files) if not path.is_file()]
     starts = range(0, len(todo), batch)
+    model.expect(len(starts) * sampler.evaluations(model.schedule))
     for start in progress(starts, total=len(starts), what="batches"):
         here = todo[start : start + batch]
         rows = [wanted[number][0] for number in here]

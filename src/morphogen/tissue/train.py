@@ -169,7 +169,7 @@ def train_model(
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = False,
     spread: Spread | None = None,
 ) -> Trained:
     """Read tiles, train, and write the model to ``out/model`` (averaged weights; the best where they are chosen).

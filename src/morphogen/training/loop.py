@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import torch
 
+from morphogen.core.devices import chosen_precision, compiling_pays, resolve_device, tolerate_failures
 from morphogen.core.errors import TrainingError
 from morphogen.core.files import writable_folder
 from morphogen.core.progress import Bar
@@ -42,7 +43,7 @@ def fit(
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | None = False,
     resume: bool = True,
 ) -> TrainResult:
     """Train ``task.model`` and leave everything about the run in the folder ``out``.
@@ -59,9 +60,11 @@ def fit(
     device:
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     precision:
-        ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (CUDA only, with loss scaling). Weights stay float32.
+        ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"`` (CUDA only, with loss scaling), or ``"auto"``
+        (:func:`~morphogen.core.devices.chosen_precision`). Weights stay float32.
     compile:
-        Run the model's forward and backward through torch.compile.
+        Run the model's forward and backward through torch.compile; ``None``: when the steps pay for it
+        (:func:`~morphogen.core.devices.compiling_pays`).
     resume:
         Whether a run found in ``out`` may go on; if not, finding one is an error.
 
@@ -80,8 +83,12 @@ def fit(
         Weights that do not fit; a missing optional package; a folder that cannot be written.
     """
     out = writable_folder(out)
+    precision = chosen_precision(precision, resolve_device(device))
     accelerator = start_accelerator(config, out, device=device, precision=precision)
-    with own_randomness(accelerator.device), compiled(task.model, compile, accelerator.device):
+    pays = compile is None and compiling_pays(accelerator.device, config.steps, training=True)
+    if pays:
+        tolerate_failures()
+    with own_randomness(accelerator.device), compiled(task.model, bool(compile or pays), accelerator.device):
         run = Run(task, config, out, accelerator, precision=precision, resume=resume)
         try:
             train(run)

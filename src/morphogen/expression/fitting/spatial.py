@@ -109,7 +109,7 @@ def train_spatial(
     out: Path,
     device: str,
     precision: str,
-    compile: bool,
+    compile: bool | None,
 ) -> tuple[SpatialModel, TrainResult | None]:
     """The whole recipe on training tables."""
     model, held, whitened = SpatialModel.fit(tables, config.spatial, transform)

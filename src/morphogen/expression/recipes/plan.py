@@ -49,6 +49,12 @@ class Plan:
         return self.head.evaluations(self.config)
 
     @property
+    def calls(self) -> int:
+        """Calls of the network for the whole section."""
+        rows = len(self.table) * max(1, self.config.draws)
+        return -(-rows // self.config.batch_size) * self.evaluations
+
+    @property
     def mean_from(self) -> str:
         return "read-out" if self.head.reads_out_mean or not self.config.draws else "samples"
 

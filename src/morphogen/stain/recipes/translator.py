@@ -78,6 +78,11 @@ class StainTranslator:
             device=self.model.device,
         )
 
+    def expect(self, batches: int) -> None:
+        """So many batches are ahead: whether to compile (:meth:`~morphogen.tasks.pretrained.Pretrained.expect`)."""
+        sampler = self.config.sampler
+        self.model.expect(batches * (sampler.steps + sampler.inversion_steps))
+
     def make(
         self, images: np.ndarray, noise: Callable[[int], Tensor] | None, posterior_noise: Tensor | None
     ) -> Tensor:

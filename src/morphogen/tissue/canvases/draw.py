@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.devices import chosen_precision
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import writable_folder, write_json
 from morphogen.core.jobs import Job
@@ -275,6 +276,8 @@ def draw_canvas(
             fix="Give it, for example --mpp 0.5",
         )
     plan = CanvasPlan(model, grid, config, width, height)
+    precision = chosen_precision(precision, model.device)
+    model.expect(plan.evaluations() / plan.config.batch)
     facts = {
         "model": model.identity,
         "grid": grid.identity(),
