@@ -109,3 +109,36 @@ def test_errors_of_the_system_tell_reading_from_writing():
     assert isinstance(read, InputError) and str(read) == "a.svs: there is no such file or folder."
     assert isinstance(system_error(OSError(28, os.strerror(28), "b")), OutputError)
     assert "cannot be used (Is a directory)" in str(system_error(IsADirectoryError(21, os.strerror(21), "c")))
+
+
+def test_commands_begin_before_the_libraries_of_networks_are_loaded(tmp_path):
+    """A path that is not there is told before diffusers and transformers, which take seconds, are imported."""
+    script = """
+import sys
+from morphogen.cli.main import main
+codes = []
+for line in sys.argv[1:]:
+    try:
+        main(line.split("|"))
+        codes.append(0)
+    except SystemExit as end:
+        codes.append(end.code)
+heavy = sorted({"diffusers", "transformers", "torch._dynamo", "accelerate", "sklearn"} & set(sys.modules))
+print(codes, heavy)
+"""
+    missing = str(tmp_path / "missing")
+    out = f"--out|{tmp_path / 'out'}"
+    lines = [
+        f"stain|predict|{missing}|--model|demo|{out}",
+        f"stain|train|{missing}|{out}",
+        f"tissue|train|{missing}|{out}",
+        f"tissue|canvas|--model|{missing}|--like|{missing}|{out}",
+        f"layout|train|{missing}|{out}",
+        f"layout|segment|{missing}|--model|{missing}|{out}",
+        f"expression|predict|{missing}|--model|{missing}|{out}",
+        f"slide|encode|{missing}|{out}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip().splitlines()[-1] == f"{[2] * len(lines)} []", done.stderr

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, VQModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from pydantic import Field
 from torch import Tensor
 
@@ -205,6 +203,8 @@ def unet_config(unet: Mapping[str, Tensor], heads: int = 1, where: Any = None) -
 
 
 def _unet(unet: dict[str, Tensor], heads: int | None, where: Any) -> LatentUNet:
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
     config = unet_config(unet, LDM_HEADS if heads is None else heads, where)
     if heads is None and config.widths != LDM_WIDTHS:
         raise CheckpointError(
@@ -223,6 +223,8 @@ def _unet(unet: dict[str, Tensor], heads: int | None, where: Any) -> LatentUNet:
 
 def first_stage_from(state: Mapping[str, Tensor], where: Any = None) -> FirstStage:
     """The VQ or KL autoencoder of a CompVis state dict, stand-alone or under ``first_stage_model.``."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     inner = {
         key.removeprefix(FIRST_STAGE): value for key, value in state.items() if key.startswith(FIRST_STAGE)
     }
@@ -240,6 +242,8 @@ def first_stage_from(state: Mapping[str, Tensor], where: Any = None) -> FirstSta
 def _first_stage_shape(
     parts: Mapping[str, Tensor], scale: Tensor | None, where: Any
 ) -> KLFirstStage | VQFirstStage:
+    from diffusers import AutoencoderKL, VQModel
+
     if any(".attn." in key for key in parts if ".down." in key or ".up." in key):
         raise CheckpointError(
             "autoencoders with attention outside the middle block are not read", where=where

@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from morphogen.core.errors import CheckpointError, InputError
 from morphogen.core.files import write_json
 from morphogen.nets.folders import class_name, component, component_file
+
+if TYPE_CHECKING:  # takes seconds: where one is read
+    from diffusers import AutoencoderKL, VQModel
 
 _BASIS = "components.safetensors"
 
@@ -270,6 +273,8 @@ def load_first_stage(folder: Path | str, dtype: torch.dtype = torch.float32) -> 
         return PixelFirstStage(component_file(folder).factor)
     if name == "ComponentFirstStage":
         return ComponentFirstStage.load(folder)
+    from diffusers import AutoencoderKL, VQModel
+
     if name == "AutoencoderKL":
         return KLFirstStage(component(folder, AutoencoderKL, dtype))
     return VQFirstStage(component(folder, VQModel, dtype))

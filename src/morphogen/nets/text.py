@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from morphogen.core.errors import CheckpointError
 from morphogen.nets.folders import component
+
+if TYPE_CHECKING:  # takes seconds: where one is read
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class TextEncoder(nn.Module):
@@ -46,6 +49,8 @@ class TextEncoder(nn.Module):
 
 def load_text_encoder(folder: Path | str, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """Read ``tokenizer/`` and ``text_encoder/`` of a pipeline folder."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     folder = Path(folder)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

@@ -7,15 +7,17 @@ for genes, so that the diffusion core can wrap either.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from morphogen.core.errors import InputError
 from morphogen.nets.config import UNetConfig
 from morphogen.nets.folders import class_name, component
+
+if TYPE_CHECKING:  # takes seconds: where a network is made
+    from diffusers import UNet2DConditionModel, UNet2DModel
 
 
 class LatentUNet(nn.Module):
@@ -94,6 +96,8 @@ def build_unet(config: UNetConfig, seed: int | None = None) -> LatentUNet:
         "dropout": config.dropout,
         "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
     }
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -143,5 +147,7 @@ def widen_input(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionMod
 def load_unet(folder: Path | str, dtype: torch.dtype = torch.float32) -> LatentUNet:
     """Read a diffusers U-Net folder (config.json + safetensors); :class:`CheckpointError` where it is not
     one."""
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
     kinds = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
     return LatentUNet(component(folder, kinds[class_name(folder, kinds)], dtype))

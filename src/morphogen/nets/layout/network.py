@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +14,9 @@ from morphogen.nets.heads import DetailHead
 from morphogen.nets.layout.config import LayoutNetworkConfig
 from morphogen.nets.layout.encoders import StyleEncoder, null_images
 from morphogen.nets.unets import build_unet
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 class LayoutMapper(nn.Module):
@@ -56,6 +57,8 @@ class StyledUNet(nn.Module):
     """
 
     def __init__(self, unet: UNet2DModel, config: LayoutNetworkConfig) -> None:
+        from diffusers.models.resnet import ResnetBlock2D
+
         super().__init__()
         self.unet = unet
         self.style_block = ResnetBlock2D(
@@ -114,6 +117,8 @@ class LayoutNetwork(nn.Module):
     """
 
     def __init__(self, config: LayoutNetworkConfig) -> None:
+        from diffusers import UNet2DModel
+
         super().__init__()
         self.config = config
         unet = build_unet(

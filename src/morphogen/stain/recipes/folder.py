@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from diffusers import DDIMScheduler
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -24,6 +23,9 @@ from morphogen.nets import (
 )
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.recipes.network import PROMPT, StainNetwork, colour_skip, detail_head
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 KIND = "stain"
 PUBLISHED_ENCODER = "phikon"
@@ -210,6 +212,8 @@ def index(modules: dict[str, Any]) -> dict[str, Any]:
 
 def diffusers_scheduler(config: ModelConfig) -> DDIMScheduler:
     """The scheduler that agrees with the model: zero terminal SNR and trailing steps, except for epsilon."""
+    from diffusers import DDIMScheduler
+
     own = config.output != "epsilon"
     return DDIMScheduler(
         num_train_timesteps=1000,

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import DiTTransformer2DModel
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -26,6 +25,9 @@ from morphogen.nets.folders import component
 from morphogen.tasks.pretrained import Pretrained
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.config import PriorConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 _Width = Annotated[int, Field(gt=0, le=1 << 16)]  # of an embedding, or its components
 
@@ -126,6 +128,8 @@ class TissuePrior(Pretrained):
     @classmethod
     def fresh(cls, config: PriorConfig, components: Components, labels: list[str], **facts: Any) -> Self:
         """A prior with fresh weights."""
+        from diffusers import DiTTransformer2DModel
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(config.training.seed, "tissue prior"))
             network = DiTTransformer2DModel(
@@ -156,6 +160,8 @@ class TissuePrior(Pretrained):
 
     @classmethod
     def restored(cls, read: ModelFolder, **options: Any) -> Self:
+        from diffusers import DiTTransformer2DModel
+
         config: PriorConfig = read.settings(PriorConfig)
         space = Components(*read.fact("components_shape", tuple[_Width, _Width]))
         read.restore(space, "components")
