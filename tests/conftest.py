@@ -58,3 +58,30 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def looks():
+    """A recorder of what would make the host wait for a device, which the meta device stands for: there are no numbers
+    on it, so that any look fails, and is counted before it does. ``with looks() as looked: …; looked.found``."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Looks(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.found: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            waits = name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            if waits and any(t.device.type == "meta" for t in tensors):
+                self.found.append(name)
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type == "cpu":
+                if any(t.device.type == "meta" for t in tensors) and name in ("_to_copy", "copy_"):
+                    self.found.append(name)
+            return out
+
+    return Looks

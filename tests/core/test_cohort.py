@@ -175,6 +175,36 @@ def test_two_workers_get_different_gpus_of_eight(copy, items, monkeypatch):
         Spread(gpus=(2,)).environment(0, {"CUDA_VISIBLE_DEVICES": "6,7"})
 
 
+def test_fewer_items_than_gpus_share_them_out():
+    """``--gpus 4 5 6`` with two workers: two GPUs for the first, one for the second; with three one each."""
+    spread = Spread(gpus=(4, 5, 6))
+    first, second = (spread.environment(k, {}, workers=2) for k in range(2))
+    assert first == {"CUDA_VISIBLE_DEVICES": "4,6", "MORPHOGEN_DEVICES": "cuda:0,cuda:1"}
+    assert second == {"CUDA_VISIBLE_DEVICES": "5"}
+    assert [spread.environment(k, {}, workers=3)["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["4", "5", "6"]
+    # Nobody asked for several: one each, whatever the machine has.
+    assert Spread().environment(0, {"CUDA_VISIBLE_DEVICES": "0,1"}, workers=1) == {
+        "CUDA_VISIBLE_DEVICES": "0"
+    }
+
+
+def test_one_item_finds_all_gpus_that_were_named(copy, items, monkeypatch):
+    import morphogen.core.running.cohort as cohort
+    from morphogen.core.devices import TOGETHER
+
+    monkeypatch.delenv(TOGETHER, raising=False)
+    seen, real = [], cohort.perform
+
+    def looked(*arguments, **options):
+        seen.append(os.environ.get(TOGETHER))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cohort, "perform", looked)
+    run(copy, items("a"), Spread(gpus=(2, 0)))
+    run(copy, items("b"))
+    assert seen == ["cuda:2,cuda:0", None] and TOGETHER not in os.environ
+
+
 def test_an_input_is_staged_and_the_copy_removed(copy, items, tmp_path):
     stage = tmp_path / "disk"
     (reply, _) = run(copy, items("a", "b"), Spread(stage=stage))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import zarr
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
-from morphogen.expression.config import SamplerConfig, SpatialConfig
+from morphogen.expression.config import PredictConfig, SamplerConfig, SpatialConfig
+from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
 from morphogen.expression.recipes.levels import OffsetScale
 from morphogen.expression.recipes.plan import LAYERS, Plan
 from morphogen.expression.recipes.residual import Residual, shared_part
@@ -372,3 +375,39 @@ def test_calls_ahead_are_told_before_a_section_is_predicted(models, world, monke
     n = world[3].n_obs
     models["stem"](world[3], samples=3, steps=5, batch_size=50, device="cpu")
     assert told == [-(-3 * n // 50) * 5]
+
+
+def test_no_step_of_sampling_waits_for_the_device(models, world, monkeypatch, looks):
+    """One copy back for each batch, and nothing is asked in between."""
+    from morphogen.expression.recipes import plan as plans
+
+    copies = []
+    monkeypatch.setattr(
+        plans, "fetched", lambda values: copies.append(values.device.type) or (lambda: np.zeros(values.shape))
+    )
+    head, _ = models["stem"].sampler("fp32")
+    head = copy.deepcopy(head)
+    chosen = PredictConfig(samples=2, batch_size=60, sampler=SamplerConfig(steps=4))
+    plan = Plan(head, len(models["stem"].panel), tabulate(world[3]), chosen, "fp32")
+    head.to("meta")
+    plan.given = type(plan.given)(plan.given.table, plan.given.embedded.to("meta"))
+    rows = next(iter(plan.shards()))
+    with looks() as looked:
+        plan.shard(rows, want_samples=False)
+    assert looked.found == [] and copies == ["meta"] * -(-len(rows) * 2 // 60)
+
+
+def test_no_training_step_waits_for_the_device(models, world, looks):
+    from morphogen.expression.train import DiffusionTask
+    from morphogen.training import Draws
+
+    chosen = config("stem")
+    panel, transform = models["stem"].panel, models["stem"].transform
+    tables = [tabulate(section, panel, transform, training=True) for section in world[:2]]
+    head = GeneDiffusion(chosen.network, tables[0].y.shape[1], tables[0].embedding.shape[1])
+    task = DiffusionTask(head, tables, chosen)
+    task.to(torch.device("meta"))
+    batch = {name: value.to("meta") for name, value in task.dataset.cut(range(8)).items()}
+    with looks() as looked:
+        task.loss(task.model, batch, Draws(0, torch.arange(8), "meta"))["loss"].mean().backward()
+    assert looked.found == []

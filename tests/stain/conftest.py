@@ -39,7 +39,7 @@ class CopyModel:
     class network:
         channels = 2
 
-    multiple, factor, crop, mpp, stains, mean = 8, 4, 64, None, ("IHC",), None
+    multiple, factor, crop, mpp, stains, mean, others = 8, 4, 64, None, ("IHC",), None, ()
     identity, device = "copy", torch.device("cpu")
 
     class config:

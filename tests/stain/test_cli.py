@@ -166,3 +166,28 @@ def test_bad_input_is_one_line_and_exit_2(trained, tmp_path, monkeypatch, capsys
     assert run("stain", *(places.get(token, token) for token in tokens)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morphogen: ")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_one_slide_on_two_devices_is_that_of_one(trained, tmp_path, monkeypatch):
+    """Simulated: ``--gpus`` names devices by ``MORPHOGEN_DEVICES``, here twice the CPU."""
+    from morphogen.core.devices import TOGETHER
+    from morphogen.stain.model import StainTransfer
+
+    from .conftest import he_like
+
+    slide = tmp_path / "slide.ome.tif"
+    with PyramidWriter(slide, 300, 200, mpp=0.5, tile=256, codec="deflate") as writer:
+        writer.write(he_like(np.random.default_rng(1), 300)[:200], 0)
+    told = []
+    real = StainTransfer.__call__
+    monkeypatch.setattr(
+        StainTransfer, "__call__", lambda self, *a, **o: told.append(id(self)) or real(self, *a, **o)
+    )
+    for name, devices in (("one", "cpu"), ("two", "cpu,cpu")):
+        monkeypatch.setenv(TOGETHER, devices)
+        options = ["--steps", "2", "--out", tmp_path / name, "--windows.batch", "2", "--model"]
+        assert run("stain", "predict", slide, *options, trained / "run" / "model") == 0
+        assert len(set(told)) == len(devices.split(","))
+        told.clear()
+    (one,), (two,) = ((tmp_path / name).glob("*.ome.tif") for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()

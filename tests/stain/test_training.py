@@ -292,3 +292,19 @@ def test_detail_head_changes_nothing_at_first_and_sees_across_blocks():
         moved[0, :, 2, 2] += 1.0
         changed = (head(moved, x, image) - before).abs().amax(dim=(0, 1)) > 1e-6
     assert changed[1:4, 1:4].all() and not changed[:, 5].any()
+
+
+def test_no_training_step_waits_for_the_device(make_pairs, looks):
+    """Cut and turned on the device, encoded, and through the network and back."""
+    stain = build_model(TINY, crop=32)
+    dataset = PairDataset(find_pairs(make_pairs(3)).pairs, stain.stains, crop=32)
+    places = [dataset.place(k % 3, torch.Generator().manual_seed(k)) for k in range(4)]
+    dataset._held.move(torch.device("meta"))
+    for part in (stain.network, stain.first_stage):
+        part.to("meta")
+    batch = {name: value.to("meta") for name, value in dataset.cut(places).items()}
+    task = StainTask(stain, dataset, TrainConfig())
+    with looks() as looked:
+        figures = task.loss(task.model, dataset.finish(batch), Draws(0, torch.arange(4), "meta"))
+        figures["loss"].mean().backward()
+    assert looked.found == [] and figures["loss"].device.type == "meta"

@@ -161,3 +161,53 @@ def test_windows_that_do_not_fit_are_refused(copier):
         plan_windows(copier, WindowConfig(window=68), 200, 200)
     with pytest.raises(ConfigError, match="leaves nothing"):
         plan_windows(copier, WindowConfig(overlap=64), 200, 200)
+
+
+def test_bands_shared_over_devices_are_those_of_one():
+    """Three simulated devices: each makes its part of the batches, and bytes are the same from any band on."""
+    import threading
+
+    class Counted(Noisy):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.batches, self.within = [], threading.Semaphore(1)
+
+        def make(self, images, noise, posterior_noise):
+            assert self.within.acquire(blocking=False), "two batches at once on one device"
+            try:
+                self.batches.append(len(images))
+                return super().make(images, noise, posterior_noise)
+            finally:
+                self.within.release()
+
+    image, alone, several = random_image(300, 260), Noisy(), Counted()
+    several.replicas = [Counted(), Counted()]
+    plan = plan_windows(alone, WindowConfig(), 260, 300)
+    for first in (0, 2):
+        expected, found = (
+            list(make_bands(each, plan, array_reader(image), name="a", batch=2, first=first))
+            for each in (alone, several)
+        )
+        assert len(expected) == len(found) == len(plan.rows) - first
+        for a, b in zip(expected, found, strict=True):
+            assert (
+                a.top == b.top and np.array_equal(a.planes, b.planes) and np.array_equal(a.covered, b.covered)
+            )
+    counts = [len(each.batches) for each in (several, *several.replicas)]
+    assert max(counts) - min(counts) <= 2 and min(counts) > 3
+
+
+def test_an_error_on_one_of_several_devices_comes_up():
+    class Broken(Noisy):
+        device = torch.device("cpu")
+
+        def make(self, images, noise, posterior_noise):
+            raise RuntimeError("out of memory")
+
+    several = Noisy()
+    several.device, several.replicas = torch.device("cpu"), [Broken()]
+    plan = plan_windows(several, WindowConfig(), 260, 300)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(make_bands(several, plan, array_reader(random_image(300, 260)), name="a", batch=2))

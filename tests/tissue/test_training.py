@@ -238,3 +238,18 @@ def test_bf16_is_far_below_what_a_seed_changes(tiny, tiles, tmp_path, monkeypatc
     from morphogen.tissue.sampling import TissueSampler
 
     assert told == [3 * TissueSampler.of("fast").evaluations(tiny.schedule)]
+
+
+def test_no_training_step_waits_for_the_device(tiles, looks):
+    model = new_model(ModelConfig.of("tiny", embeddings={"patch": 5}, encoder="texture"), tile_px=32, mpp=1.0)
+    dataset = TileDataset(tiles, flip=True, turn=True)
+    places = [dataset.place(k, torch.Generator().manual_seed(k)) for k in range(4)]
+    for part in model.components().values():
+        if part is not None:
+            part.to("meta")
+    batch = {name: value.to("meta") for name, value in dataset.cut(places).items()}
+    task = TissueTask(model, dataset, TrainConfig(), tiles, {})
+    with looks() as looked:
+        figures = task.loss(task.model, dataset.finish(batch), Draws(0, torch.arange(4), "meta"))
+        figures["loss"].mean().backward()
+    assert looked.found == [] and figures["loss"].device.type == "meta"

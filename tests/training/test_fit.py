@@ -239,3 +239,27 @@ def test_early_stop(toy, tmp_path):
     again = fit(toy.Toy(), config, tmp_path, device="cpu")
     assert (again.step, again.stopped_early) == (10, True)
     assert again.ema_state.keys() == result.ema_state.keys() and same(again.ema_state, result.ema_state)
+
+
+def test_no_step_waits_for_the_device(tmp_path, looks, monkeypatch):
+    """What the loop keeps of a step: one number is sent back, and looked at a step later."""
+    from types import SimpleNamespace
+
+    from morphogen.training import guard
+    from morphogen.training.logging import Means
+
+    asked = []
+
+    def fetched(flag):
+        assert flag.device.type == "meta" and flag.shape == ()
+        return lambda: asked.append(len(asked)) or True
+
+    monkeypatch.setattr(guard, "fetched", fetched)
+    watching = guard.FiniteGuard(SimpleNamespace(num_processes=1), tmp_path)
+    means, loss = Means(), torch.zeros(4, device="meta")
+    with looks() as looked:
+        for step in range(3):
+            assert len(asked) == max(0, step - 1)
+            means.add({"loss": loss, "mse": loss.mean()}, 4)
+            watching.watch(step, [guard.Part(torch.arange(4), loss)], torch.ones((), device="meta"))
+    assert looked.found == [] and len(asked) == 2

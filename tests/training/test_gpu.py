@@ -49,3 +49,25 @@ def test_draws_are_those_of_the_cpu():
     assert torch.equal(cpu.integers(1000, 50), gpu.integers(1000, 50).cpu())
     assert torch.equal(cpu.uniform(50), gpu.uniform(50).cpu())
     assert torch.allclose(cpu.normal(5000), gpu.normal(5000).cpu(), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_waits_for_the_gpu(toy, tmp_path, precision):
+    """Between two lines of the log nothing is asked of the GPU: torch raises where something is."""
+    from morphogen.training.loop import _batches, own_randomness, update
+    from morphogen.training.run import Run
+    from morphogen.training.start import start_accelerator
+
+    device = torch.device("cuda")
+    with own_randomness(device):
+        accelerator = start_accelerator(CONFIG, tmp_path, device=device, precision=precision)
+        run = Run(toy.Toy(), CONFIG, tmp_path, accelerator, precision=precision, resume=False)
+        batches = _batches(run, 0, 8)
+        run.model.train()
+        update(run, 0, batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(1, 8):
+                update(run, step, batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Literal
 
 from morphogen.core.errors import ConfigError, InputError, nearest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+TOGETHER = "MORPHOGEN_DEVICES"  # devices of this process, with commas between
 CALLS = 2_500  # of a network, for a full batch each, from which compiling it for a GPU pays
 STEPS = 5_000  # of a training, whose backward pass is compiled too
 # On an H200 compilation took up to a minute and saved about 25 ms of a call (a gene transformer of 12 × 384, batch
@@ -38,12 +40,15 @@ def check_memory(wanted: int, doing: str, where: object, fix: str) -> None:
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """``"auto"`` takes CUDA, then Apple's MPS, then the CPU; anything else must exist on this machine."""
+    """``"auto"`` takes the first of the devices that were given to this process (``--gpus``), else CUDA, then Apple's
+    MPS, then the CPU; anything else must exist on this machine."""
     import torch
 
     if isinstance(name, torch.device):
         return name
     if name == "auto":
+        if TOGETHER in os.environ:
+            return devices_together("auto")[0]
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -62,6 +67,13 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("Apple's MPS is not available here", where="--device", fix="Use --device cpu")
     return device
+
+
+def devices_together(name: str | torch.device = "auto") -> list[torch.device]:
+    """The devices that the work on one item is shared over: for ``"auto"`` all that were given to this process
+    (``MORPHOGEN_DEVICES``, which ``--gpus`` sets), else the one of :func:`resolve_device`."""
+    named = [each for each in os.environ.get(TOGETHER, "").split(",") if each] if name == "auto" else []
+    return [resolve_device(each) for each in named] or [resolve_device(name)]
 
 
 def torch_dtype(precision: str) -> torch.dtype:

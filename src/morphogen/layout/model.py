@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import InputError
+from morphogen.core.transfers import sent
 from morphogen.diffusion import ItemNoise, Schedule, network_denoiser
 from morphogen.diffusion.guidance import column_guided
 from morphogen.diffusion.sampler import SamplerConfig, sample
@@ -199,15 +200,16 @@ class LayoutDiffusion(Pretrained):
         count = self.config.network.classes
         if labels.ndim != 3:
             raise InputError(f"label maps must be (B, H, W), but are {tuple(labels.shape)}")
-        if labels.numel() and int(labels.max()) >= count:
+        # On a GPU they come from training data, which was checked as it was read.
+        if labels.device.type == "cpu" and labels.numel() and int(labels.max()) >= count:
             raise InputError(
                 f"the layout shows class {int(labels.max())}, the model has {count} ({', '.join(self.config.classes)})"
             )
         planes = F.one_hot(labels.long(), count).permute(0, 3, 1, 2).float()
         if self.config.network.border:
             planes = torch.cat([planes, borders(labels)], dim=1)
-        planes = planes.to(self.device)
-        return planes if told is None else planes * told.to(self.device)[:, None, None, None]
+        planes = sent(planes, self.device)
+        return planes if told is None else planes * sent(told, self.device)[:, None, None, None]
 
     def check_classes(self, names: Sequence[str]) -> None:
         """:class:`InputError` when data of these classes cannot be layouts of this model."""
@@ -224,7 +226,7 @@ class LayoutDiffusion(Pretrained):
             raise InputError(
                 f"style images must be uint8 (B, n, H, W, 3), not {images.dtype} {tuple(images.shape)}"
             )
-        pixels = images.to(self.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        pixels = sent(images, self.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         return self.network.styles(pixels)
 
     def condition(self, labels: Tensor, styles: Tensor | None) -> dict[str, Tensor]:

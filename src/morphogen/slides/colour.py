@@ -30,8 +30,10 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.transfers import sent
 
 Unit: TypeAlias = Literal["od", "skimage"]
+
 Layout: TypeAlias = Literal["auto", "nhwc", "nchw"]
 
 _HAEMATOXYLIN = (0.650, 0.704, 0.286)
@@ -80,14 +82,13 @@ def stain_matrix(stains: StainMatrix, *, device: torch.device | str | None = Non
             f"a stain matrix has shape (2 or 3, 3), with N in front for one per image; this one has "
             f"{tuple(matrix.shape)}"
         )
-    matrix = matrix.to(device=device)
     if matrix.shape[-2] == 2 or bool((matrix[..., 2, :] == 0).all()):
         residual = torch.linalg.cross(matrix[..., 0, :], matrix[..., 1, :])
         matrix = torch.stack([matrix[..., 0, :], matrix[..., 1, :], residual], dim=-2)
     unit = matrix / matrix.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     if bool((torch.linalg.det(unit).abs() < 1e-3).any()):
         raise InputError("the stain vectors are too alike to be told apart", where="stain matrix")
-    return matrix
+    return matrix if device is None else sent(matrix, device)  # only now: the checks wait for nothing
 
 
 def as_nchw(images: Tensor | np.ndarray, layout: Layout = "auto") -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import ConfigError, nearest
+from morphogen.core.transfers import sent
 from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
 from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder
@@ -224,7 +225,7 @@ class StainTransfer(Pretrained):
         """Targets, uint8 (B, H, W, 3) or intensities (B, H, W, C), → (B, C, H, W) around −1…1 on the model's device."""
         if self.config.target.colour:
             return self.pixels(images)
-        return spread(images.to(self.device).permute(0, 3, 1, 2), self.config.target)
+        return spread(sent(images, self.device).permute(0, 3, 1, 2), self.config.target)
 
     def condition(
         self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, base: Tensor | None = None
@@ -233,7 +234,7 @@ class StainTransfer(Pretrained):
         regression says, where it is seen."""
         if self.config.see_mean and base is not None:
             latents = torch.cat([latents, base], dim=1)
-        labels = torch.as_tensor(label, device=self.device).expand(len(latents))
+        labels = sent(torch.as_tensor(label), self.device).expand(len(latents))
         translate = torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         context, mask = self.network.contexts(tokens, translate)
         return {"image": latents, "context": context, "mask": mask, "label": labels}
@@ -264,10 +265,9 @@ class StainTransfer(Pretrained):
         """
         if self.mean is None:
             return None
-        theirs = torch.tensor([HE, *map(self.mean.label, self.stains)], device=self.device)
-        return self.mean.expected(
-            latents, tokens, theirs[torch.as_tensor(label, device=self.device)], precision
-        )
+        theirs = sent(torch.tensor([HE, *map(self.mean.label, self.stains)]), self.device)
+        at = sent(torch.as_tensor(label), self.device)
+        return self.mean.expected(latents, tokens, theirs[at], precision)
 
     # -- staining
     # ----------------------------------------------------------------------------------------------

@@ -261,8 +261,8 @@ class StainRoom:
     format: Format = "tiff"
 
     def load(self) -> StainTransfer:
-        return StainTransfer.from_pretrained(
-            self.model, encoder=self.encoder, encoder_weights=self.weights, device=self.device
+        return StainTransfer.on_all(
+            self.model, self.device, encoder=self.encoder, encoder_weights=self.weights
         ).compile(self.compile)
 
     def images(self, model: StainTransfer, files: Mapping[str, Path]) -> FolderResult:

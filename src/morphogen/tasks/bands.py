@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from morphogen.core.progress import progress
-from morphogen.core.running.pipeline import ahead
+from morphogen.core.transfers import one_behind
 from morphogen.tasks.config import PLAIN_BATCH, WindowConfig
 from morphogen.tasks.streams.batches import batch_for
 from morphogen.tasks.streams.blending import Blending
+from morphogen.tasks.streams.dealing import Dealt
 from morphogen.tasks.streams.noise import ImageNoise
-from morphogen.tasks.streams.pixels import Reader, array_reader, read_windows
+from morphogen.tasks.streams.pixels import Reader, array_reader
 from morphogen.tasks.windows import WindowModel, WindowPlan, plan_windows, scale_between
 
 _MANY = 64  # windows of one image from which their progress is shown
@@ -38,7 +40,8 @@ class Translator(WindowModel, Protocol):
 
     planes: number C of the planes it makes, e.g. 3 for one colour image.
 
-    A method ``expect(batches)``, where it has one, is told how many calls of ``make`` an image needs.
+    A method ``expect(batches)``, where it has one, is told how many calls of ``make`` an image needs. ``replicas``,
+    where it has some, are the same translator on further devices: batches are dealt out to all in turn.
     """
 
     @property
@@ -131,11 +134,11 @@ def make_bands(
     """Translate an image and give its bands from number ``first`` on, top to bottom.
 
     ``wanted(x, y, side)`` says whether a window is made at all; ``advance(n)`` is told of every n windows done.
-    A thread reads the pixels of the next batches meanwhile. Memory: a few batches of windows and a few bands. A band
+    A thread reads the pixels of the next batches meanwhile, and on a GPU a band is waited for only once the next is on
+    its way. Memory: a few batches of windows and a few bands. A band
     depends on its own windows only, and those always go through the network in the same batches: bands are the same
     whatever ``first``.
     """
-    noise = model.noise(plan, name)
     blending = Blending(plan, model.planes)
     bands = plan.bands()
     rows = range(plan.rows_for(first)[0] if first < len(bands) else len(bands), len(bands))
@@ -144,28 +147,26 @@ def make_bands(
     }
     batches = [(row, wants[row][at : at + batch]) for row in rows for at in range(0, len(wants[row]), batch)]
 
-    def images_of(place: tuple[int, list[int]]) -> np.ndarray:
-        row, columns = place
-        return read_windows(
-            read, [(plan.columns[c], plan.rows[row]) for c in columns], plan.side, plan.window
-        )
-
+    dealt = Dealt([model, *getattr(model, "replicas", ())], plan, name, read)
     if expect := getattr(model, "expect", None):
         expect(len(batches))
-    with closing(ahead(images_of, batches, depth=3)) as images:
+
+    def made(planes: Iterator[Tensor]) -> Iterator[Callable[[], Band]]:
         for row in rows:
             for at in range(0, len(wants[row]), batch):
                 columns = wants[row][at : at + batch]
-                regions = [plan.region(row, c) for c in columns]
-                if noise is None:
-                    planes = model.make(next(images), None, None)
-                else:
-                    planes = model.make(next(images), noise.over(regions), noise.start(regions))
-                blending.add(row, columns, planes)
+                blending.add(row, columns, next(planes))
                 advance(len(columns))
             values, covered = blending.take(row)
             if row >= first:
-                yield Band(bands[row][0], values, covered)
+                yield partial(_band, bands[row][0], values, covered)
+
+    with closing(dealt.planes(batches)) as planes:
+        yield from one_behind(made(planes), getattr(model, "device", None))
+
+
+def _band(top: int, values: Callable[[], np.ndarray], covered: np.ndarray) -> Band:
+    return Band(top, values(), covered)
 
 
 # -- images in memory

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -35,10 +35,11 @@ from torch import Tensor
 from morphogen.checkpoints import load_model, resolve_folder, save_model
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.config import Config
-from morphogen.core.devices import compiling_pays, resolve_device, tolerate_failures
+from morphogen.core.devices import compiling_pays, devices_together, resolve_device, tolerate_failures
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
 from morphogen.core.provenance import versions
+from morphogen.core.transfers import sent
 
 log = logging.getLogger("morphogen.tasks")
 
@@ -61,6 +62,7 @@ class Pretrained(ABC):
     kind: ClassVar[str]
     config: Config
     network: Any
+    others: Sequence[Self] = ()  # the same model on further devices
     _compiled = False
     _when_it_pays = False
 
@@ -111,6 +113,8 @@ class Pretrained(ABC):
         if wanted and not self._compiled:
             self._compiled = True
             self.compile_networks()
+        for other in self.others:
+            other.compile(wanted)
         return self
 
     def compile_networks(self) -> None:
@@ -151,6 +155,16 @@ class Pretrained(ABC):
         """Load a folder written by :meth:`save_pretrained`, or a hub id ``owner/name``, onto a device."""
         return cls.restored(load_model(resolve_folder(folder), cls.kind), **options).to(device)
 
+    @classmethod
+    def on_all(cls, folder: Path | str, device: str | torch.device = "auto", **options: Any) -> Self:
+        """:meth:`from_pretrained` on all devices that work on an item is shared over
+        (:func:`~morphogen.core.devices.devices_together`); ``others`` are those of the further ones."""
+        first, *others = (
+            cls.from_pretrained(folder, device=where, **options) for where in devices_together(device)
+        )
+        first.others = others
+        return first
+
     def save_pretrained(self, folder: Path | str) -> Path:
         """Write config, components, facts and library versions as one folder, whole or not at all."""
         return save_model(
@@ -173,4 +187,4 @@ class Pretrained(ABC):
                 f"crops of {images.shape[2]} × {images.shape[1]} px do not fit the network",
                 fix=f"Use sides that are multiples of {self.multiple}, or cut the image into windows",
             )
-        return images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return sent(images, self.device).permute(0, 3, 1, 2).float() / 127.5 - 1

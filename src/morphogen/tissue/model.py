@@ -15,6 +15,7 @@ from torch import Tensor
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import InputError
+from morphogen.core.transfers import sent
 from morphogen.diffusion import Denoiser, ItemNoise, Schedule, network_denoiser
 from morphogen.diffusion.sampler import sample
 from morphogen.nets import FirstStage, PixelFirstStage, load_first_stage
@@ -168,7 +169,8 @@ class TissueDiffusion(Pretrained):
 
         Raises :class:`InputError` for another width than the model's, and for numbers that are not finite.
         """
-        tensor = torch.as_tensor(values, dtype=torch.float32, device=self.device)
+        given = torch.as_tensor(values, dtype=torch.float32)
+        tensor = sent(given, self.device)
         width = self.config.embeddings.get(name)
         if width is None:
             raise InputError(f"this model has no embedding '{name}'", where="embeddings")
@@ -179,7 +181,8 @@ class TissueDiffusion(Pretrained):
                 where="embeddings",
                 fix="Encode with the model's own encoder",
             )
-        if not torch.isfinite(tensor).all():
+        # On a GPU they come from training data, which was checked as it was read.
+        if given.device.type == "cpu" and not torch.isfinite(given).all():
             raise InputError(
                 "the embeddings hold NaN or infinite numbers", where="embeddings", fix="Encode again"
             )

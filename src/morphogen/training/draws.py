@@ -15,6 +15,7 @@ import torch
 
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
+from morphogen.core.transfers import sent
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,7 +41,7 @@ class Draws:
     def __init__(self, seed: int, positions: torch.Tensor, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.positions = positions
-        keys = positions.to(self.device, torch.int64) * _signed(_GOLDEN)
+        keys = sent(positions, self.device, torch.int64) * _signed(_GOLDEN)
         self._keys = _mix(_mix(keys) ^ _signed(seed_for(seed, "draws") * 2 + 1))
         self._used = 0
 

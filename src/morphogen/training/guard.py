@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from morphogen.core.errors import TrainingError
+from morphogen.core.transfers import fetched
 from morphogen.training.checkpoint import CHECKPOINTS, list_steps
 from morphogen.training.logging import everywhere
 
@@ -24,8 +26,7 @@ class Part(NamedTuple):
 class _Watched(NamedTuple):
     step: int
     parts: list[Part]
-    finite: torch.Tensor
-    handle: Any
+    finite: Callable[[], Any]
 
 
 class FiniteGuard:
@@ -45,20 +46,22 @@ class FiniteGuard:
         finite = torch.stack([torch.isfinite(part.loss).all() for part in parts]).all()
         if gradient_norm is not None:
             finite = finite & torch.isfinite(gradient_norm)
-        flag, handle = finite.float(), None
+        flag = finite.float()
+        self.check()
         if self.accelerator.num_processes > 1:
             handle = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, async_op=True)
-        self.check()
-        self._watched = _Watched(step, parts, flag, handle)
+            if flag.device.type == "cpu":  # waits for the others, so one step later
+                self._watched = _Watched(step, parts, lambda: handle.wait() and flag.numpy())
+                return
+            handle.wait()  # on a GPU: the stream, not the host
+        self._watched = _Watched(step, parts, fetched(flag))
 
     def check(self) -> None:
         """Raise :class:`TrainingError` if the last step watched was not finite."""
         watched, self._watched = self._watched, None
         if watched is None:
             return
-        if watched.handle is not None:
-            watched.handle.wait()
-        if not watched.finite.item():
+        if not watched.finite():
             raise self._error(watched)
 
     def _error(self, watched: _Watched) -> TrainingError:

@@ -9,13 +9,16 @@ happens to an item, the others go on; what would meet all of them is raised::
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from morphogen.core.devices import TOGETHER
 from morphogen.core.errors import InputError, MorphogenError
 from morphogen.core.files import content_hash
 from morphogen.core.processes import Finished, run_apart
@@ -119,7 +122,9 @@ def _engine(
 
     def here(indices: Iterator[int]) -> Generator[tuple[int, Reply], None, None]:
         for index in indices:
-            yield index, perform(tasks[index], loaded, raising=alone)
+            with _devices(spread.gpus):
+                reply = perform(tasks[index], loaded, raising=alone)
+            yield index, reply
 
     def apart(indices: Iterator[int]) -> Generator[tuple[int, Reply], None, None]:
         taken: list[int] = []
@@ -129,7 +134,8 @@ def _engine(
                 taken.append(index)
                 yield tasks[index]
 
-        finished = run_apart(perform, given(), count, retries=spread.retries, environment=spread.environment)
+        environment = partial(spread.environment, workers=count)
+        finished = run_apart(perform, given(), count, retries=spread.retries, environment=environment)
         with closing(finished):
             for done in finished:
                 yield taken[done.item], _reply(done)
@@ -150,6 +156,21 @@ def _engine(
     if spread.scheduler is not None:
         return cluster
     return apart if count > 1 or (isolated and not alone) else here
+
+
+@contextmanager
+def _devices(gpus: Sequence[int]) -> Iterator[None]:
+    """Within the block this process works on these GPUs, on all of them together."""
+    before = os.environ.get(TOGETHER)
+    if gpus:
+        os.environ[TOGETHER] = ",".join(f"cuda:{number}" for number in gpus)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[TOGETHER] = before
+        elif gpus:
+            del os.environ[TOGETHER]
 
 
 def _reply(done: Finished) -> Reply:

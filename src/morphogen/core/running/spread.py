@@ -10,6 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import TypeVar
 
+from morphogen.core.devices import TOGETHER
 from morphogen.core.errors import ConfigError
 from morphogen.core.running.threads import cpu_cores
 
@@ -117,18 +118,25 @@ class Spread:
             wanted = min(cpu_cores(), int(psutil.virtual_memory().available // item_bytes))
         return max(1, min(items, wanted))
 
-    def environment(self, worker: int, visible: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """What a worker process finds in its environment: its one GPU."""
+    def environment(
+        self, worker: int, visible: Mapping[str, str] = os.environ, *, workers: int | None = None
+    ) -> dict[str, str]:
+        """What a worker process finds in its environment: its GPU. Where ``--gpus`` names more than there are
+        ``workers`` it has several, over which it shares out the windows of a slide."""
         numbers = self.gpus or tuple(range(gpu_count(visible)))
         if not numbers:
             return {}
-        number = numbers[worker % len(numbers)]
+        own: tuple[int, ...] = (numbers[worker % len(numbers)],)
+        if self.gpus and workers is not None and workers < len(numbers):
+            own = numbers[worker % workers :: workers]
         names = [name for name in visible.get(_VISIBLE, "").split(",") if name.strip()]
-        if names and number >= len(names):
+        if names and max(own) >= len(names):
             raise ConfigError(
-                f"there is no GPU {number} among the {len(names)} of {_VISIBLE}", where="--gpus"
+                f"there is no GPU {max(own)} among the {len(names)} of {_VISIBLE}", where="--gpus"
             )
-        return {_VISIBLE: names[number] if names else str(number)}
+        found = {_VISIBLE: ",".join(names[number] if names else str(number) for number in own)}
+        together = ",".join(f"cuda:{k}" for k in range(len(own)))
+        return found if len(own) == 1 else {**found, TOGETHER: together}
 
 
 def gpu_count(visible: Mapping[str, str] = os.environ) -> int:

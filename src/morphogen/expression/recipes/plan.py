@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.transfers import fetched, one_behind
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.recipes.heads import Head
 from morphogen.expression.sections.tables import SectionTable
@@ -88,10 +90,15 @@ class Plan:
         else:
             which, number = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
             size = self.config.batch_size
-        for start in range(0, len(which), size):
-            r, s = which[start : start + size], number[start : start + size]
-            drawn = self.head.draw(self.given, rows[r], s, self.config, self.precision)
-            samples[r, s] = drawn.cpu().numpy()
+
+        def drawn() -> Iterator[Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+            for start in range(0, len(which), size):
+                r, s = which[start : start + size], number[start : start + size]
+                values = self.head.draw(self.given, rows[r], s, self.config, self.precision)
+                yield partial(_placed, r, s, fetched(values))
+
+        for r, s, values in one_behind(drawn(), getattr(self.head, "device", None)):
+            samples[r, s] = values
         if not np.isfinite(samples).all():
             raise InputError("the samples hold NaN or infinite values", where=self.table.section)
         return samples
@@ -102,6 +109,12 @@ class Plan:
             self.head.mean(self.given, rows[i : i + size], self.precision) for i in range(0, len(rows), size)
         ]
         return np.concatenate(parts)
+
+
+def _placed(
+    rows: np.ndarray, sample: np.ndarray, values: Callable[[], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rows, sample, values()
 
 
 def locality(table: SectionTable, block_pitches: float = 16.0) -> np.ndarray:

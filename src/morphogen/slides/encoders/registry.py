@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from morphogen.core.devices import autocast, resolve_device, torch_dtype
 from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.core.transfers import sent
 from morphogen.slides.encoders import hub, lite0
 from morphogen.slides.encoders.spec import FILENAME, EncoderSpec, lazyslide_specs
 
@@ -99,7 +100,7 @@ class Encoder:
             )
         if not len(batch):
             return torch.zeros((0, self.spec.width or 0), device=self.device)
-        batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        batch = sent(batch, self.device).permute(0, 3, 1, 2)
         with autocast(self.device, self.precision):
             out = torch.as_tensor(self._forward(self._prepare(batch)))
         if out.ndim != (3 if self.tokens else 2) or len(out) != len(batch):

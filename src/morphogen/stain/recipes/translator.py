@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ class StainTranslator:
         self.crop, self.mpp = model.crop, model.mpp
         self.planes = self.laid.samples + self.laid.target.width * self.kept
         self.device = model.device
+        how: dict[str, Any] = {"precision": precision, "keep_samples": keep_samples, "glass": glass}
+        self.replicas = [StainTranslator(other, self.config, **how) for other in model.others]
 
     def noise(self, plan: WindowPlan, name: str) -> ImageNoise:
         """The K noise fields over an image: a function of the seed and its name."""
@@ -81,7 +84,9 @@ class StainTranslator:
     def expect(self, batches: int) -> None:
         """So many batches are ahead: whether to compile (:meth:`~morphogen.tasks.pretrained.Pretrained.expect`)."""
         sampler = self.config.sampler
-        self.model.expect(batches * (sampler.steps + sampler.inversion_steps))
+        calls = batches * (sampler.steps + sampler.inversion_steps) / (1 + len(self.model.others))
+        for model in (self.model, *self.model.others):
+            model.expect(calls)
 
     def make(
         self, images: np.ndarray, noise: Callable[[int], Tensor] | None, posterior_noise: Tensor | None

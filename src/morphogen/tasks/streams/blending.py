@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.transfers import fetched
 from morphogen.diffusion import feather
 from morphogen.tasks.windows import WindowPlan
 
@@ -45,8 +48,9 @@ class Blending:
             self._weights[:height, left:right] += weight
             self._covered[:height, left:right] = True
 
-    def take(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (C, h, width) float32 and where there are any (h, width), of the rows that no later window reaches.
+    def take(self, row: int) -> tuple[Callable[[], np.ndarray], np.ndarray]:
+        """Values (C, h, width) float32, on their way, and where there are any (h, width), of the rows that no later
+        window reaches.
 
         The one copy from the device for a band.
         """
@@ -55,17 +59,14 @@ class Blending:
         covered = self._covered[:height].copy()
         _move_up(self._covered, height)
         if self._sums is None:  # no window so far: all glass
-            return np.zeros((self.channels, height, self.plan.width), np.float32), covered
+            nothing = np.zeros((self.channels, height, self.plan.width), np.float32)
+            return (lambda: nothing), covered
         # Outside of windows sums and weights are 0.
         values = self._sums[:, :height] / self._weights[:height].clamp_min(torch.finfo(torch.float32).tiny)
+        found = fetched(values)
         for sums in (self._sums, self._weights):
             _move_up(sums, height)
-        return to_host(values), covered
-
-
-def to_host(tensor: Tensor) -> np.ndarray:
-    """The numbers of a tensor; waits for the device they are on."""
-    return tensor.cpu().numpy()
+        return found, covered
 
 
 def _move_up(rows: Tensor | np.ndarray, by: int) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from morphogen.core.transfers import sent
 from morphogen.slides.colour import stain_matrix
 from morphogen.slides.encoders.texture.gradients import straight
 
@@ -55,7 +56,7 @@ def planes(images: Tensor) -> Planes:
     rgb = images.permute(0, 3, 1, 2).contiguous()
     if images.is_floating_point():
         return _smooth_planes(rgb)
-    table = torch.tensor(_DENSITY, dtype=torch.float32, device=rgb.device)
+    table = sent(torch.tensor(_DENSITY, dtype=torch.float32), rgb.device)
     density = torch.index_select(table, 0, rgb.reshape(-1).to(torch.int32)).reshape(rgb.shape)
     red, green, blue = density.unbind(1)
     amounts = torch.empty((len(rgb), 4, *rgb.shape[2:]), dtype=torch.float32, device=rgb.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from morphogen.core.transfers import sent
 from morphogen.slides.encoders.texture.gradients import (
     entropy_terms,
     grey_levels,
@@ -45,7 +46,7 @@ def amounts(p: Planes) -> Family:
     n, channels = plane.shape[:2]
     kinds = ["mean", "sd", *(f"q{round(q * 100):02d}" for q in _QUANTILES)]
     names = [f"amount/{channel}/{kind}" for channel in CHANNELS for kind in kinds]
-    levels = torch.tensor(_QUANTILES, dtype=torch.float64, device=plane.device)
+    levels = sent(torch.tensor(_QUANTILES, dtype=torch.float64), plane.device)
     if plane.requires_grad:
         binned = straight(((plane - LOWEST) / STEP).floor() * STEP + (LOWEST + STEP / 2), plane)
         x = pixels(binned)
