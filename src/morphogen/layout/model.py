@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import InputError
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.diffusion import ItemNoise, Schedule, network_denoiser
 from morphogen.diffusion.guidance import column_guided
 from morphogen.diffusion.sampler import SamplerConfig, sample

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 
 Unit: TypeAlias = Literal["od", "skimage"]
 

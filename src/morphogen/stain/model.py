@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import ConfigError, nearest
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
 from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from morphogen.core.progress import progress
-from morphogen.core.transfers import one_behind
+from morphogen.core.running.transfers import one_behind
 from morphogen.tasks.config import PLAIN_BATCH, WindowConfig
 from morphogen.tasks.streams.batches import batch_for
 from morphogen.tasks.streams.blending import Blending

@@ -39,7 +39,7 @@ from morphogen.core.devices import compiling_pays, devices_together, resolve_dev
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
 from morphogen.core.provenance import versions
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 
 log = logging.getLogger("morphogen.tasks")
 

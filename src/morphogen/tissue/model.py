@@ -15,7 +15,7 @@ from torch import Tensor
 
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import InputError
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.diffusion import Denoiser, ItemNoise, Schedule, network_denoiser
 from morphogen.diffusion.sampler import sample
 from morphogen.nets import FirstStage, PixelFirstStage, load_first_stage

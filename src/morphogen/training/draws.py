@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.running.transfers import sent
 from morphogen.core.seeds import seed_for
-from morphogen.core.transfers import sent
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

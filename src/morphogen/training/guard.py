@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from morphogen.core.errors import TrainingError
-from morphogen.core.transfers import fetched
+from morphogen.core.running.transfers import fetched
 from morphogen.training.checkpoint import CHECKPOINTS, list_steps
 from morphogen.training.logging import everywhere
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.errors import InputError
-from morphogen.core.transfers import fetched, one_behind
+from morphogen.core.running.transfers import fetched, one_behind
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.recipes.heads import Head
 from morphogen.expression.sections.tables import SectionTable

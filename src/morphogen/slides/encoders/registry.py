@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from morphogen.core.devices import autocast, resolve_device, torch_dtype
 from morphogen.core.errors import ConfigError, InputError, nearest
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.slides.encoders import hub, lite0
 from morphogen.slides.encoders.spec import FILENAME, EncoderSpec, lazyslide_specs
 

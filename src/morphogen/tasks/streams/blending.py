@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.core.transfers import fetched
+from morphogen.core.running.transfers import fetched
 from morphogen.diffusion import feather
 from morphogen.tasks.windows import WindowPlan
 

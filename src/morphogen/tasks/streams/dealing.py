@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from morphogen.core.running.pipeline import ahead
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.tasks.streams.pixels import Reader, read_windows
 from morphogen.tasks.windows import WindowPlan
 

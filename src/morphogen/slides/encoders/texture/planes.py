@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.slides.colour import stain_matrix
 from morphogen.slides.encoders.texture.gradients import straight
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from morphogen.core.transfers import sent
+from morphogen.core.running.transfers import sent
 from morphogen.slides.encoders.texture.gradients import (
     entropy_terms,
     grey_levels,
