@@ -231,7 +231,7 @@ def share(quick: bool) -> list[Row]:
     from morphogen.stain import StainTransfer, stain_slide
     from morphogen.stain.config import ApplyConfig, SamplerConfig
 
-    side = 600 if quick else 2000
+    side = 500 if quick else 2000
     model = StainTransfer.from_pretrained(stain_model())
     spent = 0.0
     network = model.network.forward

@@ -92,7 +92,7 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
     from morphogen.demo.writers.hest import write_hest
     from morphogen.expression.sections.prepare import save_section
 
-    hest = write_hest(base / "hest", 1, width_um=1000.0 if quick else 1600.0, height_um=1000.0, n_genes=120)
+    hest = write_hest(base / "hest", 1, width_um=1000.0 if quick else 1600.0, height_um=1000.0, n_genes=150)
     slide = next((hest / "wsis").glob("*.tif"))
     pairs = write_mist(base / "pairs", 4, 2, size=256, patients=2, val_patients=1, truth=False, suffix=".png")
     labelled = write_segmentation(base / "labelled", 6, size=192, patients=3)

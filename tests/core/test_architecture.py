@@ -153,7 +153,7 @@ def test_no_call_opens_the_door_to_foreign_code(keyword, value, why):
     assert not found, f"{why}: {found}"
 
 
-SOLVERS = ("ddim", "ddim_invert", "ddpm", "dpmpp_2m", "plms", "euler", "heun")
+SOLVERS = ("ddim", "ddim_invert", "ddpm", "dpmpp_2m", "dpmpp_3m", "plms", "euler", "heun")
 INVERSION = {"ddim_invert": "stain/recipes/sampling.py"}  # a start for the sampler, not a sample
 
 

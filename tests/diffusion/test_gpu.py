@@ -14,6 +14,7 @@ from morphogen.diffusion import (
     ddim,
     ddpm,
     dpmpp_2m,
+    dpmpp_3m,
     guided,
     heun,
     losses,
@@ -39,6 +40,7 @@ RUNS = {
     "ddpm": (ddpm, VP, "trailing", {"noise": True}),
     "ddim": (ddim, VP, "trailing", {"eta": 0.5, "noise": True}),
     "2m": (dpmpp_2m, VP, "log_snr", {}),
+    "3m": (dpmpp_3m, VP, "log_snr_few", {}),
     "sde": (dpmpp_2m, VP, "log_snr", {"sde": True, "noise": True}),
     "heun": (heun, FLOW, "trailing", {}),
 }

@@ -16,6 +16,7 @@ from morphogen.diffusion import (
     ddim_invert,
     ddpm,
     dpmpp_2m,
+    dpmpp_3m,
     euler,
     heun,
     network_denoiser,
@@ -31,6 +32,7 @@ SOLVERS = {
     "ddim": (ddim, LINEAR, {"eta": 0.5, "noise": True}),
     "invert": (ddim_invert, LINEAR, {"refine": 1}),
     "2m": (dpmpp_2m, LINEAR, {}),
+    "3m": (dpmpp_3m, LINEAR, {}),
     "sde": (dpmpp_2m, LINEAR, {"sde": True, "noise": True}),
     "plms": (plms, LINEAR, {}),
     "euler": (euler, FLOW, {}),
@@ -95,7 +97,7 @@ def test_a_run_goes_on_from_any_state_to_the_same_bits(name):
     for state in states:
         rest = solver(data.denoiser(schedule), state, times, schedule, **options)
         assert torch.equal(rest, whole)
-    if name not in ("2m", "sde", "plms"):  # one-step methods need x alone
+    if name not in ("2m", "3m", "sde", "plms"):  # one-step methods need x alone
         assert torch.equal(
             solver(data.denoiser(schedule), states[2].x, times, schedule, start=3, **options), whole
         )

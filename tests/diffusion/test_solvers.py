@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,12 @@ from morphogen.diffusion import (
     Mixture,
     Prediction,
     Schedule,
+    SolverState,
     ddim,
     ddim_invert,
     ddpm,
     dpmpp_2m,
+    dpmpp_3m,
     euler,
     heun,
     plms,
@@ -227,7 +230,7 @@ def test_the_last_step_to_data_returns_x0_and_to_the_first_level_its_noise():
     x = normals(9, 2)
     last = []
     keep = lambda state, prediction: last.append(prediction)  # noqa: E731
-    for solver in (ddpm, ddim, dpmpp_2m, plms):
+    for solver in (ddpm, ddim, dpmpp_2m, dpmpp_3m, plms):
         options = {"noise": lambda i: torch.zeros_like(x)} if solver is ddpm else {}
         out = solver(data.denoiser(LINEAR), x, timesteps(LINEAR, 10), LINEAR, callback=keep, **options)
         if solver is not plms:
@@ -252,7 +255,13 @@ def test_a_step_from_the_first_level_to_itself_changes_nothing(variance):
 
 def test_one_step_from_pure_noise_is_the_mean():
     data = gaussian()
-    for solver, schedule in ((ddim, ZERO_SNR), (dpmpp_2m, ZERO_SNR), (euler, FLOW), (heun, FLOW)):
+    for solver, schedule in (
+        (ddim, ZERO_SNR),
+        (dpmpp_2m, ZERO_SNR),
+        (dpmpp_3m, ZERO_SNR),
+        (euler, FLOW),
+        (heun, FLOW),
+    ):
         out = solver(data.denoiser(schedule), normals(9, 2), timesteps(schedule, 1), schedule)
         torch.testing.assert_close(out, data.mean.expand(9, 2))
 
@@ -301,3 +310,34 @@ def test_eta_as_a_function_of_progress_or_a_list():
     assert seen == [0, 0.25, 0.5, 0.75, 1] and eta(0) == pytest.approx(0.2) and eta(1) == pytest.approx(1)
     b = ddim(data.denoiser(LINEAR), x, times, LINEAR, eta=[eta(i / 4) for i in range(5)], noise=noise)
     assert torch.equal(a, b)
+
+
+def test_weights_of_a_step_are_the_integrals_of_polynomials():
+    """Against quadrature, over long and short steps; and x0 that is a parabola in λ is followed exactly."""
+    from morphogen.diffusion.multistep import step_weights
+
+    nodes, ends = np.polynomial.legendre.leggauss(40), (1e-3, 0.05, 0.11, 1.5)
+    for h in ends:
+        levels = [0.3, 0.3 - 0.8 * h, 0.3 - 2.1 * h]
+        weights = step_weights(levels, 0.3 + h)
+        places = 0.3 + h * (nodes[0] + 1) / 2
+        for power in range(3):
+            exact = float((nodes[1] * np.exp(places - 0.3 - h) * places**power).sum() * h / 2)
+            found = sum(w * level**power for w, level in zip(weights, levels, strict=True))
+            assert found == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, ZERO_SNR], ids=["linear", "zero snr"])
+def test_the_third_order_is_reached_from_a_true_start(schedule):
+    """From the true x and the true x0 of two earlier times on: steps of lower order begin a run otherwise."""
+    data = gaussian()
+    x, denoiser = normals(33, 2), data.denoiser(schedule)
+
+    def solve(n):
+        times = even(schedule, n)
+        there = [data.transport(schedule, x, times[0], t) for t in times[:3]]
+        history = tuple(denoiser(value, t).x0 for value, t in zip(there[1::-1], times[1::-1], strict=True))
+        return dpmpp_3m(denoiser, SolverState(2, there[2], history), times, schedule, final="first")
+
+    exact = data.transport(schedule, x, even(schedule, 2)[0], 0)
+    assert min(orders(solve, exact, (80, 160, 320))) > 2.8

@@ -8,6 +8,7 @@ from morphogen.diffusion import losses
 from morphogen.diffusion.blending import WindowLayout, feather
 from morphogen.diffusion.canvas import Canvas, CanvasStore
 from morphogen.diffusion.guidance import column_guided, gradient_guided, guided
+from morphogen.diffusion.multistep import dpmpp_3m
 from morphogen.diffusion.noise import CanvasNoise, ItemNoise
 from morphogen.diffusion.oracles import Mixture
 from morphogen.diffusion.predictions import (
@@ -47,6 +48,7 @@ __all__ = [
     "ddim_invert",
     "ddpm",
     "dpmpp_2m",
+    "dpmpp_3m",
     "euler",
     "expectation",
     "feather",

@@ -197,3 +197,20 @@ def _within(t: Time, interval: tuple[float, float] | None) -> bool:
             "a guidance interval needs one time for the batch, not one per item", where="interval"
         )
     return interval[0] <= t <= interval[1]
+
+
+def pinned(denoiser: Denoiser, known: Tensor, keep: Tensor, schedule: Schedule) -> Denoiser:
+    """The denoiser, but x0 is ``known`` where ``keep`` is 1 and mixed with it in between.
+
+    known: (B, C, H, W) clean data. keep: (B or 1, 1, H, W) in [0, 1]. eps is taken anew from x, so that
+    ``x = alpha·x0 + sigma·eps`` holds: under a deterministic solver that starts at ``alpha·known + sigma·noise`` the
+    known part of x is at every level the known data with that same noise (Lugmayr et al. 2022, eq. 8, without draws).
+    """
+
+    def denoise(x: Tensor, t: Time, /, **condition: Any) -> Prediction:
+        predicted = denoiser(x, t, **condition)
+        alpha, sigma = schedule.levels_like(t, x)
+        x0 = predicted.x0.lerp(known.to(x), keep.to(x))
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+    return denoise

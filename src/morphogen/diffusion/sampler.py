@@ -20,12 +20,13 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError, nearest
 from morphogen.diffusion import solvers
 from morphogen.diffusion.guidance import guided
+from morphogen.diffusion.multistep import dpmpp_3m
 from morphogen.diffusion.predictions import Denoiser
 from morphogen.diffusion.schedules import Schedule
 from morphogen.diffusion.spacing import timesteps
 from morphogen.diffusion.state import Callback, resumable
 
-Solver = Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "ddpm", "plms", "euler", "heun", "mean"]
+Solver = Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "ddpm", "plms", "euler", "heun", "mean"]
 
 _ETA = {  # name → (middle, swing) of eta(x) = middle − swing·cos(πx)
     "cosine": (0.6, 0.4),
@@ -52,11 +53,11 @@ class SamplerConfig(Config):
 
     solver: Solver = Field(
         "dpmpp_2m",
-        description="ddim, dpmpp_2m, dpmpp_2m_sde, ddpm (ancestral), plms, euler or heun (flows); mean: one "
+        description="ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, ddpm (ancestral), plms, euler or heun (flows); mean: one "
         "evaluation at pure noise, the expected answer (that of a regression).",
     )
     steps: int = Field(20, ge=1, description="Steps from noise to data.")
-    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr"] = Field(
+    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr", "log_snr_few"] = Field(
         "trailing",
         description="Where the steps lie. model = as the schedule was made for: trailing where it ends in pure "
         "noise, else leading.",
@@ -339,6 +340,8 @@ def _solver(
             return solvers.dpmpp_2m, final
         case "dpmpp_2m_sde":
             return solvers.dpmpp_2m, {"sde": True, "noise": noise, **final}
+        case "dpmpp_3m":
+            return dpmpp_3m, final
         case "ddpm":
             return solvers.ddpm, {"variance": config.variance, "noise": noise, **final}
         case "plms":

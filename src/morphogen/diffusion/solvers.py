@@ -53,7 +53,7 @@ def ddpm(
         raise ConfigError(
             f"unknown variance '{variance}'", where="variance", fix="Use model, small, large or learned"
         )
-    alpha, sigma = _path(timesteps, schedule, final)
+    alpha, sigma = path_levels(timesteps, schedule, final)
     state = begin(x, start)
     x = state.x
     for i in range(state.step, len(timesteps)):
@@ -96,7 +96,7 @@ def ddim(
     ``eta`` 0 is deterministic, 1 has the variance of the ancestral sampler. A function is asked for it with the
     progress i/(N−1), 0 at the noisiest step and 1 at the cleanest; a sequence holds one value per step.
     """
-    alpha, sigma = _path(timesteps, schedule, final)
+    alpha, sigma = path_levels(timesteps, schedule, final)
     etas = _etas(eta, len(timesteps))
     state = begin(x, start)
     x = state.x
@@ -171,8 +171,8 @@ def dpmpp_2m(
     Second order in the step of λ = log(alpha/sigma) from one evaluation a step; meant for the ``log_snr`` spacing.
     Steps out of pure noise and into the data are infinitely long in λ and fall back to first order by themselves.
     """
-    alpha, sigma = _path(timesteps, schedule, final)
-    lam = [_half_log_snr(a, s) for a, s in zip(alpha, sigma)]
+    alpha, sigma = path_levels(timesteps, schedule, final)
+    lam = [half_log_snr(a, s) for a, s in zip(alpha, sigma)]
     state = begin(x, start)
     x, before = state.x, state.history
     for i in range(state.step, len(timesteps)):
@@ -209,7 +209,7 @@ def plms(
 
     Adams–Bashforth of order up to four on eps, put into the DDIM step. Here to reproduce published results.
     """
-    alpha, sigma = _path(timesteps, schedule, final)
+    alpha, sigma = path_levels(timesteps, schedule, final)
     if alpha[0] == 0:
         raise ConfigError(
             "PLMS works on eps and cannot start from pure noise", where="solver", fix="Use ddim"
@@ -293,7 +293,9 @@ def heun(
 # -- coefficients ----------------------------------------------------------------------------------------------
 
 
-def _path(timesteps: Sequence[float], schedule: Schedule, final: Final) -> tuple[list[float], list[float]]:
+def path_levels(
+    timesteps: Sequence[float], schedule: Schedule, final: Final
+) -> tuple[list[float], list[float]]:
     """alpha and sigma at every time and where the last step ends: N + 1 numbers each."""
     _check_falling(timesteps)
     if final not in ("data", "first"):
@@ -330,7 +332,7 @@ def _etas(eta: Eta, n: int) -> list[float]:
     return values
 
 
-def _half_log_snr(alpha: float, sigma: float) -> float:
+def half_log_snr(alpha: float, sigma: float) -> float:
     if alpha == 0:
         return -math.inf
     return math.inf if sigma == 0 else math.log(alpha) - math.log(sigma)
@@ -339,7 +341,7 @@ def _half_log_snr(alpha: float, sigma: float) -> float:
 def _flow_times(timesteps: Sequence[float], schedule: Schedule) -> list[float]:
     if schedule.kind != "flow":
         raise ConfigError("Euler and Heun follow a flow", where="schedule", fix="Use ddim or dpmpp_2m here")
-    _path(timesteps, schedule, "data")
+    path_levels(timesteps, schedule, "data")
     return [*timesteps, 0.0]
 
 

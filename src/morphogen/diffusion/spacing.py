@@ -14,11 +14,15 @@ import torch
 from morphogen.core.errors import ConfigError, nearest
 from morphogen.diffusion.schedules import Schedule
 
-Spacing = Literal["trailing", "leading", "linspace", "strided", "log_snr"]
+Spacing = Literal["trailing", "leading", "linspace", "strided", "log_snr", "log_snr_few"]
 
 LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -8.0, 8.0
 """The widest range of a grid uniform in log-SNR. At its ends the signal, or the noise, is 1.8 % of x; beyond them there
 is nothing left to resolve, so what lies outside is crossed in one long first step and one long last step."""
+
+FEW_LOG_SNR = (-6.0, 5.0)
+"""The range of about ten steps. At its ends the signal is 5 %, the noise 8 % of x; with so few steps what they resolve
+in between is worth more than what lies outside (measured on a gene transformer: docs/benchmarks.md, *expression*)."""
 
 
 def timesteps(
@@ -39,6 +43,8 @@ def timesteps(
     ``log_snr``
         Uniform in log-SNR within ±8, real-valued: for DPM-Solver++ (Lu et al. 2022). The first time is always the
         schedule's last one, where x starts.
+    ``log_snr_few``
+        The same within −6 … 5: for about ten evaluations of data of unit scale.
 
     >>> timesteps(Schedule.linear(), 5)
     [999, 799, 599, 399, 199]
@@ -55,7 +61,9 @@ def timesteps(
     if n < 1:
         raise ConfigError(f"at least one step is needed, not {n}", where="steps")
     if spacing == "log_snr":
-        return _uniform_log_snr(schedule, n)
+        return _uniform_log_snr(schedule, n, LOWEST_LOG_SNR, HIGHEST_LOG_SNR)
+    if spacing == "log_snr_few":
+        return _uniform_log_snr(schedule, n, *FEW_LOG_SNR)
     if schedule.kind == "flow":
         if spacing != "trailing":
             raise ConfigError(
@@ -80,13 +88,11 @@ def timesteps(
     return [int(t) for t in times]
 
 
-def _uniform_log_snr(schedule: Schedule, n: int) -> list[float]:
+def _uniform_log_snr(schedule: Schedule, n: int, low: float, high: float) -> list[float]:
     lowest = schedule.log_snr(schedule.last)
-    highest = min(schedule.log_snr(schedule.first), HIGHEST_LOG_SNR)
-    start = [schedule.last] if lowest < LOWEST_LOG_SNR else []
-    levels = torch.linspace(
-        max(lowest, LOWEST_LOG_SNR), highest, n - len(start), dtype=torch.float64
-    ).tolist()
+    highest = min(schedule.log_snr(schedule.first), high)
+    start = [schedule.last] if lowest < low else []
+    levels = torch.linspace(max(lowest, low), highest, n - len(start), dtype=torch.float64).tolist()
     return start + [time_at_log_snr(schedule, level) for level in levels]
 
 

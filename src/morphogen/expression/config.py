@@ -276,10 +276,15 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 class SamplerConfig(diffusion.SamplerConfig):
-    """How a sample is made. ``fast``: DPM-Solver++ 2M; ``reference``: DDPM over all 1000 steps, as published; ``mean``:
-    the mean alone."""
+    """How a sample is made. ``fast``: DPM-Solver++ 2M, 20 evaluations; ``faster``: of third order, 10 evaluations;
+    ``reference``: DDPM over all 1000 steps, as published; ``mean``: the mean alone."""
 
-    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr"] = Field(
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **diffusion.SamplerConfig.PRESETS,
+        "faster": {"solver": "dpmpp_3m", "steps": 10, "spacing": "log_snr_few"},
+    }
+
+    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr", "log_snr_few"] = Field(
         "model",
         description="Where the steps lie. model = log_snr for stem and hisdiff, trailing for spatial.",
     )

@@ -40,7 +40,7 @@ class TissueSampler(SamplerConfig):
     }
 
     steps: int = Field(16, ge=1, description="Steps from noise to data.")
-    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr"] = Field(
+    spacing: Literal["model", "trailing", "leading", "linspace", "strided", "log_snr", "log_snr_few"] = Field(
         "log_snr", description="Where the steps lie; model = as the schedule was made for."
     )
     guidance_scale: float = Field(

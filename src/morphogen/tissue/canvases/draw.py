@@ -35,7 +35,7 @@ from morphogen.diffusion import (
     shifted_windows,
     windowed,
 )
-from morphogen.diffusion.pinned import pinned
+from morphogen.diffusion.guidance import pinned
 from morphogen.diffusion.sampler import sample
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides.pyramid import write_pyramid
