@@ -13,7 +13,9 @@ from morphogen.diffusion.losses import (
     diffusion_loss,
     discretised_log_likelihood,
     min_snr_weight,
+    v_weight,
     variational_bound,
+    wiener_error,
 )
 
 VP, FLOW = Schedule.linear(), Schedule.flow()
@@ -152,3 +154,49 @@ def test_to_and_from_are_inverse_under_autocast_dtypes():
     assert alpha.dtype == torch.bfloat16
     x = alpha * x0.bfloat16() + sigma * noise.bfloat16()
     assert to_x0_eps("v", x, x, alpha, sigma)[0].dtype == torch.bfloat16
+
+
+def test_an_error_in_x0_counts_as_that_in_v():
+    x0, noise = batch()
+    t = torch.tensor([1, 200, 400, 600, 800, 999])
+    alpha, sigma = VP.levels_like(t, x0)
+    x_t, guess = alpha * x0 + sigma * noise, x0 + 0.3
+    v = diffusion_loss(lambda x, _: (alpha * x - guess) / sigma, x0, t, noise, VP, prediction="v")["loss"]
+    as_x0 = diffusion_loss(lambda x, _: guess, x0, t, noise, VP, prediction="x0")["loss"]
+    torch.testing.assert_close((x0 + 0.3), alpha * x_t - sigma * ((alpha * x_t - guess) / sigma))
+    torch.testing.assert_close(as_x0 * v_weight(VP, t, 1e9), v, rtol=1e-4, atol=0)
+    assert float(v_weight(VP, t, 5.0).max()) == 5.0
+
+
+def test_the_best_linear_estimate_loses_one_at_every_noise_and_in_every_channel():
+    variance = torch.tensor([9.0, 1.0, 0.04])[:, None, None]
+    generator = torch.Generator().manual_seed(0)
+    for t in (20, 300, 600, 900):
+        times = torch.full((64,), t)
+        x0, noise = torch.randn(2, 64, 3, 24, 24, generator=generator)
+        x0 = x0 * variance.sqrt()
+        alpha, sigma = VP.levels_like(times, x0)
+
+        def best(x, _, alpha=alpha, sigma=sigma):
+            return alpha * variance / (alpha**2 * variance + sigma**2) * x
+
+        terms = diffusion_loss(best, x0, times, noise, VP, prediction="x0", weight="wiener", variance=variance)
+        assert abs(float(terms["loss"].mean()) - 1) < 0.03
+        errors = (best(alpha * x0 + sigma * noise, None) - x0).square().mean((0, 2, 3))
+        torch.testing.assert_close(
+            errors, wiener_error(variance, alpha[0], sigma[0]).flatten(), rtol=0.05, atol=0
+        )
+
+
+def test_weights_that_do_not_fit_are_told():
+    x0, noise = batch()
+    t = torch.full((6,), 10)
+    one = torch.ones(())
+    for options, said in [
+        ({"prediction": "v", "weight": "wiener", "variance": one}, "'wiener' is for x0, not for v"),
+        ({"prediction": "x0", "weight": "wiener"}, "belong together"),
+        ({"prediction": "x0", "variance": one}, "belong together"),
+        ({"prediction": "x0", "weight": "wiener", "variance": one, "kind": "l1"}, "no weight 'wiener' for l1"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            diffusion_loss(lambda x, _: x, x0, t, noise, VP, **options)

@@ -253,3 +253,22 @@ def test_no_training_step_waits_for_the_device(tiles, looks):
         figures = task.loss(task.model, dataset.finish(batch), Draws(0, torch.arange(4), "meta"))
         figures["loss"].mean().backward()
     assert looked.found == [] and figures["loss"].device.type == "meta"
+
+
+def test_errors_by_channel_are_in_units_of_the_linear_estimate(tmp_path, monkeypatch):
+    tasks = []
+    original = TissueTask.__init__
+
+    def kept(self, *arguments, **options):
+        original(self, *arguments, **options)
+        tasks.append(self)
+
+    monkeypatch.setattr(TissueTask, "__init__", kept)
+    objective = ObjectiveConfig(by_channel=True, p_uncond=0.0)
+    made = train_model(coloured_tiles(), config(2, objective=objective), tmp_path, device="cpu")
+    (task,) = tasks
+    images = torch.from_numpy(task.dataset.table.read(range(len(task.dataset))))
+    expected = made.model.latents(images).var(dim=(0, 2, 3))
+    torch.testing.assert_close(task.variance.flatten(), expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ConfigError, match="two weights"):
+        ObjectiveConfig(by_channel=True, min_snr_gamma=5.0)

@@ -31,8 +31,9 @@ def diffusion_loss(
     *,
     prediction: PredictionType = "epsilon",
     kind: Literal["mse", "l1"] = "mse",
-    weight: Literal["min_snr"] | None = None,
+    weight: Literal["min_snr", "wiener"] | None = None,
     gamma: float = 5.0,
+    variance: Tensor | None = None,
     learned_variance: bool = False,
     vlb: Likelihood = "continuous",
     condition: Mapping[str, Any] | None = None,
@@ -49,7 +50,11 @@ def diffusion_loss(
     kind:
         ``mse`` or ``l1`` on the prediction target.
     weight:
-        ``min_snr``: weights of Hang et al. 2023 with ``gamma``.
+        ``min_snr``: weights of Hang et al. 2023 with ``gamma``. ``wiener``, for networks that predict x0: the error
+        counts in units of what the best linear estimate from the same noisy value leaves over
+        (:func:`wiener_error`), so that no noise level and no channel outweighs the others.
+    variance:
+        ``wiener``: of the data, broadcast to ``x0``, for example (C, 1, 1).
     learned_variance:
         The network gives twice the channels; the variational bound (Nichol & Dhariwal 2021) is added, with the mean
         detached so that it trains the variance alone.
@@ -68,10 +73,16 @@ def diffusion_loss(
     check_prediction(prediction, schedule)
     if kind not in ("mse", "l1"):
         raise ConfigError(f"unknown loss '{kind}'", where="loss", fix="Use mse or l1")
-    if weight is not None and (weight != "min_snr" or kind != "mse"):
+    if weight is not None and (kind != "mse" or weight not in ("min_snr", "wiener")):
         raise ConfigError(
             f"no weight '{weight}' for {kind}", where="loss", fix="Use min_snr with mse, or none"
         )
+    if weight == "wiener" and (prediction != "x0" or schedule.kind != "vp"):
+        raise ConfigError(
+            f"weight '{weight}' is for x0, not for {prediction}", where="loss", fix="Use min_snr or none"
+        )
+    if (weight == "wiener") != (variance is not None):
+        raise ConfigError("weight 'wiener' and the variance of the data belong together", where="loss")
     if learned_variance and schedule.kind != "vp":
         raise ConfigError(
             "a flow has no variance to learn", where="learned_variance", fix="Use a vp schedule"
@@ -87,8 +98,10 @@ def diffusion_loss(
     distance = difference.abs() if kind == "l1" else difference**2
     plain = item_means(distance, seen)
     terms = {"loss": plain, kind: plain.detach()}
-    if weight is not None:
+    if weight == "min_snr":
         terms["loss"] = plain * min_snr_weight(schedule, t, prediction, gamma)
+    elif variance is not None:
+        terms["loss"] = item_means(distance / wiener_error(variance, alpha, sigma), seen)
     if position is not None:
         predicted_x0 = to_x0_eps(prediction, output.detach().float(), x_t.float(), alpha, sigma)[0]
         terms["vb"] = variational_bound(
@@ -122,6 +135,23 @@ def min_snr_weight(schedule: Schedule, t: Tensor, prediction: PredictionType, ga
         "flow": (alpha + sigma) / sigma,
     }
     return snr.clamp(max=gamma) / moves[prediction] ** 2
+
+
+def v_weight(schedule: Schedule, t: Tensor, most: float) -> Tensor:
+    """(B,) weights with which an error in x0 counts as that in v does on a variance-preserving schedule, 1/σ², but
+    ``most`` at most."""
+    return (1 / torch.as_tensor(schedule.sigma(t)) ** 2).clamp(max=most)
+
+
+def wiener_error(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Mean squared error of the best linear estimate of x0 from α·x0 + σ·ε alone: V·σ² / (α²·V + σ²).
+
+    variance: of the data, per channel. A network that is worth its evaluation stays below it.
+
+    >>> wiener_error(torch.tensor(4.0), torch.tensor(0.6), torch.tensor(0.8))
+    tensor(1.2308)
+    """
+    return variance * sigma**2 / (alpha**2 * variance + sigma**2)
 
 
 def variational_bound(

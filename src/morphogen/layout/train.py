@@ -177,9 +177,7 @@ class LayoutTask:
             condition={"layout": model.mapped(planes), "style": style},
         )
         if layout.config.prediction == "x0":
-            sigma = layout.schedule.sigma(t)
-            assert isinstance(sigma, Tensor)
-            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=objective.x0_weight)
+            figures["loss"] = figures["loss"] * losses.v_weight(layout.schedule, t, objective.x0_weight)
         return figures
 
     @torch.no_grad()

@@ -103,9 +103,7 @@ class StainTask:
             seen=seen,
         )
         if self.stain.config.output == "x0" and weight is None:
-            sigma = schedule.sigma(t)
-            assert isinstance(sigma, Tensor)
-            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=objective.x0_weight)
+            figures["loss"] = figures["loss"] * losses.v_weight(schedule, t, objective.x0_weight)
         figures["translation"] = _mean_where(figures["mse"], ~generate)
         return figures
 

@@ -213,6 +213,17 @@ class ObjectiveConfig(Config):
     x0_weight: float = Field(
         5.0, ge=1, description="x0 networks: the error counts as that in v, 1/sigma², but at most this much."
     )
+    by_channel: bool = Field(
+        False,
+        description="x0 networks: in place of x0_weight, the error of each channel counts in units of what the best "
+        "linear estimate from its noisy value alone leaves over.",
+    )
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> ObjectiveConfig:
+        if self.by_channel and self.min_snr_gamma is not None:
+            raise ValueError("by_channel and min_snr_gamma are two weights; choose one")
+        return self
 
 
 class TrainConfig(Config):

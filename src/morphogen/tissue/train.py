@@ -40,7 +40,9 @@ class TissueTask:
         config: TrainConfig,
         validation: TileTable,
         identity: dict[str, Any],
+        variance: Tensor | None = None,
     ) -> None:
+        self.variance = variance
         self.tissue, self.dataset, self.config = tissue, dataset, config
         self.validation, self.identity = validation, identity
         self.model: nn.Module = tissue.network
@@ -64,13 +66,14 @@ class TissueTask:
             noise,
             tissue.schedule,
             prediction=tissue.config.prediction,
-            weight="min_snr" if gamma is not None else None,
+            weight="wiener" if self.variance is not None else "min_snr" if gamma is not None else None,
             gamma=gamma or 5.0,
+            variance=self.variance,
             condition={"context": context},
         )
-        if tissue.config.prediction == "x0" and gamma is None:
-            sigma = torch.as_tensor(tissue.schedule.sigma(t))
-            figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=self.config.objective.x0_weight)
+        if tissue.config.prediction == "x0" and gamma is None and self.variance is None:
+            most = self.config.objective.x0_weight
+            figures["loss"] = figures["loss"] * losses.v_weight(tissue.schedule, t, most)
         return figures
 
     def _latents(self, images: Tensor, draws: Draws | None = None) -> Tensor:
@@ -200,6 +203,7 @@ def train_model(
         "steps": config.training.steps,
         "seed": config.training.seed,
     }
+    fitted = train.read(_spread(len(train), _FITTED).tolist())
     model = new_model(
         config.model,
         tile_px=train.tile_px,
@@ -208,9 +212,7 @@ def train_model(
         init=config.init,
         seed=config.training.seed,
         facts=facts,
-        tiles=train.read(_spread(len(train), _FITTED).tolist())
-        if config.model.first_stage == "components"
-        else None,
+        tiles=fitted if config.model.first_stage == "components" else None,
     ).to(device)
     config.save(out / "config.yaml")
     write_json(out / "split.json", {"train": sorted(set(train.groups)), "held_out": sorted(set(held.groups))})
@@ -225,13 +227,21 @@ def train_model(
     dataset = TileDataset(
         train, flip=config.data.flip, turn=config.data.turn, memory_gib=config.data.memory_gib
     )
-    task = TissueTask(model, dataset, config, held, identity)
+    variance = _variance(model, fitted) if config.objective.by_channel else None
+    task = TissueTask(model, dataset, config, held, identity, variance)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())
     model.network.eval()
     model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
     model.__dict__.pop("identity", None)
     return Trained(model, model.save_pretrained(out / "model"), run, len(train), len(held), table.failed)
+
+
+@torch.no_grad()
+def _variance(model: TissueDiffusion, tiles: np.ndarray) -> Tensor:
+    """(C, 1, 1) variance of the channels of the latents of these tiles."""
+    parts = [model.latents(torch.from_numpy(tiles[start : start + 64])) for start in range(0, len(tiles), 64)]
+    return torch.cat(parts).var(dim=(0, 2, 3))[:, None, None]
 
 
 def _with_embeddings(config: ModelConfig, table: TileTable) -> ModelConfig:

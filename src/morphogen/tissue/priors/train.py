@@ -101,8 +101,7 @@ class PriorTask:
         figures = losses.diffusion_loss(
             model, x0, t, draws.normal_like(x0), schedule, prediction="x0", condition={"label": label}
         )
-        sigma = torch.as_tensor(schedule.sigma(t))
-        figures["loss"] = figures["loss"] * (1 / sigma**2).clamp(max=5.0)
+        figures["loss"] = figures["loss"] * losses.v_weight(schedule, t, 5.0)
         return figures
 
     @torch.no_grad()
