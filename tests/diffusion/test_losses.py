@@ -180,7 +180,9 @@ def test_the_best_linear_estimate_loses_one_at_every_noise_and_in_every_channel(
         def best(x, _, alpha=alpha, sigma=sigma):
             return alpha * variance / (alpha**2 * variance + sigma**2) * x
 
-        terms = diffusion_loss(best, x0, times, noise, VP, prediction="x0", weight="wiener", variance=variance)
+        terms = diffusion_loss(
+            best, x0, times, noise, VP, prediction="x0", weight="wiener", variance=variance
+        )
         assert abs(float(terms["loss"].mean()) - 1) < 0.03
         errors = (best(alpha * x0 + sigma * noise, None) - x0).square().mean((0, 2, 3))
         torch.testing.assert_close(
@@ -196,7 +198,10 @@ def test_weights_that_do_not_fit_are_told():
         ({"prediction": "v", "weight": "wiener", "variance": one}, "'wiener' is for x0, not for v"),
         ({"prediction": "x0", "weight": "wiener"}, "belong together"),
         ({"prediction": "x0", "variance": one}, "belong together"),
-        ({"prediction": "x0", "weight": "wiener", "variance": one, "kind": "l1"}, "no weight 'wiener' for l1"),
+        (
+            {"prediction": "x0", "weight": "wiener", "variance": one, "kind": "l1"},
+            "no weight 'wiener' for l1",
+        ),
     ]:
         with pytest.raises(ConfigError, match=said):
             diffusion_loss(lambda x, _: x, x0, t, noise, VP, **options)
