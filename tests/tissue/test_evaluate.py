@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from morphogen.cli.main import main
@@ -316,6 +317,14 @@ def test_the_check_of_a_prior_tells_a_good_one_from_noise():
     good, noise = (check_prior(each, grids, grids, count=36) for each in (copies, fresh))
     assert good["frechet"] < 0.05 < 0.5 < noise["frechet"] and good["nearest"]["drawn"] < 0.01
     assert np.allclose(good["moran"]["drawn"], good["moran"]["training"], atol=0.1)
+    flat = torch.stack([grids[k]["grid"].flatten() for k in range(len(grids))])
+    images = np.array(grids.images)
+    apart = [
+        float((flat[images != image] - grid).norm(dim=1).min())
+        for grid, image in zip(flat, images, strict=True)
+    ]
+    assert np.unique(images).size == 4
+    assert good["nearest"]["other_images"] == pytest.approx(np.mean(apart), rel=1e-3)
 
 
 def test_samples_are_imported_with_the_grid_put_right(tmp_path, capsys):

@@ -39,10 +39,12 @@ class GridDataset(Dataset):
         known = {name: number for number, name in enumerate(labels)}
         self.grids: list[Tensor] = []
         self.labels: list[int] = []
+        self.images: list[int] = []  # the number of the image that each lies in
         for rows in full_grids(table, side):
             self.grids.append(torch.from_numpy(rows))
             name = table.labels[int(rows[0, 0])] if table.labels else ""
             self.labels.append(known.get(name, len(labels)))
+            self.images.append(int(table.places[rows[0, 0], 0]))
         if not self.grids:
             raise InputError(
                 f"no image holds {side} × {side} tiles side by side",
@@ -185,8 +187,9 @@ def check_prior(
     """Drawn grids against held-out and training ones, in the space of the components.
 
     frechet: of the cells' vectors, drawn to training; frechet_floor: held out to training. moran: mean Moran's I of the
-    first four components within a grid, drawn and real. nearest: mean distance of a grid to its nearest training grid,
-    drawn and held out; drawn ones that are clearly nearer would be copies.
+    first four components within a grid, drawn and real. nearest: mean distance to the nearest of all training grids, of
+    drawn ones, of held-out ones, and of training ones to those of other images; drawn ones that are clearly nearer
+    than both would be copies (held-out grids alone may be far because their images are of another kind).
     """
     drawn = []
     for number in progress(range(count), total=count, what="grids"):
@@ -199,12 +202,16 @@ def check_prior(
     }
     cells = {name: grids.transpose(0, 2, 3, 1).reshape(-1, grids.shape[1]) for name, grids in sets.items()}
     flat = {name: grids.reshape(len(grids), -1) for name, grids in sets.items()}
+    known = torch.from_numpy(_spread(training, len(training)).reshape(len(training), -1))
     near = {
-        name: float(
-            torch.cdist(torch.from_numpy(flat[name]), torch.from_numpy(flat["training"])).min(1).values.mean()
-        )
+        name: float(torch.cdist(torch.from_numpy(flat[name]), known).min(1).values.mean())
         for name in ("drawn", "held_out")
     }
+    images = torch.tensor(training.images)
+    if len(images.unique()) > 1:
+        rows = torch.from_numpy(_rows(len(training), 4 * count))
+        apart = torch.cdist(known[rows], known).masked_fill(images[rows, None] == images, torch.inf)
+        near["other_images"] = float(apart.min(1).values.mean())
     return {
         "frechet": frechet_distance(cells["training"], cells["drawn"]),
         "frechet_floor": frechet_distance(cells["training"], cells["held_out"]),
@@ -225,9 +232,12 @@ def _moran(grids: np.ndarray) -> list[float]:
     return np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), np.nan).tolist()
 
 
+def _rows(length: int, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(np.int64))
+
+
 def _spread(dataset: GridDataset, count: int) -> np.ndarray:
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
-    return np.stack([dataset[int(row)]["grid"].numpy() for row in rows])
+    return np.stack([dataset[int(row)]["grid"].numpy() for row in _rows(len(dataset), count)])
 
 
 def compared(check: dict[str, Any]) -> str:
