@@ -93,6 +93,23 @@ def test_style_and_layout_reach_the_loss_and_unannotated_items_tell_no_layout(fo
         assert torch.equal(loss(told=silent), loss(told=silent, labels=other))
 
 
+def test_errors_by_channel_are_in_units_of_the_linear_estimate(found, data, tmp_path, monkeypatch):
+    from morphogen.layout import train
+    from morphogen.layout.config import ObjectiveConfig
+    from morphogen.layout.sampling.crops import LayoutCrops
+
+    tasks = []
+    monkeypatch.setattr(train, "LayoutTask", lambda *given: tasks.append(LayoutTask(*given)) or tasks[-1])
+    config = small_training(1, data).replace(objective=ObjectiveConfig(by_channel=True))
+    made = train_model(found, config, tmp_path, device="cpu").model
+    (task,) = tasks
+    crops = LayoutCrops(found.annotated, found.unannotated, data, 3)
+    images = torch.stack([crops[k]["image"] for k in range(256)])
+    expected = made.first_stage.latents(made.pixels(images)).var(dim=(0, 2, 3))
+    assert expected.shape == (48,)
+    torch.testing.assert_close(task.variance.flatten(), expected, rtol=1e-3, atol=1e-6)
+
+
 def test_saved_and_loaded_it_makes_the_same_images(trained, tmp_path):
     again = LayoutDiffusion.from_pretrained(trained.folder)
     labels = torch.zeros(2, 32, 32, dtype=torch.long)

@@ -212,7 +212,7 @@ def test_sizes():
     from morphogen.tissue.network import new_embedder, unet_settings
 
     counts = {}
-    for size, channels in (("paper", 3), ("base", 48), ("small", 48), ("tiny", 48)):
+    for size, channels in (("paper", 3), ("base", 48), ("small", 12), ("tiny", 48)):
         settings = ModelConfig.of(size, embeddings={"patch": 768})
         with torch.device("meta"):
             parts = [build_unet(unet_settings(settings, channels)), new_embedder(settings)]

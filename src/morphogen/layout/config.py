@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from morphogen.core.config import Config
 from morphogen.nets.layout.config import LayoutNetworkConfig, SegmenterConfig, StyleConfig
-from morphogen.tasks.config import Whitening
+from morphogen.tasks.config import ByChannel, Whitening
 from morphogen.training.config import TrainingConfig
 
 StyleSampling = Literal["none", "augmented", "nearby", "mp"]
@@ -158,6 +158,7 @@ class ObjectiveConfig(Config):
     x0_weight: float = Field(
         5.0, gt=0, description="Largest weight of nearly clean items in the loss of an x0-predicting network."
     )
+    by_channel: ByChannel = False
 
 
 class TrainConfig(Config):

@@ -147,7 +147,9 @@ class LayoutTask:
         dataset: Dataset,
         config: TrainConfig,
         identity: dict[str, Any] | None = None,
+        variance: Tensor | None = None,
     ) -> None:
+        self.variance = variance
         self.layout, self.dataset, self.config = layout, dataset, config
         self.model: nn.Module = layout.network
         self.identity = identity or {}
@@ -174,9 +176,11 @@ class LayoutTask:
             layout.schedule,
             prediction=layout.config.prediction,
             kind=objective.loss,
+            weight=None if self.variance is None else "wiener",
+            variance=self.variance,
             condition={"layout": model.mapped(planes), "style": style},
         )
-        if layout.config.prediction == "x0":
+        if layout.config.prediction == "x0" and self.variance is None:
             figures["loss"] = figures["loss"] * losses.v_weight(layout.schedule, t, objective.x0_weight)
         return figures
 
@@ -266,7 +270,11 @@ def train_model(
             "whitening",
         )
     }
-    task = LayoutTask(model, dataset, config, {**identity, "found": found.identity()})
+    variance = None
+    if config.objective.by_channel:
+        images = fitted_crops(dataset) if crops is None else crops
+        variance = model.first_stage.variance(model.pixels(images))
+    task = LayoutTask(model, dataset, config, {**identity, "found": found.identity()}, variance)
     config.save(out / "config.yaml")
     run = fit(task, config.training, out, device=where, precision=precision, compile=compile)
     model.network.load_state_dict(run.ema_state)

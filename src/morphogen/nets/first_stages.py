@@ -83,6 +83,12 @@ class FirstStage(nn.Module, ABC):
         """Diffused latents → images (B,3,H,W), not clamped."""
         return self.decode(latents / self.scaling)
 
+    @torch.no_grad()
+    def variance(self, images: Tensor, batch: int = 64) -> Tensor:
+        """(C, 1, 1) variance of the channels of these images' latents, which are made ``batch`` at a time."""
+        parts = [self.latents(part) for part in images.split(batch)]
+        return torch.cat(parts).var(dim=(0, 2, 3))[:, None, None]
+
     def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images must be (B,3,H,W), but are {tuple(images.shape)}")

@@ -18,6 +18,13 @@ Whitening = Annotated[
         "one size.",
     ),
 ]
+ByChannel = Annotated[
+    bool,
+    Field(
+        description="x0 networks: in place of x0_weight, the error of each channel counts in units of what the best "
+        "linear estimate from its noisy value alone leaves over, whatever the noise.",
+    ),
+]
 
 
 class WindowConfig(Config):

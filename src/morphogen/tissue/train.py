@@ -227,7 +227,9 @@ def train_model(
     dataset = TileDataset(
         train, flip=config.data.flip, turn=config.data.turn, memory_gib=config.data.memory_gib
     )
-    variance = _variance(model, fitted) if config.objective.by_channel else None
+    variance = None
+    if config.objective.by_channel:
+        variance = model.first_stage.variance(model.pixels(torch.from_numpy(fitted)))
     task = TissueTask(model, dataset, config, held, identity, variance)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())
@@ -235,13 +237,6 @@ def train_model(
     model.facts = {**model.facts, "step": run.best_step or run.step, "metrics": run.metrics}
     model.__dict__.pop("identity", None)
     return Trained(model, model.save_pretrained(out / "model"), run, len(train), len(held), table.failed)
-
-
-@torch.no_grad()
-def _variance(model: TissueDiffusion, tiles: np.ndarray) -> Tensor:
-    """(C, 1, 1) variance of the channels of the latents of these tiles."""
-    parts = [model.latents(torch.from_numpy(tiles[start : start + 64])) for start in range(0, len(tiles), 64)]
-    return torch.cat(parts).var(dim=(0, 2, 3))[:, None, None]
 
 
 def _with_embeddings(config: ModelConfig, table: TileTable) -> ModelConfig:
