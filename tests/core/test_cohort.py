@@ -193,6 +193,7 @@ def test_one_item_finds_all_gpus_that_were_named(copy, items, monkeypatch):
     from morphogen.core.devices import TOGETHER
 
     monkeypatch.delenv(TOGETHER, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     seen, real = [], cohort.perform
 
     def looked(*arguments, **options):
@@ -202,7 +203,9 @@ def test_one_item_finds_all_gpus_that_were_named(copy, items, monkeypatch):
     monkeypatch.setattr(cohort, "perform", looked)
     run(copy, items("a"), Spread(gpus=(2, 0)))
     run(copy, items("b"))
-    assert seen == ["cuda:2,cuda:0", None] and TOGETHER not in os.environ
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run(copy, items("c"), Spread(gpus=(2, 0)))  # there is none: the CPU does it
+    assert seen == ["cuda:2,cuda:0", None, None] and TOGETHER not in os.environ
 
 
 def test_an_input_is_staged_and_the_copy_removed(copy, items, tmp_path):

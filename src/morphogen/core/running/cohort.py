@@ -26,7 +26,7 @@ from morphogen.core.progress import progress
 from morphogen.core.running.claims import Claims
 from morphogen.core.running.cluster import on_cluster
 from morphogen.core.running.runs import RUNS, RunReport, State
-from morphogen.core.running.spread import Spread
+from morphogen.core.running.spread import Spread, gpu_count
 from morphogen.core.running.work import Item, Reply, Task, Work, in_words, perform
 
 _POLL = 1.0  # seconds between two looks at items that other shards hold
@@ -162,6 +162,7 @@ def _engine(
 def _devices(gpus: Sequence[int]) -> Iterator[None]:
     """Within the block this process works on these GPUs, on all of them together."""
     before = os.environ.get(TOGETHER)
+    gpus = gpus if gpu_count() else ()  # a CPU does the work where there is none
     if gpus:
         os.environ[TOGETHER] = ",".join(f"cuda:{number}" for number in gpus)
     try:
