@@ -44,6 +44,7 @@ class CopyModel:
 
     class config:
         encoder, regression, balance, target = "none", False, False, TargetConfig()
+        noise_shares = None
 
     def label(self, stain=None):
         return 1

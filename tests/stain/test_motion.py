@@ -13,6 +13,7 @@ from morphogen.core.running.spread import Spread
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.config import DataConfig, TrainConfig
 from morphogen.stain.data import Pair, find_pairs
+from morphogen.stain.fitting.chosen import prepared
 from morphogen.stain.pairs.geometry import read_aligned
 from morphogen.stain.pairs.slides import slide_table
 from morphogen.stain.registration import table as registered
@@ -20,7 +21,6 @@ from morphogen.stain.registration.motion import MAX_TURN, estimate_motion
 from morphogen.stain.registration.shift import register_pair
 from morphogen.stain.registration.table import register_slides, register_table
 from morphogen.stain.targets.files import read_image
-from morphogen.stain.train import prepared
 
 from .conftest import he_like
 from .test_geometry import rotation

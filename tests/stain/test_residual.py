@@ -9,7 +9,17 @@ from morphogen.stain import stain_image
 from morphogen.stain.config import ApplyConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from morphogen.stain.data import find_pairs
 from morphogen.stain.fitting.build import build_model, silenced
-from morphogen.stain.fitting.residual import CROPS, attach, measured_scale, parts
+from morphogen.stain.fitting.residual import (
+    CROPS,
+    OutOfFold,
+    attach,
+    groups_of,
+    measured_power,
+    measured_residual,
+    parts,
+    shares_of,
+    without_each,
+)
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset
 from morphogen.stain.train import StainTask, train_model
@@ -112,17 +122,17 @@ def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs, tmp_path):
     model = build_model(TINY.replace(residual=True), crop=32)
     dataset = PairDataset(find_pairs(root).pairs, model.stains, crop=32)
     mean = build_model(TINY.replace(regression=True), crop=32)  # new networks answer mid-grey, zero
-    kept = tmp_path / "residual.json"
-    attach(model, mean, dataset, 0, "fp32", kept)
+    kept, plain = tmp_path / "residual.json", ObjectiveConfig()
+    attach(model, mean, dataset, 0, "fp32", kept, plain)
     from morphogen.core.seeds import generator
 
     drawn = [dataset.draw(k % 3, generator(0, "residual scale", k))["ihc"] for k in range(CROPS)]
     pixels = torch.stack(drawn).double() / 127.5 - 1
     assert model.residual_scale == pytest.approx(float((pixels**2).mean().sqrt()) / 0.5, rel=1e-3)
-    assert measured_scale(model, dataset, 0) == model.residual_scale
+    assert measured_residual(model, dataset, 0, "fp32", plain) == {"residual_scale": model.residual_scale}
     assert not any(p.requires_grad for p in mean.network.parameters())
     given = build_model(TINY.replace(residual=True, residual_scale=0.7), crop=32)
-    attach(given, mean, dataset, 0, "fp32", tmp_path / "none.json")
+    attach(given, mean, dataset, 0, "fp32", tmp_path / "none.json", plain)
     assert given.residual_scale == 0.7 and not (tmp_path / "none.json").exists()
     # A run that goes on keeps the unit it began with, unless the regression is another.
     measured = model.residual_scale
@@ -132,7 +142,7 @@ def test_the_unit_is_the_spread_of_what_is_left_over(make_pairs, tmp_path):
         (build_model(TINY.replace(regression=True), crop=32, seed=9), measured),
     ):
         again = build_model(TINY.replace(residual=True), crop=32)
-        attach(again, other, dataset, 0, "fp32", kept)
+        attach(again, other, dataset, 0, "fp32", kept, plain)
         assert again.residual_scale == expected
 
 
@@ -285,3 +295,64 @@ def test_a_new_stain_joins_both(make_pairs, tmp_path):
         tmp_path / "run", device="cpu",
     ).model  # fmt: skip
     assert made.stains == ("IHC", "ER") and set(made.mean.stains) == {"IHC", "ER"}
+
+
+def test_noise_has_the_power_of_what_is_left_over_at_every_scale():
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(64, 3, 8, 8, generator=generator).repeat_interleave(4, -1).repeat_interleave(4, -2)
+    power = measured_power(coarse, torch.ones(64, 1, 32, 32), 4)
+    shares = shares_of(power)
+    assert shares[:2] == pytest.approx([0, 0], abs=1e-6)  # nothing is smaller than four cells
+    assert shares[2] == pytest.approx(0.75, abs=0.02) and shares[3] == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_regression_never_answers_for_the_pairs_it_has_seen(make_pairs, images):
+    pairs = find_pairs(make_pairs(4)).pairs
+    groups = groups_of(pairs, 2)
+    for number, seen in enumerate(without_each(pairs, groups)):
+        assert {pair.name for pair in seen}.isdisjoint(
+            pair.name for pair, group in zip(pairs, groups, strict=True) if group == number
+        )
+    with pytest.raises(ConfigError, match="cannot be parted into 9 groups"):
+        groups_of(pairs, 9)
+    model = around(regression())
+    first, second = regression(seed=8), regression(seed=9)
+    crossed = OutOfFold([first, second], torch.tensor(groups))
+    he = model.first_stage.encode(model.pixels(images)).mode()
+    index = torch.tensor([groups.index(1), groups.index(0)])  # out of order
+    found = crossed.base(model, he, None, torch.ones(2, dtype=torch.long), index, "fp32")
+    expected = [model.base(he[:1], None, 1, mean=second), model.base(he[1:], None, 1, mean=first)]
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+
+
+def test_cross_fitted_training_with_noise_at_scales_is_kept_and_goes_on(make_pairs, tmp_path, images):
+    objective = ObjectiveConfig(bias_he_ihc=0.1, cross_fit=2, noise_scales=3, residual_knots=4)
+    given = config(objective=objective, mean_lr=2e-3)
+    made = train_model(find_pairs(make_pairs(3)), given, tmp_path / "run")
+    shares = made.model.config.noise_shares
+    assert len(shares) == 3 and 0 < sum(shares) <= 1
+    assert len(made.model.config.residual_knots) == 3
+    again = StainTransfer.from_pretrained(made.folder)
+    assert again.config.noise_shares == shares
+    assert torch.equal(again(images, samples=2).samples, made.model(images, samples=2).samples)
+    for name in ("mean", "mean-1", "mean-2"):
+        assert (tmp_path / "run" / name / "model" / "morphogen.json").is_file()
+    twice = train_model(find_pairs(make_pairs(3)), given, tmp_path / "run")
+    assert twice.model.identity == made.model.identity
+    with pytest.raises(ConfigError, match="cross-fitting trains the regression itself"):
+        train_model(
+            find_pairs(make_pairs(3)),
+            given.replace(mean=str(tmp_path / "run" / "mean" / "model")),
+            tmp_path / "other",
+        )
+
+
+def test_samples_can_be_drawn_apart_around_the_regression(images):
+    model = around(regression(), scale=0.02)
+    base = model.mean(images, "mean").images.float()
+    plain, wide = (
+        model(images, samples=2, sample_spread=factor).samples.float() - base[:, None]
+        for factor in (1.0, 2.0)
+    )
+    assert plain.std() > 1
+    assert (wide - 2 * plain).abs().mean() < 1.2  # rounded to levels

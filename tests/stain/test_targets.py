@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ from morphogen.stain.evaluate import evaluate_folder
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.pairs.checks import check_pairs
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
-from morphogen.stain.pairs.geometry import read_aligned
+from morphogen.stain.pairs.geometry import cells_of, read_aligned
 from morphogen.stain.recipes.colours import ColourPolynomial, polynomial_terms, terms
 from morphogen.stain.scoring.baselines import ChannelBaselines
+from morphogen.stain.scoring.channels import Made, evaluate_channels
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import measured, read_target
 from morphogen.stain.targets.values import as_picture, intensities, levels, spread
@@ -207,6 +209,36 @@ def test_targets_that_cannot_be():
             TargetConfig(**wrong)
     with pytest.raises(ConfigError, match="size 'small'"):
         TINY.replace(size="paper", target=TargetConfig(channels=("a",)))
+
+
+def test_nuclei_of_the_pair_table_are_scored_one_by_one(make_channels, tmp_path):
+    table = make_channels(1, n=2)
+    labels = np.zeros((64, 64), np.uint16)
+    for k in range(16):
+        y, x = divmod(k, 4)
+        labels[16 * y : 16 * y + 9, 16 * x : 16 * x + 7] = 300 + k
+    Image.fromarray(labels).save(table.parent / "nuclei.png")
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{rows[0]},nuclei", *(f"{row},nuclei.png" for row in rows[1:])]))
+    pairs = find_pairs(table).pairs
+    pairs = [replace(pair, target=measured(pair.target, [pair.ihc])) for pair in pairs]
+    reals = {pair.name: read_aligned(pair)[1] for pair in pairs}
+    methods = {
+        "half": lambda pair, he: Made(reals[pair.name] / 2),
+        "elsewhere": lambda pair, he: Made(np.where((labels > 0)[..., None], reals[pair.name], 0)),
+    }
+    half, elsewhere = evaluate_channels(pairs, methods, EvaluateConfig(tile=16, resamples=200))
+    real = reals[pairs[0].name][..., 0]
+    means = [real[labels == k].mean() for k in range(300, 316)]
+    assert half.items[0].values["cell_correlation"] == pytest.approx(1)
+    assert half.items[0].values["cell_mae"] == pytest.approx(np.mean(means) / 2)
+    assert elsewhere.items[0].values["cell_mae"] == 0 and elsewhere.items[0].values["tile_mae"] > 0
+    assert elsewhere.scores.values["cell_dice"].value == 1
+    labels[:, :40] = 0
+    for wrong, words in ((labels[:, :60], "another size"), (np.dstack([labels % 256] * 3), "one channel")):
+        Image.fromarray(wrong.astype(np.uint8)).save(table.parent / "nuclei.png")
+        with pytest.raises(InputError, match=words):
+            cells_of(pairs[0])
 
 
 @pytest.mark.parametrize("residual", [False, True])

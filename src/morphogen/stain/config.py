@@ -140,6 +140,16 @@ class ModelConfig(Config):
     target: TargetConfig = Field(
         default_factory=TargetConfig, description="What is made; taken from the data when training begins."
     )
+    residual_knots: tuple[tuple[tuple[float, float], ...], ...] | None = Field(
+        None,
+        description="residual: of every channel of the target, answers of the regression and the unit there, in "
+        "residual_scale. null = the same everywhere, or measured when training begins (objective.residual_knots).",
+    )
+    noise_shares: tuple[float, ...] | None = Field(
+        None,
+        description="Shares of the noise's variance in fields at scales of 1, 2, 4 … cells; the rest is white. null = "
+        "all white, or measured when training begins (objective.noise_scales).",
+    )
     balance: bool = Field(
         False,
         description="Divide every H&E by the colour of its glass first: scanners differ in it, tissue does not.",
@@ -172,7 +182,7 @@ class ModelConfig(Config):
             raise ValueError("a model is a regression or diffuses what one leaves over; set one of the two")
         if self.size == "paper" and not self.target.colour:
             raise ValueError("size 'paper' paints pictures in colour; channels need size 'small'")
-        if self.colour_start and (self.size == "paper" or self.output != "x0"):
+        if self.colour_start and (self.size == "paper" or not (self.residual or self.output == "x0")):
             raise ValueError("colour_start needs size 'small' and an x0 network")
         if self.see_mean and not (self.residual or self.regression):
             raise ValueError("see_mean needs residual: there is no regression to be seen")
@@ -184,9 +194,8 @@ class ModelConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
-        return known_before(self, "target", "balance", "colour_start", "colour_degree", "see_mean") | {
-            "encoder_weights": None
-        }
+        later = ("target", "balance", "colour_start", "colour_degree", "see_mean", "noise_shares")
+        return known_before(self, *later, "residual_knots") | {"encoder_weights": None}
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:
@@ -216,6 +225,9 @@ class TrainConfig(Config):
     )
     mean_share: float = Field(
         0.5, gt=0, lt=1, description="model.residual: share of the steps that train the regression."
+    )
+    mean_lr: float | None = Field(
+        None, gt=0, description="model.residual: learning rate of the regression. null = training.lr."
     )
     preview_pairs: int = Field(
         4, ge=1, description="Validation pairs shown in previews and scored in validation."
@@ -331,6 +343,12 @@ class ApplyConfig(Config):
         ge=0,
         le=1,
         description="Models of residuals: weight of the samples in their mean; the rest is the regression's answer.",
+    )
+    sample_spread: float = Field(
+        1.0,
+        gt=0,
+        description="Models of residuals: factor on the samples' distance from the regression's answer, where held-out "
+        "pairs show that they lie too close together or too far apart.",
     )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."

@@ -8,7 +8,8 @@ per pair;
 ``HE_20x`` and ``IHC_20x``;
 * HEMIT as published: ``<root>/{train,val,test}/{input,label}``;
 * two folders, one of H&E and one of IHC, likewise;
-* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask``;
+* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask,
+  nuclei``;
   paths relative to the CSV.
 
 ``target.yaml`` beside them says what the targets are, when they are no pictures in colour
@@ -53,7 +54,8 @@ class Pair:
 
     ``name`` is the file name without suffix. ``affine`` (a b tx c d ty) and then ``shift`` (dy, dx) take a pixel of
     the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.pairs.geometry`). ``mask`` says, on the
-    pixels of the H&E, where the target was scanned; ``target`` what the second image is.
+    pixels of the H&E, where the target was scanned, ``nuclei`` which nucleus a pixel is of (0 none); ``target`` what
+    the second image is.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Pair:
     shift: tuple[int, int] = (0, 0)
     affine: tuple[float, ...] | None = None
     mask: Path | None = None
+    nuclei: Path | None = None
     target: TargetConfig = COLOUR
 
     def identity(self) -> list[Any]:
@@ -75,8 +78,8 @@ class Pair:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """H&E, target and, where there is one, mask."""
-        return (self.he, self.ihc, *([self.mask] if self.mask is not None else []))
+        """H&E, target and, where there are any, mask and nuclei."""
+        return (self.he, self.ihc, *(path for path in (self.mask, self.nuclei) if path is not None))
 
     @property
     def unit(self) -> str:
@@ -256,9 +259,9 @@ def _from_table(path: Path, split: str, target: TargetConfig) -> FoundPairs:
         names.add(name)
         shift = row.integer("shift_y") or 0, row.integer("shift_x") or 0
         affine = read_affine(row.text("affine"), row.where)
-        mask = row.file("mask") if row.text("mask") else None
+        mask, nuclei = (row.file(key) if row.text(key) else None for key in ("mask", "nuclei"))
         stain, patient = row.text("stain", "IHC"), row.text("patient") or None
-        pairs.append(Pair(name, he, ihc, stain, patient, shift, affine, mask, target))
+        pairs.append(Pair(name, he, ihc, stain, patient, shift, affine, mask, nuclei, target))
     alone = [str(path) for pair in pairs for path in pair.files if not path.is_file()]
     here = [pair for pair in pairs if all(path.is_file() for path in pair.files)]
     return FoundPairs(here, [f"{name} (missing)" for name in alone])

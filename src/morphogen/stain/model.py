@@ -21,7 +21,7 @@ from morphogen.slides.colour import dab_density
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.recipes import folder as folders
 from morphogen.stain.recipes.network import HE, StainNetwork, target_stage, token_encoder
-from morphogen.stain.recipes.sampling import invert, model_schedule
+from morphogen.stain.recipes.sampling import invert, item_noise, local_unit, model_schedule
 from morphogen.stain.targets.values import intensities, spread
 from morphogen.tasks.pretrained import Pretrained
 
@@ -105,7 +105,6 @@ class StainTransfer(Pretrained):
         self._encoder = encoder
 
     # -- what the floor asks for
-    # ---------------------------------------------------------------------------------------
 
     def components(self) -> dict[str, Any]:
         return {
@@ -190,7 +189,6 @@ class StainTransfer(Pretrained):
         return self.config.stains
 
     # -- conditions
-    # --------------------------------------------------------------------------------------------
 
     @property
     def encoder(self) -> Encoder | None:
@@ -200,9 +198,7 @@ class StainTransfer(Pretrained):
         return self._encoder
 
     def tokens(self, images: Tensor) -> Tensor | None:
-        """uint8 (B, H, W, 3) → encoder tokens (B, T, d) on the model's device; ``None`` without an
-        encoder.
-        """
+        """uint8 (B, H, W, 3) → encoder tokens (B, T, d) on the model's device; ``None`` without an encoder."""
         encoder = self.encoder
         return None if encoder is None else encoder(images).to(self.device)
 
@@ -251,26 +247,28 @@ class StainTransfer(Pretrained):
         self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
     ) -> Tensor:
         """(B, C, h, w), scaled: the stain of H&E latents (B, C, h, w), unscaled mode, from one evaluation out of a
-        blank start: what a regression is trained to give.
-        """
+        blank start: what a regression is trained to give."""
         condition = self.condition(latents, tokens, label)
         blank = latents.new_zeros(len(latents), self.network.channels, *latents.shape[2:])
         return expectation(self.denoiser(precision), blank, self.schedule, condition=condition)
 
     def base(
-        self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, precision: str = "fp32"
+        self,
+        latents: Tensor,
+        tokens: Tensor | None,
+        label: int | Tensor,
+        precision: str = "fp32",
+        mean: StainTransfer | None = None,
     ) -> Tensor | None:
-        """What samples scatter around, (B, C, h, w) scaled: the regression's answer; ``None`` without
-        ``config.residual``. ``label`` is this model's.
-        """
-        if self.mean is None:
+        """What samples scatter around, (B, C, h, w) scaled: the answer of the regression, or of ``mean`` in its place;
+        ``None`` without ``config.residual``. ``label`` is this model's."""
+        mean = mean or self.mean
+        if mean is None:
             return None
-        theirs = sent(torch.tensor([HE, *map(self.mean.label, self.stains)]), self.device)
-        at = sent(torch.as_tensor(label), self.device)
-        return self.mean.expected(latents, tokens, theirs[at], precision)
+        theirs = sent(torch.tensor([HE, *map(mean.label, self.stains)]), self.device)
+        return mean.expected(latents, tokens, theirs[sent(torch.as_tensor(label), self.device)], precision)
 
     # -- staining
-    # ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def __call__(
@@ -285,6 +283,7 @@ class StainTransfer(Pretrained):
         posterior_noise: Tensor | None = None,
         precision: str = "fp32",
         mean_weight: float = 1.0,
+        sample_spread: float = 1.0,
     ) -> StainOutput:
         """Stain a batch of crops.
 
@@ -304,8 +303,8 @@ class StainTransfer(Pretrained):
             given.
         precision:
             ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
-        mean_weight:
-            Of the samples in their mean, for models of residuals; the rest is the regression's answer.
+        mean_weight, sample_spread:
+            See :class:`~morphogen.stain.config.ApplyConfig`.
         """
         sampler = SamplerConfig.of(sampler)
         if self.config.regression:
@@ -316,7 +315,7 @@ class StainTransfer(Pretrained):
         shape = self.network.channels, *image.shape[2:]
         if noise is None:
             keys = [(index, k) for index in range(len(images)) for k in range(samples)]
-            noise = ItemNoise(seed, keys, shape, image.device)
+            noise = item_noise(self.config, seed, keys, shape, image.device)
         denoiser = self.denoiser(precision)
         tokens = self.tokens(images)
         base = self.base(image, tokens, self.label(stain), precision)
@@ -336,9 +335,7 @@ class StainTransfer(Pretrained):
                 denoiser, latent, times, self.schedule, when=sampler.standardise, condition=condition
             ).repeat_interleave(samples, dim=0)
         elif sampler.solver == "mean":
-            start = image.new_zeros(
-                len(image) * samples, *shape
-            )  # the centre of the noise: no seed in the answer
+            start = image.new_zeros(len(image) * samples, *shape)  # the centre of the noise: no seed in it
         else:
             start = noise(-1).to(image)
         condition = self.condition(image, tokens, self.label(stain), base)
@@ -350,13 +347,17 @@ class StainTransfer(Pretrained):
             0, (len(images), samples)
         )
         if base is not None:
-            latents = base[:, None] + self.residual_scale * latents
+            latents = base[:, None] + sample_spread * self.unit(base)[:, None] * latents
         return self.output(latents, base, mean_weight)
 
     @property
     def residual_scale(self) -> float:
         """Unit of what is diffused, in latents."""
         return self.config.residual_scale or 1.0
+
+    def unit(self, base: Tensor) -> Tensor:
+        """The same where the regression answers ``base`` (B, C, h, w)."""
+        return self.residual_scale * local_unit(self.config, base)
 
     def denoiser(self, precision: str = "fp32") -> Any:
         """The network as a denoiser of the diffusion core."""

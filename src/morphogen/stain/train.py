@@ -21,19 +21,18 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses, network_denoiser
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.slides.colour import dab_density
-from morphogen.stain.config import ModelConfig, SamplerConfig, TrainConfig, known_before
-from morphogen.stain.data import FoundPairs, Pair, stains_of
+from morphogen.stain.config import SamplerConfig, TrainConfig, known_before
+from morphogen.stain.data import FoundPairs, Pair
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.fitting.cache import cache_crops
+from morphogen.stain.fitting.chosen import check_stains, prepared, with_stains
 from morphogen.stain.fitting.colours import fit_colours
 from morphogen.stain.model import StainTransfer
-from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
-from morphogen.stain.pairs.geometry import shared_side
 from morphogen.stain.recipes.folder import Start, load_start
 from morphogen.stain.recipes.network import HE
-from morphogen.stain.registration.shift import register_pairs
+from morphogen.stain.recipes.sampling import noise_scales
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import measured
 from morphogen.stain.targets.values import as_picture
@@ -57,7 +56,9 @@ class StainTask:
         validation: Sequence[Pair] = (),
         identity: dict[str, Any] | None = None,
         precision: str = "fp32",
+        crossed: residual.OutOfFold | None = None,
     ) -> None:
+        self.crossed = crossed
         self.stain, self.dataset, self.config = stain, dataset, config
         self.precision = precision  # of the regression, which no gradient passes
         self.model: nn.Module = stain.network
@@ -72,9 +73,13 @@ class StainTask:
         generate = draws.bernoulli(objective.bias_he_ihc)
         translate = HE + 1 + batch["label"].to(generate.device)
         x0, image = crops["ihc"], crops["image"]
-        base = self.stain.base(image, crops.get("tokens"), translate, self.precision)
+        known = (image, crops.get("tokens"), translate)
+        if self.crossed is not None:
+            base: Tensor | None = self.crossed.base(self.stain, *known, batch["index"], self.precision)
+        else:
+            base = self.stain.base(*known, self.precision)
         if base is not None:
-            x0 = (x0 - base) / self.stain.residual_scale
+            x0 = (x0 - base) / self.stain.unit(base)
             if self.stain.config.see_mean:
                 image = torch.cat([image, base], dim=1)
         if self.stain.config.target.colour:  # channels are not what H&E is made of
@@ -89,12 +94,13 @@ class StainTask:
             return regression_loss(denoiser, x0, schedule.last, condition, seen)
         t = draws.integers(schedule.T)
         t = torch.where(draws.bernoulli(objective.last_step_share), schedule.T - 1, t)
+        scales = noise_scales(self.stain.config)
         weight = "min_snr" if objective.min_snr_gamma is not None else None
         figures = losses.diffusion_loss(
             model,
             x0,
             t,
-            draws.normal_like(x0),
+            draws.normal_like(x0) if scales is None else scales.drawn(draws.normal, x0.shape[1:]),
             schedule,
             prediction=self.stain.config.output,
             weight=weight,  # type: ignore[arg-type]
@@ -256,13 +262,23 @@ def train_model(
     }
     if not config.model.residual:
         return _trained(pairs, held, config, out, **options)
+    crossed = None
     if config.mean is not None:
         mean = residual.read_mean(config, device)
+        if config.objective.cross_fit:
+            raise ConfigError("cross-fitting trains the regression itself", where="mean", fix="Leave it out")
     else:
         first, config = residual.parts(config)
         log.info("training the regression (%d steps), then the diffusion around it.", first.training.steps)
         mean = _trained(pairs, held, first, out / "mean", **options).model
-    return _trained(pairs, held, config, out, mean=mean, **options)
+        if config.objective.cross_fit:
+            groups = residual.groups_of(pairs, config.objective.cross_fit)
+            models = [
+                _trained(seen, [], first, out / f"mean-{number + 1}", **options).model
+                for number, seen in enumerate(residual.without_each(pairs, groups))
+            ]
+            crossed = residual.OutOfFold(models, torch.tensor(groups))
+    return _trained(pairs, held, config, out, mean=mean, crossed=crossed, **options)
 
 
 def _trained(
@@ -278,6 +294,7 @@ def _trained(
     precision: str,
     compile: bool | None,
     mean: StainTransfer | None = None,
+    crossed: residual.OutOfFold | None = None,
 ) -> Trained:
     """One training on checked pairs; around ``mean`` where one is given."""
     objective = config.objective
@@ -322,6 +339,8 @@ def _trained(
     )
     if model.network.colours is not None and not model.network.colours.weights.any():
         fit_colours(model, crops)
+    if crossed is not None:
+        crossed = replace(crossed, groups=crossed.groups[torch.tensor(crops.numbers)])
     if mean is not None:
         residual.attach(
             model,
@@ -330,7 +349,8 @@ def _trained(
             config.training.seed,
             precision,
             out / "residual.json",
-            config.objective.residual_spread,
+            config.objective,
+            crossed,
         )
     dataset: Dataset = crops
     if config.data.cache_crops:
@@ -338,13 +358,20 @@ def _trained(
         dataset = Cached(folder)
     identity: dict[str, Any] = {
         "model": config.model.identity(),
-        "objective": known_before(config.objective, "residual_spread"),
+        "objective": known_before(
+            config.objective, "residual_spread", "cross_fit", "noise_scales", "residual_knots"
+        ),
         "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }
     if mean is not None:
         identity |= {"mean": mean.identity, "residual_scale": model.residual_scale}
-    task = StainTask(model, dataset, config, held, identity, precision)
+        for name in ("noise_shares", "residual_knots"):
+            if getattr(model.config, name) is not None:
+                identity[name] = getattr(model.config, name)
+    if crossed is not None:
+        identity["crossed"] = [each.identity for each in crossed.models]
+    task = StainTask(model, dataset, config, held, identity, precision, crossed)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())
     model.network.eval()
@@ -357,39 +384,3 @@ def _trained(
 def main_process() -> bool:
     """Whether this process writes files: the first of a torchrun job, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def prepared(found: FoundPairs, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
-    """Checked and, where asked for, registered pairs; and how many were left out."""
-    data = config.data
-    if data.target is not None:
-        found = replace(found, pairs=[replace(pair, target=data.target) for pair in found.pairs])
-    pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)
-    if data.register_pairs != "none":
-        moved = register_pairs(pairs, data.register_pairs, data.max_shift)
-        # What leaves less than a crop is of no use.
-        pairs = [b.pair if shared_side(b.pair) >= data.crop else a for a, b in zip(pairs, moved, strict=True)]
-    return pairs, report.skipped
-
-
-def with_stains(config: TrainConfig, pairs: Sequence[Pair], start: Start | None) -> TrainConfig:
-    """The stains of the pairs as the model's, when the configuration names none of its own; behind those of
-    the model that the training starts from."""
-    if config.model.stains != ModelConfig().stains:
-        return config
-    stains = stains_of(pairs)
-    if start is not None and start.own is not None:
-        known = start.own.settings(ModelConfig).stains
-        stains = known + tuple(stain for stain in stains if stain not in known)
-    return config.replace(model=config.model.replace(stains=stains))
-
-
-def check_stains(stains: Sequence[str], config: ModelConfig) -> None:
-    """:class:`ConfigError` when pairs are of stains that the model does not have."""
-    unknown = sorted(set(stains) - set(config.stains))
-    if unknown:
-        raise ConfigError(
-            f"the pairs are of stain {', '.join(unknown)}, the model of {', '.join(config.stains)}",
-            where="model.stains",
-            fix=f'Set --model.stains "[{", ".join(sorted(set(stains)))}]"',
-        )

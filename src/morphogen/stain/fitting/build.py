@@ -160,6 +160,9 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             regression=False,
             residual=True,
             residual_scale=config.residual_scale,
+            # What its network has learned, unless others are given.
+            noise_shares=config.noise_shares or model.config.noise_shares,
+            residual_knots=config.residual_knots or model.config.residual_knots,
             see_mean=seen,
         )
         model.network.colours = None  # the regression's answer holds what colour tells

@@ -17,6 +17,8 @@ _NOT_OF_LATENTS = (
     "regression",
     "residual",
     "residual_scale",
+    "noise_shares",
+    "residual_knots",
     "colour_start",
     "colour_degree",
     "see_mean",
@@ -32,6 +34,8 @@ def cache_crops(
     encoder's ``tokens`` (T, d), in float16, ``label`` and ``index``.
     """
     settings = {key: value for key, value in model.config.identity().items() if key not in _NOT_OF_LATENTS}
+    if model.config.size == "small":  # a regression and the diffusion around it may differ in it
+        settings["prediction"] = "auto"
     encoder = model.encoder.identity() if model.encoder is not None else "none"
     pairs = [pair.identity() for pair in dataset.pairs]
     facts = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from morphogen.core.config import Config
 
@@ -33,3 +33,31 @@ class ObjectiveConfig(Config):
         description="model.residual: standard deviation of what is diffused, the noise at the end having 1. Less moves "
         "training and sampling to where large structures are decided.",
     )
+    residual_knots: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="model.residual: groups of answers of the regression in each of which the spread of what is left "
+        "over is measured: the unit is then small where the regression is sure. 0 = one unit everywhere.",
+    )
+    cross_fit: int = Field(
+        0,
+        ge=0,
+        description="model.residual: groups of pairs (by patient, where known) for each of which a regression is "
+        "trained without it: the diffusion learns what that leaves over, as of pairs never seen. 0 = what the "
+        "regression leaves over of the pairs it was trained on, which is less.",
+    )
+    noise_scales: int = Field(
+        0,
+        ge=0,
+        le=12,
+        description="model.residual: scales of the noise beside white, each twice the one before, in the shares that "
+        "what is left over has: large structures are then hidden as small ones are. 0 = white noise.",
+    )
+
+    @field_validator("cross_fit")
+    @classmethod
+    def _groups(cls, groups: int) -> int:
+        if groups == 1:
+            raise ValueError("one group leaves no pairs to train on; 0 is none, 2 the fewest")
+        return groups

@@ -8,18 +8,25 @@ noise level.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from morphogen.core.errors import ConfigError
 from morphogen.core.files import read_json, write_json
 from morphogen.core.seeds import generator
 from morphogen.stain.config import TrainConfig
+from morphogen.stain.data import Pair
+from morphogen.stain.fitting.config import ObjectiveConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.recipes.folder import Start
+from morphogen.stain.recipes.sampling import local_unit, pixels_of_cell
+from morphogen.stain.recipes.units import LocalUnit
 
 log = logging.getLogger("morphogen.stain")
 
@@ -50,9 +57,20 @@ def parts(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
             "one step cannot be shared out between a regression and a diffusion", where="training.steps"
         )
     first = min(max(1, round(config.mean_share * total)), total - 1)
-    regression = config.model.replace(residual=False, residual_scale=None, regression=True)
+    regression = config.model.replace(
+        residual=False,
+        residual_scale=None,
+        noise_shares=None,
+        regression=True,
+        # An answer holds no noise that could be named.
+        prediction="x0" if config.model.colour_start else config.model.prediction,
+    )
+    objective = config.objective.replace(cross_fit=0, noise_scales=0, residual_knots=0)  # of the diffusion
+    training = _shorter(config, first)
+    if config.mean_lr is not None:
+        training = training.replace(lr=config.mean_lr)
     return (
-        config.replace(model=regression, training=_shorter(config, first)),
+        config.replace(model=regression, training=training, objective=objective),
         config.replace(training=_shorter(config, total - first)),
     )
 
@@ -79,6 +97,55 @@ def read_mean(config: TrainConfig, device: torch.device) -> StainTransfer:
     return mean
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """Regressions that have not seen their group of pairs. groups: number of the group of every item."""
+
+    models: list[StainTransfer]
+    groups: Tensor
+
+    def base(
+        self,
+        stain: StainTransfer,
+        latents: Tensor,
+        tokens: Tensor | None,
+        label: Tensor,
+        index: Tensor,
+        precision: str,
+    ) -> Tensor:
+        """What ``stain`` scatters around, (B, C, h, w), for items ``index`` (B,)."""
+        group, parts = self.groups[index.cpu()], []
+        for number, mean in enumerate(self.models):
+            rows = (group == number).nonzero()[:, 0].to(latents.device)
+            if len(rows):
+                seen = None if tokens is None else tokens[rows]
+                found = stain.base(latents[rows], seen, label[rows], precision, mean)
+                assert found is not None
+                parts.append((rows, found))
+        order = torch.argsort(torch.cat([rows for rows, _ in parts]))
+        return torch.cat([found for _, found in parts])[order]
+
+
+def groups_of(pairs: Sequence[Pair], groups: int) -> list[int]:
+    """The group of every pair; those of one patient share it. :class:`ConfigError` with fewer patients than groups."""
+    units = list(dict.fromkeys(pair.unit for pair in pairs))
+    if len(units) < groups:
+        raise ConfigError(
+            f"{len(units)} patients or images cannot be parted into {groups} groups",
+            where="objective.cross_fit",
+        )
+    number = {unit: k % groups for k, unit in enumerate(units)}
+    return [number[pair.unit] for pair in pairs]
+
+
+def without_each(pairs: Sequence[Pair], groups: Sequence[int]) -> list[list[Pair]]:
+    """The pairs without those of the first group, without those of the second, and so on."""
+    return [
+        [pair for pair, group in zip(pairs, groups, strict=True) if group != number]
+        for number in range(max(groups) + 1)
+    ]
+
+
 def attach(
     model: StainTransfer,
     mean: StainTransfer,
@@ -86,10 +153,11 @@ def attach(
     seed: int,
     precision: str,
     kept: Path,
-    spread: float = 0.5,
+    objective: ObjectiveConfig,
+    crossed: OutOfFold | None = None,
 ) -> None:
     """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here, in
-    which what is left over has the standard deviation ``spread``.
+    which what is left over has the standard deviation ``objective.residual_spread``.
 
     A measured unit is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
     depend on a GPU summing to the same digit.
@@ -98,43 +166,109 @@ def attach(
         has, needed = getattr(mean.config, name), getattr(model.config, name)
         if has != needed:
             raise ConfigError(f"the regression has {name} {has}, the model {needed}", where="mean")
-    mean.network.requires_grad_(False).eval()
+    for each in (mean, *(crossed.models if crossed is not None else [])):
+        each.network.requires_grad_(False).eval()
     model.mean = mean
-    scale = model.config.residual_scale
-    if scale is None:
+    wanted = {
+        "residual_scale": True,
+        "noise_shares": objective.noise_scales > 0,
+        "residual_knots": objective.residual_knots > 0,
+    }
+    missing = [name for name, needed in wanted.items() if needed and getattr(model.config, name) is None]
+    if missing:
         before = read_json(kept) if kept.is_file() else {}
-        if before.get("mean") == mean.identity:
-            scale = float(before["residual_scale"])
-        else:
-            scale = measured_scale(model, dataset, seed, precision, spread)
-            write_json(kept, {"mean": mean.identity, "residual_scale": scale})
-    model.config = model.config.replace(residual=True, residual_scale=scale)
-    log.info("what the regression leaves over is diffused in units of %.3g.", scale)
+        if before.get("mean") != mean.identity or not set(missing) <= set(before):
+            found = measured_residual(model, dataset, seed, precision, objective, crossed)
+            before = {"mean": mean.identity, **found}
+            write_json(kept, before)
+        model.config = model.config.replace(**{name: before[name] for name in missing})
+    model.config = model.config.replace(residual=True)
+    log.info("what the regression leaves over is diffused in units of %.3g.", model.residual_scale)
+
+
+def shares_of(power: Sequence[float]) -> list[float]:
+    """Mean squares of pixels and of means over 1, 2, 4 … cells → part of the first at each scale of cells.
+
+    >>> shares_of([4.0, 2.0, 1.0])
+    [0.25, 0.25]
+    """
+    rest = [*power[2:], 0.0]
+    return [round(max(0.0, a - b) / max(power[0], 1e-12), 4) for a, b in zip(power[1:], rest, strict=True)]
+
+
+def measured_residual(
+    model: StainTransfer,
+    dataset: PairDataset,
+    seed: int,
+    precision: str,
+    objective: ObjectiveConfig,
+    crossed: OutOfFold | None = None,
+) -> dict[str, Any]:
+    """Settings of the model that say how large what is left over is: ``residual_scale``, and ``residual_knots`` and
+    ``noise_shares`` where the objective asks for them."""
+    base, rest, seen = left_over(model, dataset, seed, precision, crossed)
+    together = pixels_of_cell(model.config)
+    out: dict[str, Any] = {}
+    if objective.residual_knots and model.config.residual_knots is None:
+        unit = LocalUnit.fitted(base, rest, seen, objective.residual_knots, together)
+        rest, out["residual_knots"] = rest / unit(base), unit.knots
+    else:
+        rest = rest / local_unit(model.config, base)
+    power = measured_power(rest, seen, objective.noise_scales, together, model.factor)
+    if objective.noise_scales and model.config.noise_shares is None:
+        out["noise_shares"] = shares_of(power)
+    return {
+        "residual_scale": max(round(power[0] ** 0.5 / objective.residual_spread, 4), 1e-4),
+        **out,
+    }
 
 
 @torch.no_grad()
-def measured_scale(
-    model: StainTransfer, dataset: PairDataset, seed: int, precision: str = "fp32", spread: float = 0.5
-) -> float:
-    """Standard deviation of the residual on random crops, over ``spread``."""
-    total, squares = 0, 0.0
+def left_over(
+    model: StainTransfer, dataset: PairDataset, seed: int, precision: str, crossed: OutOfFold | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of random crops, on the CPU: the regression's answers and what they leave over (N, C, h, w), and where the target
+    was scanned (N, 1, h, w)."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for at in range(0, CROPS, 8):
         drawn = [
             dataset.draw(number % len(dataset), generator(seed, "residual scale", number))
             for number in range(at, at + 8)
         ]
-        he, ihc = (torch.stack([item[name] for item in drawn]) for name in ("he", "ihc"))
+        he, ihc, index = (torch.stack([item[name] for item in drawn]) for name in ("he", "ihc", "index"))
         label = 1 + torch.stack([item["label"] for item in drawn])
         image = model.first_stage.encode(model.pixels(he)).mode()
         stain = model.target_stage.encode(model.target_pixels(ihc)).mode()
-        base = model.base(image, model.tokens(he), label, precision)
-        assert base is not None
-        rest = (model.target_stage.scaling * stain - base).double()
-        if "mask" in drawn[0]:
-            seen = cells_seen(torch.stack([item["mask"] for item in drawn]), model.factor).to(rest)
-            rest = rest * seen
-            total += int(seen.sum()) * rest.shape[1]
+        known = (image, model.tokens(he), label.to(image.device))
+        if crossed is not None:
+            answer: Tensor | None = crossed.base(model, *known, index, precision)
         else:
-            total += rest.numel()
-        squares += float((rest**2).sum())
-    return max(round((squares / max(total, 1)) ** 0.5 / spread, 4), 1e-4)
+            answer = model.base(*known, precision)
+        assert answer is not None
+        over = model.target_stage.scaling * stain - answer
+        where = torch.ones_like(over[:, :1])
+        if "mask" in drawn[0]:
+            where = cells_seen(torch.stack([item["mask"] for item in drawn]), model.factor).to(over)
+        parts.append((answer.float().cpu(), over.float().cpu(), where.float().cpu()))
+    base, rest, seen = (torch.cat(each) for each in zip(*parts, strict=True))
+    return base, rest, seen
+
+
+def measured_power(
+    rest: Tensor, seen: Tensor, scales: int = 0, together: int = 1, factor: int = 1
+) -> list[float]:
+    """Mean squares of what is left over (N, C, h, w): of its values, then of its means over blocks of 1, 2, 4 … cells,
+    ``scales`` of them. A block of which not all was ``seen`` does not count. ``together``: channels of a cell that are
+    pixels of one channel; ``factor``: pixels of its side."""
+    count = float(seen.sum()) * rest.shape[1]
+    out = [float((rest.double().square() * seen).sum()) / max(count, 1)]
+    means = rest.unflatten(1, (-1, together)).mean(dim=2).double()
+    for side in (2**scale for scale in range(scales)):
+        if side > min(rest.shape[2:]):
+            raise ConfigError(
+                f"{scales} scales need crops of {side * factor} px or more", where="objective.noise_scales"
+            )
+        blocks = torch.nn.functional.avg_pool2d(means, side)
+        whole = torch.nn.functional.avg_pool2d(seen.double(), side) > 1 - 1e-9
+        out.append(float((blocks.square() * whole).sum()) / max(int(whole.sum()) * blocks.shape[1], 1))
+    return out

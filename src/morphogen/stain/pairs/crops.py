@@ -98,6 +98,11 @@ class PairDataset(Dataset):
         return len(self._items)
 
     @property
+    def numbers(self) -> list[int]:
+        """Which pair every item is cut from."""
+        return list(self._items)
+
+    @property
     def resident(self) -> bool:
         """Whether the images lie on the device."""
         return self._held.resident

@@ -7,12 +7,14 @@ whole slides. A map is a matrix ``(2, 3)``, rows ``a b tx`` and ``c d ty``: the 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from morphogen.core.errors import InputError
 from morphogen.slides.images import image_size
 from morphogen.stain.data import Pair
-from morphogen.stain.targets.files import read_image, read_mask, read_target
+from morphogen.stain.targets.files import read_image, read_labels, read_mask, read_target
 
 Box = tuple[slice, slice]  # rows, columns
 
@@ -112,14 +114,25 @@ def scanned(pair: Pair) -> np.ndarray | None:
     """(H, W) bool, cut like :func:`read_aligned`: where the target of a pair was scanned; ``None`` for everywhere."""
     if pair.mask is None:
         return None
-    mask = read_mask(pair.mask)
-    if mask.shape != image_size(pair.he):
+    return _of_he(pair, read_mask(pair.mask), pair.mask, "mask")
+
+
+def cells_of(pair: Pair) -> np.ndarray | None:
+    """(H, W) integers, cut likewise: the number of the nucleus that a pixel is of, 0 for none; ``None`` where no
+    nuclei are given."""
+    if pair.nuclei is None:
+        return None
+    return _of_he(pair, read_labels(pair.nuclei), pair.nuclei, "image of nuclei")
+
+
+def _of_he(pair: Pair, image: np.ndarray, path: Path, what: str) -> np.ndarray:
+    if image.shape != image_size(pair.he):
         raise InputError(
-            f"the mask is {mask.shape[1]} × {mask.shape[0]} px, its H&E another size",
-            where=pair.mask,
-            fix="Draw masks on the pixels of the H&E",
+            f"the {what} is {image.shape[1]} × {image.shape[0]} px, its H&E another size",
+            where=path,
+            fix="Draw it on the pixels of the H&E",
         )
-    return cut(pair, mask)
+    return cut(pair, image)
 
 
 def shared_size(pair: Pair) -> tuple[int, int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from morphogen.diffusion import Denoiser, Schedule, ddim_invert
+from morphogen.diffusion import Denoiser, ItemNoise, Schedule, ddim_invert
+from morphogen.diffusion.noise import Key
+from morphogen.diffusion.scales import NoiseScales
 from morphogen.stain.config import ModelConfig
+from morphogen.stain.recipes.units import LocalUnit
 
 
 def standardise(latent: Tensor) -> Tensor:
@@ -21,6 +25,33 @@ def model_schedule(config: ModelConfig) -> Schedule:
     """Scaled-linear; with zero terminal SNR, but plain for epsilon."""
     schedule = Schedule.scaled_linear(config.beta_start, config.beta_end)
     return schedule.zero_terminal_snr() if config.output != "epsilon" else schedule
+
+
+def noise_scales(config: ModelConfig) -> NoiseScales | None:
+    """What the noise of a model is made of; ``None`` for white noise."""
+    if config.noise_shares is None:
+        return None
+    return NoiseScales(config.noise_shares, pixels_of_cell(config))
+
+
+def local_unit(config: ModelConfig, base: Tensor) -> Tensor:
+    """The unit of what a regression leaves over where it answers ``base`` (B, C, h, w), in ``residual_scale``."""
+    if config.residual_knots is None:
+        return torch.ones_like(base)
+    return LocalUnit(config.residual_knots, pixels_of_cell(config))(base)
+
+
+def pixels_of_cell(config: ModelConfig) -> int:
+    """Channels of a latent cell that are pixels of one channel of the target."""
+    return config.pixel_factor**2 if config.size == "small" else 1
+
+
+def item_noise(
+    config: ModelConfig, seed: int, keys: Sequence[Key], shape: Sequence[int], device: Any
+) -> Callable[[int], Tensor]:
+    """``noise(step)`` of a batch of independent crops, each with a key of its own."""
+    scales = noise_scales(config)
+    return ItemNoise(seed, keys, shape, device) if scales is None else scales.items(seed, keys, shape, device)
 
 
 def invert(

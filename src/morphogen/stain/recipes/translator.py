@@ -13,6 +13,7 @@ from torch import Tensor
 from morphogen.slides.recolouring import on_white_glass
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
+from morphogen.stain.recipes.sampling import noise_scales
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.streams.noise import ImageNoise
 from morphogen.tasks.windows import WindowPlan
@@ -79,6 +80,7 @@ class StainTranslator:
             antithetic=self.config.antithetic,
             posterior=self.config.sampler.inversion_steps > 0,
             device=self.model.device,
+            scales=noise_scales(self.model.config),
         )
 
     def expect(self, batches: int) -> None:
@@ -103,6 +105,7 @@ class StainTranslator:
             posterior_noise=posterior_noise,
             precision=self.precision,
             mean_weight=self.config.mean_weight,
+            sample_spread=self.config.sample_spread,
         )
         kept = out.samples[:, : self.kept].permute(0, 1, 4, 2, 3).flatten(1, 2)
         first, mean = (part.permute(0, 3, 1, 2) for part in (out.samples[:, 0], out.mean))

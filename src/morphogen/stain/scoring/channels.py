@@ -17,7 +17,7 @@ from morphogen.metrics.intervals import Interval, pooled_correlation
 from morphogen.metrics.pairs import psnr, ssim
 from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair
-from morphogen.stain.pairs.geometry import cut, read_aligned, scanned
+from morphogen.stain.pairs.geometry import cells_of, cut, read_aligned, scanned
 from morphogen.stain.scoring.signals import signal_values, thresholds_of
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.evaluation import (
@@ -41,6 +41,9 @@ KEYS: Columns = {
     "dice": ("Dice", "max"),
     "iou": ("IoU", "max"),
     "hausdorff95": ("Hausdorff 95 %, px", "min"),
+    "cell_correlation": ("r per nucleus", "max"),
+    "cell_mae": ("error per nucleus", "min"),
+    "cell_dice": ("Dice of positive nuclei", "max"),
     "sharpness": ("gradient ratio", None),
     "uncertainty_error_correlation": ("r of uncertainty and error", None),
     "risk": ("error kept by certainty", "min"),
@@ -86,7 +89,12 @@ class ChannelScores(ItemScores):
 
 
 def score_channels(
-    pair: Pair, real: np.ndarray, made: Made, mask: np.ndarray | None, tile: int
+    pair: Pair,
+    real: np.ndarray,
+    made: Made,
+    mask: np.ndarray | None,
+    tile: int,
+    nuclei: np.ndarray | None = None,
 ) -> ChannelScores:
     """Scores of one pair, real (H, W, C) intensities, by one method."""
     target = pair.target
@@ -102,6 +110,7 @@ def score_channels(
             tile=tile,
             threshold=limits[k],
             mask=mask,
+            nuclei=nuclei,
             samples=None if made.samples is None else made.samples[..., k],
             uncertainty=None if made.uncertainty is None else made.uncertainty[..., k],
         )
@@ -144,9 +153,11 @@ class _EachPair:
     def __call__(self, loaded: bool, item: Item, path: Path | None) -> dict[str, ChannelScores]:
         pair: Pair = item.more
         he, real = read_aligned(pair)
-        mask = scanned(pair)
+        mask, nuclei = scanned(pair), cells_of(pair)
         return {
-            name: score_channels(pair, real, fitting(make(pair, he), real.shape[:2], pair), mask, self.tile)
+            name: score_channels(
+                pair, real, fitting(make(pair, he), real.shape[:2], pair), mask, self.tile, nuclei
+            )
             for name, make in self.methods.items()
         }
 

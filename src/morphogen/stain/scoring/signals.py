@@ -9,7 +9,7 @@ import numpy as np
 
 from morphogen.metrics.intervals import moments
 from morphogen.metrics.probabilistic import coverage, crps
-from morphogen.metrics.signals import overlap, risk_coverage, seen_tiles
+from morphogen.metrics.signals import cell_agreement, overlap, risk_coverage, seen_tiles
 from morphogen.metrics.stain import correlation, sharpness_ratio, tile_means
 from morphogen.stain.targets.config import TargetConfig
 
@@ -31,12 +31,14 @@ def signal_values(
     mask: np.ndarray | None = None,
     samples: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
+    nuclei: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Scores of one signal of one image, real and made maps (H, W), and the moments of its tiles for figures over
     images.
 
     samples (K, H, W): CRPS and coverage of their tile means. uncertainty (H, W): risk–coverage of the tiles' errors.
-    Only tiles and pixels within ``mask`` count.
+    nuclei (H, W): number of the nucleus of every pixel, 0 none: agreement by nucleus.
+    Only tiles, nuclei and pixels within ``mask`` count.
     """
     tile = min(tile, *real.shape)
     keep = seen_tiles(mask, (real.shape[0], real.shape[1]), tile)
@@ -46,6 +48,9 @@ def signal_values(
     values["mean"], values["mean_real"] = (float(each.mean()) if a.size else float("nan") for each in (b, a))
     if threshold is not None:
         values |= overlap(real, made, threshold, mask)._asdict()
+    if nuclei is not None:
+        cells = cell_agreement(real, made, nuclei, threshold, mask)
+        values |= {f"cell_{key}": value for key, value in cells._asdict().items()}
     values["sharpness"] = sharpness_ratio(real, made)
     if samples is not None and a.size:
         draws = np.stack([tile_means(each, tile)[keep] for each in samples], axis=1)[..., None]

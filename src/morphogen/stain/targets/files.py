@@ -66,6 +66,17 @@ def read_mask(path: Path | str) -> np.ndarray:
     return np.asarray((read_channels(path) != 0).any(axis=2))
 
 
+def read_labels(path: Path | str) -> np.ndarray:
+    """(H, W) int64: which nucleus a pixel is of, 0 for none; a PNG, TIFF or NPY of one channel of whole numbers."""
+    values = read_raw(path) if Path(path).suffix.lower() == ".png" else read_channels(path)
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2 or not (values.dtype.kind in "ui" or np.array_equal(values, np.round(values))):
+        raise InputError(
+            "an image of nuclei holds one channel of whole numbers, 0 where there is no nucleus", where=path
+        )
+    return values.astype(np.int64)
+
+
 def measured(target: TargetConfig, paths: Sequence[Path]) -> TargetConfig:
     """``target`` with type, ``full`` and ``threshold`` taken from the training images where they are not given."""
     if target.colour:

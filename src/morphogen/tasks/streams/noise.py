@@ -12,6 +12,7 @@ from torch import Tensor
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion import CanvasNoise
 from morphogen.diffusion.noise import Blocks
+from morphogen.diffusion.scales import NoiseScales, ScaledCanvas
 from morphogen.tasks.windows import WindowPlan
 
 NOISE_BLOCK = 16  # latent cells
@@ -22,7 +23,7 @@ Region = tuple[slice, slice]
 class NegatedNoise:
     """A noise field with its sign turned."""
 
-    field: CanvasNoise
+    field: CanvasNoise | ScaledCanvas
 
     def over(self, step: int, regions: Sequence[Region]) -> Tensor:
         return -self.field.over(regions)(step)
@@ -32,7 +33,7 @@ class NegatedNoise:
 class PlainNoise:
     """A noise field as it is."""
 
-    field: CanvasNoise
+    field: CanvasNoise | ScaledCanvas
 
     def over(self, step: int, regions: Sequence[Region]) -> Tensor:
         return self.field.over(regions)(step)
@@ -61,6 +62,8 @@ class ImageNoise:
         Whether :meth:`start` is ever used; where not, it is not drawn.
     device:
         Where it is drawn and given.
+    scales:
+        Of noise that is not white; the posterior's is.
     """
 
     def __init__(
@@ -75,11 +78,16 @@ class ImageNoise:
         antithetic: bool = False,
         posterior: bool = True,
         device: torch.device | str = "cpu",
+        scales: NoiseScales | None = None,
     ) -> None:
         shape, kept = (channels, *plan.canvas), Blocks()
 
-        def field(*keys: int | str) -> CanvasNoise:
-            return CanvasNoise(seed_for(seed, *keys), shape, block=NOISE_BLOCK, device=device, kept=kept)
+        def plain(seed: int, shape: Sequence[int]) -> CanvasNoise:
+            return CanvasNoise(seed, shape, block=NOISE_BLOCK, device=device, kept=kept)
+
+        def field(*keys: int | str) -> CanvasNoise | ScaledCanvas:
+            number = seed_for(seed, *keys)
+            return plain(number, shape) if scales is None else ScaledCanvas(scales, number, shape, plain)
 
         self.fields: list[Field] = []
         for k in range(samples):
@@ -87,7 +95,7 @@ class ImageNoise:
                 self.fields.append(NegatedNoise(cast(PlainNoise, self.fields[-1]).field))
             else:
                 self.fields.append(PlainNoise(field(purpose, name, k)))
-        self._posterior = field(f"{purpose} posterior", name) if posterior else None
+        self._posterior = plain(seed_for(seed, f"{purpose} posterior", name), shape) if posterior else None
 
     def over(self, regions: Sequence[Region]) -> RegionNoise:
         """``noise(step)`` for a batch of windows at these latent cells."""
