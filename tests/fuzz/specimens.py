@@ -87,6 +87,28 @@ def pairs(root: Path) -> None:
     (root / "pairs.csv").write_text("he,ihc,stain,patient,split\n" + "\n".join(rows) + "\n")
 
 
+def channels(root: Path) -> None:
+    """``channels/``: a table of pairs of two channels of 16 bits with nuclei; ``panels/``: strips of six panels."""
+    from PIL import Image
+
+    from morphogen.slides.formats.channels import save_channels
+
+    for name in ("he", "target", "panels/train"):
+        (root / name).mkdir(parents=True)
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:24, 8:24], labels[40:56, 30:50] = 1, 2
+    Image.fromarray(labels).save(root / "nuclei.png")
+    rows = []
+    for k in range(2):
+        pixels = picture(k, 64)
+        Image.fromarray(pixels).save(root / "he" / f"p{k}.png")
+        save_channels(root / "target" / f"p{k}.ome.tif", pixels[..., :2].astype(np.uint16) * 200, ("DNA", "ER"))
+        Image.fromarray(np.concatenate([pixels] * 6, axis=1)).save(root / "panels" / "train" / f"p{k}.png")
+        rows.append(f"he/p{k}.png,target/p{k}.ome.tif,nuclei.png,train")
+    (root / "pairs.csv").write_text("he,ihc,nuclei,split\n" + "\n".join(rows) + "\n")
+    (root / "target.yaml").write_text("channels: [DNA, ER]\ntransform: sqrt\nthreshold: [9000, 9000]\n")
+
+
 def sections(root: Path) -> None:
     """``prepared/``: two prepared sections; ``raw/`` ST tables with their image; ``visium/`` AnnData with an image."""
     import anndata
@@ -198,6 +220,7 @@ def all_specimens(root: Path) -> Path:
     slides(root / "slides")
     looks(root / "looks")
     pairs(root / "pairs")
+    channels(root / "channels")
     sections(root / "sections")
     spatial(root / "spatial")
     checkpoints(root / "checkpoints")

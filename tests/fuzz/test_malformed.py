@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import harness, mutations
-from .specimens import TINY_LAYOUT
+from .specimens import TINY_LAYOUT, TINY_STAIN
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Kind:
 
 
 SLIDE = "slide encode {target} --out {out} --workers 1 --tissue all --tile-px 64 --tile-mpp 0.5"
+CHANNELS = "stain evaluate channels/target channels/pairs.csv --split train --out {out} --panels 1 --tile 16"
 KINDS = {
     "png": Kind(("images",), "images/a.png", "bytes", "slide info {target}", 25),
     "jpeg": Kind(("images",), "images/b.jpg", "bytes", "slide info {target}", 20),
@@ -89,6 +90,17 @@ KINDS = {
         "table",
         "stain register {target} --out {out}/maps.csv --motion shift --max-shift 8",
         25,
+    ),
+    "channels": Kind(("channels",), "channels/target/p0.ome.tif", "bytes", CHANNELS, 15),
+    "channel table": Kind(("channels",), "channels/pairs.csv", "table", CHANNELS, 15),
+    "channel target": Kind(("channels",), "channels/target.yaml", "yaml", CHANNELS, 10),
+    "nuclei of pairs": Kind(("channels",), "channels/nuclei.png", "bytes", CHANNELS, 10),
+    "panels": Kind(
+        ("channels",),
+        "channels/panels/train/p0.png",
+        "bytes",
+        f"stain train channels/panels --out {{out}} {TINY_STAIN}",
+        5,
     ),
     "patients": Kind(
         ("pairs",),
