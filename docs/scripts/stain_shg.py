@@ -2,8 +2,8 @@
 
 ``python docs/scripts/stain_shg.py --data ../shared/data/pairs/he_shg --out runs/shg`` trains on some of the cores of
 two breast arrays and a third from another scanner and scores the others, for every fold named (``--folds``): a plain
-regression, and the diffusion of what a regression that begins as a colour map leaves over of cores it has not seen. Runs and scores that are
-there already are taken as they are. ``--write`` puts the tables into the page.
+regression, and the diffusion of what a regression that begins as a colour map leaves over of cores it has not seen.
+Runs and scores that are there already are taken as they are. ``--write`` puts the tables into the page.
 
 Everything that was chosen was chosen within 1B and 2B, on the folds ``inner0`` to ``inner2``;
 these hold the cores of 2B too.

@@ -102,7 +102,9 @@ def channels(root: Path) -> None:
     for k in range(2):
         pixels = picture(k, 64)
         Image.fromarray(pixels).save(root / "he" / f"p{k}.png")
-        save_channels(root / "target" / f"p{k}.ome.tif", pixels[..., :2].astype(np.uint16) * 200, ("DNA", "ER"))
+        save_channels(
+            root / "target" / f"p{k}.ome.tif", pixels[..., :2].astype(np.uint16) * 200, ("DNA", "ER")
+        )
         Image.fromarray(np.concatenate([pixels] * 6, axis=1)).save(root / "panels" / "train" / f"p{k}.png")
         rows.append(f"he/p{k}.png,target/p{k}.ome.tif,nuclei.png,train")
     (root / "pairs.csv").write_text("he,ihc,nuclei,split\n" + "\n".join(rows) + "\n")

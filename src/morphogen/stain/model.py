@@ -262,8 +262,7 @@ class StainTransfer(Pretrained):
     ) -> Tensor | None:
         """What samples scatter around, (B, C, h, w) scaled: the answer of the regression, or of ``mean`` in its place;
         ``None`` without ``config.residual``. ``label`` is this model's."""
-        mean = mean or self.mean
-        if mean is None:
+        if (mean := mean or self.mean) is None:
             return None
         theirs = sent(torch.tensor([HE, *map(mean.label, self.stains)]), self.device)
         return mean.expected(latents, tokens, theirs[sent(torch.as_tensor(label), self.device)], precision)
