@@ -10,9 +10,9 @@ from torch import Tensor
 
 from morphogen.diffusion import Denoiser, ItemNoise, Schedule, ddim_invert
 from morphogen.diffusion.noise import Key
-from morphogen.diffusion.scales import NoiseScales
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.recipes.units import LocalUnit
+from morphogen.tasks.streams.scales import NoiseScales
 
 
 def standardise(latent: Tensor) -> Tensor:

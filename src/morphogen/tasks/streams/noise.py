@@ -12,7 +12,7 @@ from torch import Tensor
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion import CanvasNoise
 from morphogen.diffusion.noise import Blocks
-from morphogen.diffusion.scales import NoiseScales, ScaledCanvas
+from morphogen.tasks.streams.scales import NoiseScales, ScaledCanvas
 from morphogen.tasks.windows import WindowPlan
 
 NOISE_BLOCK = 16  # latent cells

@@ -5,7 +5,7 @@ import torch
 
 from morphogen.core.errors import ConfigError
 from morphogen.diffusion import CanvasNoise, ItemNoise
-from morphogen.diffusion.scales import NoiseScales, ScaledCanvas, weights
+from morphogen.tasks.streams.scales import NoiseScales, ScaledCanvas, weights
 
 
 def canvas(seed, shape):
