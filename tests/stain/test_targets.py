@@ -32,6 +32,7 @@ from morphogen.stain.pairs.geometry import cells_of, read_aligned
 from morphogen.stain.recipes.colours import ColourPolynomial, polynomial_terms, terms
 from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.scoring.channels import Made, evaluate_channels
+from morphogen.stain.scoring.figures import channel_panel
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import measured, read_target
 from morphogen.stain.targets.values import as_picture, intensities, levels, spread
@@ -234,6 +235,11 @@ def test_nuclei_of_the_pair_table_are_scored_one_by_one(make_channels, tmp_path)
     assert half.items[0].values["cell_mae"] == pytest.approx(np.mean(means) / 2)
     assert elsewhere.items[0].values["cell_mae"] == 0 and elsewhere.items[0].values["tile_mae"] > 0
     assert elsewhere.scores.values["cell_dice"].value == 1
+    unknown = replace(pairs[0], target=pairs[0].target.replace(full=None))
+    panel = channel_panel(
+        np.zeros((64, 64, 3), np.uint8), reals[unknown.name], Made(reals[unknown.name]), unknown.target
+    )
+    assert panel[:, 64:].max() == 255
     labels[:, :40] = 0
     for wrong, words in ((labels[:, :60], "another size"), (np.dstack([labels % 256] * 3), "one channel")):
         Image.fromarray(wrong.astype(np.uint8)).save(table.parent / "nuclei.png")

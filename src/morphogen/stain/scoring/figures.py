@@ -64,6 +64,9 @@ def in_a_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 def channel_panel(he: np.ndarray, real: np.ndarray, made: Made, target: TargetConfig) -> np.ndarray:
     """One row: H&E | one sample | real | mean (or what was made) | uncertainty; (H, W', 3) uint8."""
+    if target.full is None:  # nobody said: what the real image shows
+        most = np.asarray(real, np.float64).reshape(-1, target.width).max(axis=0)
+        target = target.replace(full=tuple(float(each) or 1.0 for each in most))
     sample = made.image if made.samples is None else made.samples[0]
     pictures = [
         he,
