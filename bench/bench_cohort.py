@@ -135,7 +135,7 @@ def workers(quick: bool) -> list[Row]:
     """Two workers against one on equal slides, by the commands a user types."""
     from bench.bench_stain_slide import write_large_slide
 
-    count, side = (4, 500) if quick else (8, 1000)
+    count, side = (4, 500) if quick else (8, 2000)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)

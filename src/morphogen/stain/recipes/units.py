@@ -61,7 +61,7 @@ def surroundings(base: Tensor, together: int) -> Tensor:
 
 def interpolated(x: Tensor, knots: Sequence[tuple[float, float]]) -> Tensor:
     """Piecewise linear through ``knots``, in ascending order; constant beyond them."""
-    at, value = torch.tensor(knots, dtype=x.dtype, device=x.device).unbind(dim=1)
+    at, value = torch.tensor(knots, dtype=x.dtype, device=x.device).T.contiguous()
     if len(at) == 1:
         return value.expand_as(x)
     right = torch.bucketize(x.contiguous(), at).clamp(1, len(at) - 1)
