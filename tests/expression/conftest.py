@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from morphogen.expression import ExpressionConfig, train_model
 from morphogen.expression.config import PrepareConfig
 from morphogen.expression.data import SectionFacts, set_facts
 from morphogen.expression.sections.prepare import index_neighbours
@@ -66,3 +67,29 @@ def world():
         build_section("B1", "B", depth=0.7),
         build_section("D1", "D", depth=1.4),
     ]
+
+
+PANEL = {"size": 10, "highly_variable": 11}
+TINY = {
+    "network": {"width": 16, "depth": 1, "heads": 2, "genes_per_token": 2, "condition_heads": 4},
+    "training": {"steps": 6, "batch_size": 16, "warmup_steps": 0, "validate_every": 3, "save_every": 3},
+}
+
+
+def config(recipe, **more):
+    values = {"recipe": recipe, "panel": PANEL}
+    if recipe != "spatial":
+        values |= TINY
+    else:
+        values["training"] = {"steps": 20, "validate_every": 10}
+        values["spatial"] = {"diffuse_from": 0}
+    return ExpressionConfig(**{**values, **more})
+
+
+@pytest.fixture(scope="session")
+def models(world, tmp_path_factory):
+    """One small model per recipe, trained on A1, A2, B1."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        r: train_model(world[:3], config(r), root / r, device="cpu") for r in ("spatial", "stem", "hisdiff")
+    }

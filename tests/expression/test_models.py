@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,7 @@ import zarr
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.expression import ExpressionConfig, ExpressionModel, train_model
-from morphogen.expression.config import PredictConfig, SamplerConfig, SpatialConfig
-from morphogen.expression.recipes.gene_diffusion import GeneDiffusion
+from morphogen.expression.config import SamplerConfig, SpatialConfig
 from morphogen.expression.recipes.levels import OffsetScale
 from morphogen.expression.recipes.plan import LAYERS, Plan
 from morphogen.expression.recipes.residual import Residual, shared_part
@@ -24,30 +21,7 @@ from morphogen.metrics.expression import macro, pearson
 from morphogen.metrics.probabilistic import coverage
 from morphogen.tasks.shards import Shards
 
-PANEL = {"size": 10, "highly_variable": 11}
-TINY = {
-    "network": {"width": 16, "depth": 1, "heads": 2, "genes_per_token": 2, "condition_heads": 4},
-    "training": {"steps": 6, "batch_size": 16, "warmup_steps": 0, "validate_every": 3, "save_every": 3},
-}
-
-
-def config(recipe, **more):
-    values = {"recipe": recipe, "panel": PANEL}
-    if recipe != "spatial":
-        values |= TINY
-    else:
-        values["training"] = {"steps": 20, "validate_every": 10}
-        values["spatial"] = {"diffuse_from": 0}
-    return ExpressionConfig(**{**values, **more})
-
-
-@pytest.fixture(scope="module")
-def models(world, tmp_path_factory):
-    """One small model per recipe, trained on A1, A2, B1."""
-    root = tmp_path_factory.mktemp("models")
-    return {
-        r: train_model(world[:3], config(r), root / r, device="cpu") for r in ("spatial", "stem", "hisdiff")
-    }
+from .conftest import TINY, config
 
 
 def test_a_residual_network_without_a_chance_is_not_trained(world, models, tmp_path):
@@ -348,66 +322,3 @@ def test_panel_mismatch(models, world):
     panel = Panel(("G00", "NOPE"), "listed")
     with pytest.raises(InputError, match="1 of 2 panel genes are not measured: NOPE"):
         tabulate(world[3], panel)
-
-
-@pytest.mark.parametrize("first", ["compiled", "reduced"])
-def test_compiling_reaches_the_reduced_network_that_is_sampled(models, monkeypatch, first):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
-    model = ExpressionModel(
-        models["stem"].head,
-        models["stem"].config,
-        models["stem"].panel,
-        models["stem"].transform,
-        models["stem"].encoder,
-        {},
-    )
-    if first == "reduced":
-        model.sampler("bf16")
-    model.compile()
-    head, _ = model.sampler("bf16")
-    assert any(each is head.sampled for each in compiled) and head is not model.head
-
-
-def test_calls_ahead_are_told_before_a_section_is_predicted(models, world, monkeypatch):
-    told = []
-    monkeypatch.setattr(ExpressionModel, "expect", lambda self, calls: told.append(calls))
-    n = world[3].n_obs
-    models["stem"](world[3], samples=3, steps=5, batch_size=50, device="cpu")
-    assert told == [-(-3 * n // 50) * 5]
-
-
-def test_no_step_of_sampling_waits_for_the_device(models, world, monkeypatch, looks):
-    """One copy back for each batch, and nothing is asked in between."""
-    from morphogen.expression.recipes import plan as plans
-
-    copies = []
-    monkeypatch.setattr(
-        plans, "fetched", lambda values: copies.append(values.device.type) or (lambda: np.zeros(values.shape))
-    )
-    head, _ = models["stem"].sampler("fp32")
-    head = copy.deepcopy(head)
-    chosen = PredictConfig(samples=2, batch_size=60, sampler=SamplerConfig(steps=4))
-    plan = Plan(head, len(models["stem"].panel), tabulate(world[3]), chosen, "fp32")
-    head.to("meta")
-    plan.given = type(plan.given)(plan.given.table, plan.given.embedded.to("meta"))
-    rows = next(iter(plan.shards()))
-    with looks() as looked:
-        plan.shard(rows, want_samples=False)
-    assert looked.found == [] and copies == ["meta"] * -(-len(rows) * 2 // 60)
-
-
-def test_no_training_step_waits_for_the_device(models, world, looks):
-    from morphogen.expression.train import DiffusionTask
-    from morphogen.training import Draws
-
-    chosen = config("stem")
-    panel, transform = models["stem"].panel, models["stem"].transform
-    tables = [tabulate(section, panel, transform, training=True) for section in world[:2]]
-    head = GeneDiffusion(chosen.network, tables[0].y.shape[1], tables[0].embedding.shape[1])
-    task = DiffusionTask(head, tables, chosen)
-    task.to(torch.device("meta"))
-    batch = {name: value.to("meta") for name, value in task.dataset.cut(range(8)).items()}
-    with looks() as looked:
-        task.loss(task.model, batch, Draws(0, torch.arange(8), "meta"))["loss"].mean().backward()
-    assert looked.found == []

@@ -108,6 +108,8 @@ def test_errors_by_channel_are_in_units_of_the_linear_estimate(found, data, tmp_
     expected = made.first_stage.latents(made.pixels(images)).var(dim=(0, 2, 3))
     assert expected.shape == (48,)
     torch.testing.assert_close(task.variance.flatten(), expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ConfigError, match="by_channel is for networks that predict x0"):
+        config.replace(objective=ObjectiveConfig(by_channel=True, loss="l1"))
 
 
 def test_saved_and_loaded_it_makes_the_same_images(trained, tmp_path):

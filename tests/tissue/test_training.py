@@ -272,3 +272,12 @@ def test_errors_by_channel_are_in_units_of_the_linear_estimate(tmp_path, monkeyp
     torch.testing.assert_close(task.variance.flatten(), expected, rtol=1e-3, atol=1e-6)
     with pytest.raises(ConfigError, match="two weights"):
         ObjectiveConfig(by_channel=True, min_snr_gamma=5.0)
+
+
+def test_the_weight_of_small_gives_way_to_what_is_chosen():
+    assert TrainConfig.load().objective.by_channel and TrainConfig.recipe("small").objective.by_channel
+    for chosen in ({"model": {"prediction": "v"}}, {"objective": {"min_snr_gamma": 5.0}}):
+        assert not TrainConfig.load(overrides=chosen).objective.by_channel
+    wrong = {"model": {"prediction": "v"}, "objective": {"by_channel": True}}
+    with pytest.raises(ConfigError, match="by_channel is for networks that predict x0, not v"):
+        TrainConfig.load(overrides=wrong)

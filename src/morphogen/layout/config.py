@@ -194,6 +194,12 @@ class TrainConfig(Config):
         description="Train style encoder and aggregator. Off is an ablation: STEDM's code never trains them.",
     )
 
+    @model_validator(mode="after")
+    def _of_x0(self) -> TrainConfig:
+        if self.objective.by_channel and (self.size == "paper" or self.objective.loss != "mse"):
+            raise ValueError("objective.by_channel is for networks that predict x0 (not size paper) and loss mse")
+        return self
+
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The loop of the size that is given, for the steps that are given: STEDM's batch of 64 for ``paper``."""

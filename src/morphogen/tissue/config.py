@@ -240,6 +240,12 @@ class TrainConfig(Config):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"seed": "training.seed", "size": "model.size"}
 
+    @model_validator(mode="after")
+    def _of_x0(self) -> TrainConfig:
+        if self.objective.by_channel and self.model.prediction != "x0":
+            raise ValueError(f"objective.by_channel is for networks that predict x0, not {self.model.prediction}")
+        return self
+
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The recipe of the size that is given, for the steps that are given."""
@@ -248,7 +254,12 @@ class TrainConfig(Config):
         steps = training.get("steps") if isinstance(training, Mapping) else None
         if size not in _SIZES:
             raise ConfigError(f"unknown size '{size}'.{nearest(str(size), _SIZES)}", where="--size")
-        return cls.recipe(size, steps if isinstance(steps, int) else None).model_dump(exclude={"init"})
+        recipe = cls.recipe(size, steps if isinstance(steps, int) else None).model_dump(exclude={"init"})
+        objective = given.get("objective") or {}
+        predicts = model.get("prediction", "x0") if isinstance(model, Mapping) else "x0"
+        if predicts != "x0" or (isinstance(objective, Mapping) and objective.get("min_snr_gamma") is not None):
+            recipe["objective"]["by_channel"] = False  # another weight was chosen
+        return recipe
 
     @classmethod
     def recipe(cls, size: Size = "small", steps: int | None = None) -> TrainConfig:
