@@ -233,6 +233,14 @@ def test_regions_are_cut_into_whole_cells(tmp_path):
         shape == (2, 4) and boxes[0].tolist() == [10, 4, 32, 32] and boxes[-1].tolist() == [106, 36, 32, 32]
     )
     assert region_boxes(slide, None, 32, 1.0)[1] == (2, 3)
+    nearly = open_slide(tmp_path / "s.png", mpp=0.4985)  # 64 and 96 px hold two and three cells of 32.096 px
+    boxes, shape = region_boxes(nearly, (0, 0, 96, 64), 32, 0.5)
+    assert (
+        shape == (2, 3)
+        and boxes[:, 2:].max() == 32
+        and (boxes[:, :2] + boxes[:, 2:]).max(0).tolist() == [96, 64]
+    )
+    assert region_boxes(nearly, (0, 0, 95, 64), 32, 0.5)[1] == (2, 2)
     with pytest.raises(InputError, match="smaller than a cell"):
         region_boxes(slide, (0, 0, 20, 20), 32, 0.5)
 

@@ -197,7 +197,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _of_x0(self) -> TrainConfig:
         if self.objective.by_channel and (self.size == "paper" or self.objective.loss != "mse"):
-            raise ValueError("objective.by_channel is for networks that predict x0 (not size paper) and loss mse")
+            raise ValueError(
+                "objective.by_channel is for networks that predict x0 (not size paper) and loss mse"
+            )
         return self
 
     @classmethod

@@ -243,7 +243,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _of_x0(self) -> TrainConfig:
         if self.objective.by_channel and self.model.prediction != "x0":
-            raise ValueError(f"objective.by_channel is for networks that predict x0, not {self.model.prediction}")
+            raise ValueError(
+                f"objective.by_channel is for networks that predict x0, not {self.model.prediction}"
+            )
         return self
 
     @classmethod
@@ -257,7 +259,9 @@ class TrainConfig(Config):
         recipe = cls.recipe(size, steps if isinstance(steps, int) else None).model_dump(exclude={"init"})
         objective = given.get("objective") or {}
         predicts = model.get("prediction", "x0") if isinstance(model, Mapping) else "x0"
-        if predicts != "x0" or (isinstance(objective, Mapping) and objective.get("min_snr_gamma") is not None):
+        if predicts != "x0" or (
+            isinstance(objective, Mapping) and objective.get("min_snr_gamma") is not None
+        ):
             recipe["objective"]["by_channel"] = False  # another weight was chosen
         return recipe
 

@@ -52,14 +52,14 @@ def run(work: Workspace, report: Report) -> None:
         region = (0, top, cells[1] * side + 1, cells[0] * side + 1)
         real = slide.read_region(0, top, cells[1] * PX, cells[0] * PX, mpp=1.0)
     encoder = get_encoder("texture")
-    config = CanvasConfig(codec="deflate") if not work.quick else CanvasConfig.named("fast")
+    config = CanvasConfig.named("fast").replace(codec="deflate")
     grid = grid_of_region(model, path, encoder, region=region)
     twin = draw_canvas(model, grid, work.place("tissue", "twin", "x").parent, config)
     report.text(
         "A diffusion model is trained to draw tiles from their embeddings (Graikos et al., CVPR 2024). Here it saw the "
         f"upper part of the slide for {steps} steps. Then the embeddings of a region of the lower part, one per cell "
         "of 64 µm, are all it is told: it draws **a twin**, an image with the same tissue in the same places and not "
-        "one pixel of the original. A minute of training shows layout and stain; nuclei want hours, or a GPU."
+        "one pixel of the original. Minutes of training show layout, stain and spots like nuclei; fibres and membranes want hours, or a GPU."
     )
     report.images(
         [real, read_image(twin.image)],
