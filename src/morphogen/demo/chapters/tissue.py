@@ -59,7 +59,8 @@ def run(work: Workspace, report: Report) -> None:
         "A diffusion model is trained to draw tiles from their embeddings (Graikos et al., CVPR 2024). Here it saw the "
         f"upper part of the slide for {steps} steps. Then the embeddings of a region of the lower part, one per cell "
         "of 64 µm, are all it is told: it draws **a twin**, an image with the same tissue in the same places and not "
-        "one pixel of the original. Minutes of training show layout, stain and spots like nuclei; fibres and membranes want hours, or a GPU."
+        "one pixel of the original. Minutes of training show layout, stain and spots like nuclei; fibres and "
+        "membranes want hours, or a GPU."
     )
     report.images(
         [real, read_image(twin.image)],
