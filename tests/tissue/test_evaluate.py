@@ -18,8 +18,8 @@ from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, m
 from morphogen.slides.pyramid import write_pyramid
 from morphogen.tissue import EvaluateConfig, evaluate_twin, scoring
 from morphogen.tissue.canvases.sources import grid_of_picks, grid_of_table, region_boxes
-from morphogen.tissue.config import PriorConfig
 from morphogen.tissue.evaluate import judges
+from morphogen.tissue.priors.config import PriorConfig
 from morphogen.tissue.priors.model import Components, TissuePrior
 from morphogen.tissue.priors.train import GridDataset, check_prior, full_grids, train_prior
 from morphogen.tissue.reading.samples import import_sample_file, transposed_grid

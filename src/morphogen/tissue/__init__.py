@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ModelConfig,
         ObjectiveConfig,
-        PriorConfig,
         TrainConfig,
         UseConfig,
     )
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from morphogen.tissue.evaluate import evaluate_model, evaluate_twin
     from morphogen.tissue.model import TissueDiffusion, TissueOutput
     from morphogen.tissue.predict import draw_patches, interpolate_patches
+    from morphogen.tissue.priors.config import PriorConfig
     from morphogen.tissue.priors.model import TissuePrior
     from morphogen.tissue.priors.train import train_prior
     from morphogen.tissue.sampling import TissueSampler
@@ -48,7 +48,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "EvaluateConfig",
             "ModelConfig",
             "ObjectiveConfig",
-            "PriorConfig",
             "TrainConfig",
             "UseConfig",
         ],
@@ -56,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluate": ["evaluate_model", "evaluate_twin"],
         "model": ["TissueDiffusion", "TissueOutput"],
         "predict": ["draw_patches", "interpolate_patches"],
+        "priors.config": ["PriorConfig"],
         "priors.model": ["TissuePrior"],
         "priors.train": ["train_prior"],
         "sampling": ["TissueSampler"],

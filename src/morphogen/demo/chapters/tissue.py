@@ -52,7 +52,7 @@ def run(work: Workspace, report: Report) -> None:
         region = (0, top, cells[1] * side + 1, cells[0] * side + 1)
         real = slide.read_region(0, top, cells[1] * PX, cells[0] * PX, mpp=1.0)
     encoder = get_encoder("texture")
-    config = CanvasConfig.named("fast").replace(codec="deflate")
+    config = CanvasConfig(codec="deflate") if not work.quick else CanvasConfig.named("fast")
     grid = grid_of_region(model, path, encoder, region=region)
     twin = draw_canvas(model, grid, work.place("tissue", "twin", "x").parent, config)
     report.text(

@@ -24,7 +24,7 @@ from morphogen.diffusion.sampler import SamplerConfig, sample
 from morphogen.nets.folders import component
 from morphogen.tasks.pretrained import Pretrained
 from morphogen.tissue.canvases.grid import EmbeddingGrid
-from morphogen.tissue.config import PriorConfig
+from morphogen.tissue.priors.config import PriorConfig
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel

@@ -19,8 +19,8 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.metrics.expression import morans_i, spatial_weights
 from morphogen.metrics.images import frechet_distance
-from morphogen.tissue.config import PriorConfig
 from morphogen.tissue.data import TileTable
+from morphogen.tissue.priors.config import PriorConfig
 from morphogen.tissue.priors.model import Components, TissuePrior
 from morphogen.training import Draws, fit
 
