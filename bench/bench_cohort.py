@@ -159,7 +159,10 @@ def workers(quick: bool) -> list[Row]:
         )
         if not same:
             raise MorphogenError("two workers made other bytes than one")
-        detail = f"{count} slides of {side} px, 3 steps; {took[2]:.1f} s against {took[1]:.1f} s, one thread each; equal bytes"
+        detail = (
+            f"{count} slides of {side} px, 3 steps; {took[2]:.1f} s against {took[1]:.1f} s, "
+            "one thread each; equal bytes"
+        )
         rows.append(
             Row("stain predict: two workers against one", took[1] / took[2], goal="≥ 1.8", detail=detail)
         )
