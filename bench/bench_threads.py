@@ -92,15 +92,18 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
     from morphogen.demo.writers.hest import write_hest
     from morphogen.expression.sections.prepare import save_section
 
-    hest = write_hest(base / "hest", 1, width_um=1000.0 if quick else 1600.0, height_um=1000.0, n_genes=150)
+    hest = write_hest(base / "hest", 1, width_um=800.0, height_um=600.0, n_genes=150)
     slide = next((hest / "wsis").glob("*.tif"))
+    small = next(
+        (write_hest(base / "small", 1, width_um=300.0, height_um=300.0, n_genes=20) / "wsis").glob("*.tif")
+    )
     pairs = write_mist(base / "pairs", 4, 2, size=256, patients=2, val_patients=1, truth=False, suffix=".png")
     labelled = write_segmentation(base / "labelled", 6, size=192, patients=3)
     (base / "store").mkdir()
     for name, patient in (("a", "A"), ("b", "B")):
         save_section(section(name, patient, 12 if quick else 16, 60), base / "store" / f"{name}.h5ad")
     store, made = base / "store", base / "made"
-    steps = 2 if quick else 12
+    steps = 2 if quick else 6
     loop = f"--training.steps {steps} --training.batch_size 8"
     tiles = f"{pairs}/TrainValAB/trainA --mpp 0.5"
     sheets = f"{labelled} --annotated P01 P02 --test P03"
@@ -115,7 +118,7 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
         f"--out OUT/b.h5ad --samples 4 --steps {steps}",
         "stain register": f"stain register {pairs} --out OUT/maps.csv --motion shift",
         "stain train": f"stain train {pairs} --out OUT --crop 128 --mpp 0.5 {loop}",
-        "stain predict": f"stain predict {slide} --model {stain_model()} --out OUT --steps 2",
+        "stain predict": f"stain predict {small} --model {stain_model()} --out OUT --steps 2",
         "tissue train": f"tissue train {tiles} --out OUT --size tiny --tile-mpp 0.5 --tile 64 {loop}",
         "tissue patches": f"tissue patches {tiles} --model {made}/tissue-train/model --out OUT --steps {steps}",
         "tissue canvas": f"tissue canvas --like {pairs}/TrainValAB/trainA/{_first(pairs)} --mpp 0.5 "

@@ -12,7 +12,9 @@ from morphogen.core.running import threads
 from morphogen.core.running.threads import (
     COUNTS,
     cpu_cores,
-    one_thread,
+    fewer_threads,
+    in_lanes,
+    lanes,
     over_threads,
     thread_settings,
     wait_passively,
@@ -33,7 +35,7 @@ def test_small_work_runs_in_threads_of_one_torch_thread_each(two_threads):
     )
     assert [item for item, *_ in seen] == [0, 1, 2, 3, 4]
     assert {count for _, count, _ in seen} == {1}
-    assert all(name.startswith("small") for *_, name in seen)
+    assert all(name.startswith("ahead") for *_, name in seen)
     assert torch.get_num_threads() == 2
 
 
@@ -47,7 +49,7 @@ def test_one_thread_stays_in_its_own_thread():
     assert torch.get_num_threads() == 1  # as every test
     own = threading.current_thread().name
     assert over_threads(lambda item: threading.current_thread().name, [1, 2]) == [own, own]
-    with one_thread() as before:
+    with fewer_threads(2) as before:
         assert before == 1
 
 
@@ -100,3 +102,23 @@ def test_a_command_waits_passively_before_a_library_with_openmp_is_loaded():
     clean = {key: value for key, value in os.environ.items() if key not in threads._WAITING}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
     assert done.stdout.split()[-2:] == ["PASSIVE", "0"]
+
+
+def test_lanes_keep_order_and_grad_mode_and_are_none_within_a_lane(two_threads):
+    def look(item):
+        return item, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), lanes("cpu")
+
+    with torch.no_grad():
+        assert list(in_lanes(look, range(4), 2)) == [(k, False, False, 1) for k in range(4)]
+    assert list(in_lanes(look, range(2), 2)) == [(0, True, False, 1), (1, True, False, 1)]
+    with torch.inference_mode():
+        assert list(in_lanes(look, range(2), 2)) == [(0, False, True, 1), (1, False, True, 1)]
+    assert lanes("cpu") == 2 and lanes("meta") == 1 and lanes("cpu", threads.LARGE) == 1
+
+
+def test_lanes_take_no_more_ahead_than_they_are(two_threads):
+    begun = []
+    made = in_lanes(lambda item: begun.append(item) or item, iter(range(100)), 2)
+    assert next(made) == 0
+    made.close()
+    assert len(begun) <= 4 and torch.get_num_threads() == 2

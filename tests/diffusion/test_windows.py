@@ -200,6 +200,13 @@ def test_batches_of_windows_change_a_network_by_rounding_only():
             ddim(windowed(denoiser, layout, batch=batch), noise(-1), times, LINEAR, eta=0.5, noise=noise)
             for batch in (1, 5, 64)
         ]
+        torch.set_num_threads(2)
+        in_lanes = windowed(denoiser, layout, batch=5, lanes=2)
+        assert torch.equal(ddim(in_lanes, noise(-1), times, LINEAR, eta=0.5, noise=noise), results[1])
+        moving = [shifted_windows(denoiser, 16, seed=0, batch=3, lanes=lanes) for lanes in (1, 2)]
+        one, two = (ddim(each, noise(-1), times, LINEAR, eta=0.5, noise=noise) for each in moving)
+        assert torch.equal(one, two)
+        torch.set_num_threads(1)
     extent = float(results[0].max() - results[0].min())
     for other in results[1:]:
         assert float((other - results[0]).abs().max()) < 1e-4 * extent

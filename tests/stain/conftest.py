@@ -40,7 +40,7 @@ class CopyModel:
         channels = 2
 
     multiple, factor, crop, mpp, stains, mean, others = 8, 4, 64, None, ("IHC",), None, ()
-    identity, device = "copy", torch.device("cpu")
+    identity, device, lanes = "copy", torch.device("cpu"), 1
 
     class config:
         encoder, regression, balance, target = "none", False, False, TargetConfig()

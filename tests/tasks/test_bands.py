@@ -211,3 +211,24 @@ def test_an_error_on_one_of_several_devices_comes_up():
     plan = plan_windows(several, WindowConfig(), 260, 300)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(make_bands(several, plan, array_reader(random_image(300, 260)), name="a", batch=2))
+
+
+def test_bands_made_in_lanes_are_those_of_one():
+    import threading
+
+    class Lanes(Noisy):
+        lanes = 2
+
+        def make(self, images, noise, posterior_noise):
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+            return super().make(images, noise, posterior_noise)
+
+    seen: set[tuple[int, int]] = set()
+    image, alone = random_image(300, 260), Noisy()
+    plan = plan_windows(alone, WindowConfig(), 260, 300)
+    torch.set_num_threads(2)
+    found = joined(list(make_bands(Lanes(), plan, array_reader(image), name="a", batch=2)))
+    torch.set_num_threads(1)
+    expected = joined(list(make_bands(alone, plan, array_reader(image), name="a", batch=2)))
+    assert np.array_equal(found.planes, expected.planes)
+    assert len({thread for thread, _ in seen}) == 2 and {count for _, count in seen} == {1}

@@ -22,8 +22,7 @@ from morphogen.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from morphogen.training.ema import Ema, ema_decay
-from morphogen.training.optim import build_optimizer, learning_rate
+from morphogen.training.optim import Ema, build_optimizer, ema_decay, learning_rate
 
 # ------------------------------------------------------------------------------------------------- average
 

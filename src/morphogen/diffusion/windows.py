@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.running.threads import in_lanes
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion.blending import Blend, Blender, Position, WindowLayout, pair
 from morphogen.diffusion.canvas import Canvas, CanvasStore
@@ -39,7 +41,13 @@ class Crop(NamedTuple):
 
 
 def windowed(
-    denoiser: Denoiser, layout: WindowLayout, blend: Blend = "feather", batch: int = 8, *, width: float = 0.5
+    denoiser: Denoiser,
+    layout: WindowLayout,
+    blend: Blend = "feather",
+    batch: int = 8,
+    *,
+    width: float = 0.5,
+    lanes: int = 1,
 ) -> Denoiser:
     """A denoiser for canvases (B, C, H, W) from one for windows.
 
@@ -54,6 +62,8 @@ def windowed(
     batch:
         Windows per call of the denoiser. Every call has the same number of windows (the last repeats one to fill
         up), so that compiled networks keep one shape.
+    lanes:
+        Batches beside one another (:func:`~morphogen.core.running.threads.in_lanes`).
 
     Conditions wrapped in :class:`PerWindow` or :class:`Crop` are cut for the windows; other tensors are shared by
     all windows. With a :class:`Canvas` for x the result lives in its store, and memory stays within the batch.
@@ -67,7 +77,8 @@ def windowed(
             times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
             return denoiser(windows, times, **conditions)
 
-        return Prediction(*_blended(predict, x, layout, blender, batch, condition, lambda part: _like(x)))
+        fields = _blended(predict, x, layout, blender, batch, condition, lambda part: _like(x), lanes)
+        return Prediction(*fields)
 
     return denoise
 
@@ -110,7 +121,9 @@ def map_windows(
     return _blended(apply, x, layout, Blender(fine, blend, width), batch, condition or {}, field)[0]
 
 
-def shifted_windows(denoiser: Denoiser, window: int | tuple[int, int], seed: int, batch: int = 8) -> Denoiser:
+def shifted_windows(
+    denoiser: Denoiser, window: int | tuple[int, int], seed: int, batch: int = 8, lanes: int = 1
+) -> Denoiser:
     """A denoiser for canvases from windows that do not overlap, on a grid moved at random from step to step.
 
     Every pixel is predicted once a step, so a step costs a fraction of overlapping windows; seams move and average
@@ -131,7 +144,7 @@ def shifted_windows(denoiser: Denoiser, window: int | tuple[int, int], seed: int
             return denoiser(windows, t, **conditions)
 
         fields: list[Any] = []
-        for indices, parts in _evaluate(predict, x, positions, (height, width), batch, condition):
+        for indices, parts in _evaluate(predict, x, positions, (height, width), batch, condition, lanes):
             fields = fields or [None if part is None else _like(x) for part in parts]
             for field, part in zip(fields, parts):
                 if part is not None:
@@ -159,11 +172,12 @@ def _blended(
     batch: int,
     condition: Mapping[str, Any],
     new_field: Callable[[Tensor], Any],
+    lanes: int = 1,
 ) -> list[Any]:
     """Predictions of all windows, each field blended into a canvas of its own."""
     _check_conditions(condition, x, len(layout))
     fields: list[Any] = []
-    for indices, parts in _evaluate(predict, x, layout.positions, layout.window, batch, condition):
+    for indices, parts in _evaluate(predict, x, layout.positions, layout.window, batch, condition, lanes):
         fields = fields or [None if part is None else new_field(part[0]) for part in parts]
         ratios = blender.ratios(indices, x.device)
         for field, part in zip(fields, parts):
@@ -179,10 +193,12 @@ def _evaluate(
     window: tuple[int, int],
     batch: int,
     condition: Mapping[str, Any],
+    lanes: int = 1,
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Batch by batch: the windows' indices, and for every field of the prediction one (B, C, h, w) per window."""
     n = x.shape[0]
-    for indices in _batches(len(positions), batch):
+
+    def one(indices: list[int]) -> tuple[list[int], list[Any]]:
         here = [positions[index] for index in indices]
         cut = torch.cat(_cut(x, here, window))
         conditions = {
@@ -190,7 +206,11 @@ def _evaluate(
         }
         predicted = predict(cut, len(here), **conditions)
         counting = list(dict.fromkeys(indices))  # without the repetition that fills up the last batch
-        yield counting, [None if part is None else part.split(n)[: len(counting)] for part in predicted]
+        return counting, [None if part is None else part.split(n)[: len(counting)] for part in predicted]
+
+    batches = list(_batches(len(positions), batch))
+    with closing(in_lanes(one, batches, min(lanes, len(batches)))) as finished:
+        yield from finished
 
 
 def _batches(total: int, batch: int) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json
 from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
+from morphogen.core.running.threads import in_lanes
 from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
@@ -110,12 +112,16 @@ def synthesize(
     batches = [numbers[at : at + config.batch] for at in range(0, len(plan), config.batch)]
     model.expect(len(batches) * chosen.evaluations(model.schedule))
     rows: list[dict[str, str]] = []
-    for batch in progress(batches, total=len(batches), what="synthesising batches"):
+
+    def made(batch: range) -> list[Pair]:
         pairs = [plan[number] for number in batch]
-        there = goes_on and all(path.is_file() for pair in pairs for path in _files(out, pair))
-        if not there:
+        if not (goes_on and all(path.is_file() for pair in pairs for path in _files(out, pair))):
             _make(model, pairs, chosen, config.seed, precision, out)
-        rows += [_row(pair, config.seed, model.identity) for pair in pairs]
+        return pairs
+
+    with closing(in_lanes(made, batches, min(model.lanes, len(batches)))) as finished:
+        for pairs in progress(finished, total=len(batches), what="synthesising batches"):
+            rows += [_row(pair, config.seed, model.identity) for pair in pairs]
     threshold = _filter(rows, out, config, segmenter, held_out or layouts, model.crop)
     _finish(out, rows, config, model, threshold)
     return _told(out)

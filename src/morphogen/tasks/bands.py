@@ -41,7 +41,8 @@ class Translator(WindowModel, Protocol):
     planes: number C of the planes it makes, e.g. 3 for one colour image.
 
     A method ``expect(batches)``, where it has one, is told how many calls of ``make`` an image needs. ``replicas``,
-    where it has some, are the same translator on further devices: batches are dealt out to all in turn.
+    where it has some, are the same translator on further devices: batches are dealt out to all in turn. ``lanes``,
+    where it is above one, says how many batches it may be asked for at once.
     """
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from morphogen.core.files import Manifest, atomic_path, read_json, writable_fold
 from morphogen.core.jobs import Job
 from morphogen.core.names import path_name
 from morphogen.core.progress import progress
+from morphogen.core.running.threads import in_lanes
 from morphogen.core.writing.locks import locks_folder
 from morphogen.slides.formats.channels import save_channels
 from morphogen.slides.images import image_size, read_image
@@ -102,26 +103,33 @@ def translate_images(
             path_name(name, "image", suffix=".ome.zarr", where=path)
             height, width = image_size(path)
             sizes[name] = width, height
-    with progress.bar(len(files), doing, done=len(result.failed)) as bar:
-        for group in together(model, sizes, windows, mpp=mpp):
-            if goes_on and all(
-                _path(out, layer, name, format).exists() for layer in layers for name in group
-            ):
-                bar.advance(len(group))
-                result.kept += group
-                continue
-            images: dict[str, np.ndarray] = {}
-            for name in group:
-                with _one_of_many(name, result.failed):
-                    images[name] = read(files[name])
-                    look(name, images[name])
-            bar.advance(len(group) - len(images))
-            if images:
-                bands = make_images(model, list(images.values()), list(images), windows, mpp=mpp)
-                for name, band in zip(images, bands, strict=True):
-                    save_layers(out, name, layers, band, format, mpp)
-                    result.made.append(name)
-                    bar.advance(1)
+    groups = list(together(model, sizes, windows, mpp=mpp))
+
+    def there(group: list[str]) -> bool:
+        return goes_on and all(_path(out, layer, name, format).exists() for layer in layers for name in group)
+
+    def made(group: list[str]) -> tuple[dict[str, np.ndarray], list[Band], dict[str, str]]:
+        images: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
+        for name in group:
+            with _one_of_many(name, failed):
+                images[name] = read(files[name])
+        found = make_images(model, list(images.values()), list(images), windows, mpp=mpp) if images else ()
+        return images, list(found), failed
+
+    result.kept += [name for group in groups if there(group) for name in group]
+    todo = [group for group in groups if not there(group)]
+    done = len(result.failed) + len(result.kept)
+    count = min(getattr(model, "lanes", 1), len(todo))
+    with progress.bar(len(files), doing, done=done) as bar, closing(in_lanes(made, todo, count)) as finished:
+        for images, bands, failed in finished:
+            result.failed |= failed
+            bar.advance(len(failed))
+            for (name, image), band in zip(images.items(), bands, strict=True):
+                look(name, image)
+                save_layers(out, name, layers, band, format, mpp)
+                result.made.append(name)
+                bar.advance(1)
     _say(result, files)
     Manifest.write(
         out,

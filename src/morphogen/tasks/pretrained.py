@@ -39,6 +39,7 @@ from morphogen.core.devices import compiling_pays, devices_together, resolve_dev
 from morphogen.core.errors import InputError
 from morphogen.core.files import content_hash
 from morphogen.core.provenance import versions
+from morphogen.core.running.threads import lanes
 from morphogen.core.running.transfers import sent
 
 log = logging.getLogger("morphogen.tasks")
@@ -95,6 +96,15 @@ class Pretrained(ABC):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(chain(self.network.parameters(), self.network.buffers())).device
+
+    @property
+    def lanes(self) -> int:
+        """Batches that go through the network beside one another (:func:`~morphogen.core.running.threads.lanes`)."""
+        return (
+            1
+            if self._compiled
+            else lanes(self.device, sum(each.numel() for each in self.network.parameters()))
+        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move every component; convolutions of the network are laid out channels last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from morphogen.core.files import atomic_path, content_hash, writable_folder, wri
 from morphogen.core.jobs import Job
 from morphogen.core.progress import progress
 from morphogen.core.reading.tables import read_table
+from morphogen.core.running.threads import in_lanes
 from morphogen.core.writing.locks import locks_folder
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
@@ -70,7 +72,8 @@ def draw_patches(
     todo = [number for number, path in enumerate(files) if not path.is_file()]
     starts = range(0, len(todo), batch)
     model.expect(len(starts) * sampler.evaluations(model.schedule))
-    for start in progress(starts, total=len(starts), what="batches"):
+
+    def drawn(start: int) -> tuple[list[int], np.ndarray]:
         here = todo[start : start + batch]
         rows = [wanted[number][0] for number in here]
         region = tiles.features.get("region")
@@ -82,8 +85,12 @@ def draw_patches(
             keys=[(tiles.names[wanted[n][0]], wanted[n][1]) for n in here],
             precision=precision,
         )
-        for number, image in zip(here, made.images.cpu().numpy(), strict=True):
-            save_png(image, files[number])
+        return here, made.images.cpu().numpy()
+
+    with closing(in_lanes(drawn, starts, min(model.lanes, len(starts)))) as batches:
+        for here, images in progress(batches, total=len(starts), what="batches"):
+            for number, image in zip(here, images, strict=True):
+                save_png(image, files[number])
     rows_of = [
         (
             path.relative_to(out).as_posix(),

@@ -27,6 +27,7 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.training.config import TrainingConfig
 from morphogen.training.draws import Draws
 from morphogen.training.guard import Part
+from morphogen.training.lanes import backward_in_lanes
 from morphogen.training.optim import learning_rate
 from morphogen.training.order import Batch, RankBatches, loader
 from morphogen.training.run import Run
@@ -170,13 +171,23 @@ def backward(run: Run, step: int, part: int, batch: Batch) -> Part:
     items = send_to_device(items, accelerator.device, non_blocking=True)
     if finish := getattr(run.task.dataset, "finish", None):
         items = finish(items)
-    draws = Draws(config.seed, positions, accelerator.device)
     # Dropout has no other source than torch's own generator; seeding it here makes it a function of the step.
     torch.manual_seed(seed_for(config.seed, "layers", step, accelerator.process_index, part))
+    if run.lanes > 1:
+        figures = backward_in_lanes(
+            lambda own, places: run.model(lambda model: _figures(run, model, own, places)),
+            list(run.model.parameters()),
+            items,
+            positions,
+            run.lanes,
+            len(positions) / config.batch_size,
+        )
+        run.means.add(figures, len(positions))
+        return Part(indices, figures["loss"])
     last = part == config.accumulation - 1
     with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
-        figures = run.model(lambda model: run.task.loss(model, items, draws))
-        loss = _checked_loss(figures, len(positions))
+        figures = run.model(lambda model: _figures(run, model, items, positions))
+        loss = figures["loss"]
         # DDP and FSDP take the mean over processes, whose shares may differ by one item.
         share = len(positions) * accelerator.num_processes / config.batch_size
         accelerator.backward(loss.mean() * share)
@@ -190,15 +201,18 @@ def clip(run: Run) -> torch.Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded under FSDP 2
 
 
-def _checked_loss(figures: Any, items: int) -> torch.Tensor:
+def _figures(run: Run, model: Any, items: Any, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The task's figures of some items, checked."""
+    draws = Draws(run.config.seed, positions, run.accelerator.device)
+    figures = run.task.loss(model, items, draws)
     if not isinstance(figures, dict) or "loss" not in figures:
         raise TrainingError("the task's loss must return a dict with the key 'loss'")
     loss = figures["loss"]
-    if loss.shape not in ((), (items,)):
+    if loss.shape not in ((), (len(positions),)):
         raise TrainingError(
-            f"'loss' has shape {tuple(loss.shape)}, but must be one number, or one for each of {items}"
+            f"'loss' has shape {tuple(loss.shape)}, but must be one number, or one for each of {len(positions)}"
         )
-    return loss
+    return figures
 
 
 def _batches(run: Run, first: int, last: int) -> Iterator[Batch]:

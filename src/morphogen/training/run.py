@@ -20,10 +20,10 @@ from morphogen.training.checkpoint import (
     save_checkpoint,
 )
 from morphogen.training.config import TrainingConfig
-from morphogen.training.ema import Ema
 from morphogen.training.guard import FiniteGuard
+from morphogen.training.lanes import lanes_for
 from morphogen.training.logging import Means, MetricsLog
-from morphogen.training.optim import build_optimizer
+from morphogen.training.optim import Ema, build_optimizer
 from morphogen.training.order import DataOrder
 from morphogen.training.start import (
     AnyCall,
@@ -72,6 +72,12 @@ class Run:
         fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(task.model, config, fused=fused)
         self.model, self.optimizer = accelerator.prepare(AnyCall(task.model), optimizer)
+        self.lanes = lanes_for(
+            task.model,
+            accelerator,
+            config.batch_size // config.accumulation,
+            checkpointing=config.gradient_checkpointing,
+        )
         self.ema = Ema(self.model, config.ema_decay, config.ema_warmup)
         self.means = Means()
         self.guard = FiniteGuard(accelerator, out)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.running.threads import in_lanes, lanes
 from morphogen.core.running.transfers import fetched, one_behind
 from morphogen.expression.config import PredictConfig
 from morphogen.expression.recipes.heads import Head
@@ -91,13 +92,22 @@ class Plan:
             which, number = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
             size = self.config.batch_size
 
-        def drawn() -> Iterator[Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-            for start in range(0, len(which), size):
-                r, s = which[start : start + size], number[start : start + size]
-                values = self.head.draw(self.given, rows[r], s, self.config, self.precision)
-                yield partial(_placed, r, s, fetched(values))
+        parts = [
+            (which[start : start + size], number[start : start + size])
+            for start in range(0, len(which), size)
+        ]
 
-        for r, s, values in one_behind(drawn(), getattr(self.head, "device", None)):
+        def drawn(
+            part: tuple[np.ndarray, np.ndarray],
+        ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            r, s = part
+            values = self.head.draw(self.given, rows[r], s, self.config, self.precision)
+            return partial(_placed, r, s, fetched(values))
+
+        weights = list(self.head.sampled.parameters())
+        device = weights[0].device
+        count = min(lanes(device, sum(each.numel() for each in weights)), len(parts))
+        for r, s, values in one_behind(in_lanes(drawn, parts, count), device):
             samples[r, s] = values
         if not np.isfinite(samples).all():
             raise InputError("the samples hold NaN or infinite values", where=self.table.section)

@@ -64,7 +64,7 @@ class StainTranslator:
         self.multiple, self.factor = model.multiple, model.factor
         self.crop, self.mpp = model.crop, model.mpp
         self.planes = self.laid.samples + self.laid.target.width * self.kept
-        self.device = model.device
+        self.device, self.lanes = model.device, model.lanes
         how: dict[str, Any] = {"precision": precision, "keep_samples": keep_samples, "glass": glass}
         self.replicas = [StainTranslator(other, self.config, **how) for other in model.others]
 

@@ -1,4 +1,5 @@
-"""Batches of windows made by one translator, or dealt out to the same translator on several devices."""
+"""Batches of windows made by one translator, on a CPU several beside one another, or dealt out to the same translator
+on several devices."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from morphogen.core.running.pipeline import ahead
+from morphogen.core.running.threads import in_lanes, lanes
 from morphogen.core.running.transfers import sent
 from morphogen.tasks.streams.pixels import Reader, read_windows
 from morphogen.tasks.windows import WindowPlan
@@ -22,25 +24,33 @@ Place = tuple[int, list[int]]
 class Dealt:
     """The planes of batches of windows of one image, in their order, on the device of the first of ``translators``.
 
-    Every device has a thread and the noise of the image. Which of them makes a batch does not matter to its planes
-    where the devices compute alike.
+    Every device, and every lane of a CPU (``translator.lanes``), has a thread and the noise of the image. Which of
+    them makes a batch does not matter to its planes where the devices compute alike.
     """
 
     def __init__(self, translators: Sequence[Any], plan: WindowPlan, name: str, read: Reader) -> None:
+        self.devices = len(translators)
+        if self.devices == 1:
+            # Within a lane there is one more of this kind: none.
+            translators = [translators[0]] * min(getattr(translators[0], "lanes", 1), lanes())
         self.translators, self.plan, self.read = translators, plan, read
         self.noises = [each.noise(plan, name) for each in translators]
         self._locks = [Lock() for _ in translators]
 
     def planes(self, places: Sequence[Place]) -> Generator[Tensor, None, None]:
         """(n, C, window, window) of each batch. Pixels are read ahead."""
-        count = len(self.translators)
+        count = min(len(self.translators), len(places)) if self.devices == 1 else self.devices
         with closing(ahead(self._images, places, depth=2 + count)) as images:
-            if count == 1:
+            if count < 2:
                 for place, pixels in zip(places, images, strict=True):
                     yield self._make(0, place, pixels)
                 return
-            first = self.translators[0].device
             batches = zip(range(len(places)), places, images, strict=True)
+            if self.devices == 1:
+                with closing(in_lanes(self._on_its_device, batches, count)) as made:
+                    yield from made
+                return
+            first = self.translators[0].device
             with closing(ahead(self._on_its_device, batches, threads=count, depth=2 * count)) as made:
                 for planes in made:
                     yield sent(planes, first)

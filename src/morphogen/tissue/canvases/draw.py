@@ -118,6 +118,7 @@ class CanvasPlan:
         if config.blend == "uniform" and config.stride is None:
             self.stride = max(1, self.window // 4)  # as published
         self.config, self.shift_seed = config, seed_for(config.seed, "canvas shift")
+        self.lanes = model.lanes
 
     @property
     def layout(self) -> WindowLayout:
@@ -150,10 +151,10 @@ class CanvasPlan:
 
         def make(inner: Any) -> Any:
             blend = "uniform" if config.blend == "uniform" else "feather"
-            overlapping = windowed(inner, self.layout, blend, batch)  # type: ignore[arg-type]
+            overlapping = windowed(inner, self.layout, blend, batch, lanes=self.lanes)  # type: ignore[arg-type]
             if config.blend != "shifted":
                 return overlapping
-            moving = shifted_windows(inner, self.window, self.shift_seed, batch)
+            moving = shifted_windows(inner, self.window, self.shift_seed, batch, self.lanes)
             last = set(self.overlapped)
 
             def denoise(x: Any, t: Any, /, **condition: Any) -> Any:
