@@ -2,6 +2,7 @@
 
     python -m bench.layout_study simulator --out build/layout --seeds 0 1 2
     python -m bench.layout_study glas --shared ../shared --out build/glas --split 1
+    python -m bench.layout_study simulator --out build/pool --pool build/world-0 build/world-1
 
 simulator: 2 annotated, 20 unannotated and 20 test patients of different laboratories (stain, nuclear size, focus and
 JPEG differ together), regions at 2 µm/px, tumour and lymphoid tissue; every split is another world. glas: glands, 2
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.layout_pool import pool
 from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SegmentConfig, SynthesisConfig, TrainConfig
 from morphogen.layout.data import DataSplit, read_sources
@@ -187,7 +189,7 @@ def run(
                 arm = scores.setdefault(evaluation.method, {})
                 arm.setdefault(item.name, []).append(item.values["iou"])
         times["segment"] = time.perf_counter() - begun
-        if not quality:
+        if pairs and not quality:
             real = Segmenter.from_pretrained(out / f"seed-{seed}" / "segmenters" / "real-only" / "model")
             quality = of_images(trained, synthetic, found, out / "quality", real, pairs)
             begun += time.perf_counter() - begun - times["segment"]
@@ -284,11 +286,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--segmenter-steps", type=int)
     parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=200, help="Of the style match; 0: no scores of images.")
     parser.add_argument("--freeze-style", action="store_true", help="Leave the style encoder as it began.")
     parser.add_argument("--model", type=Path, help="A model trained before, in the place of training one.")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pool", type=Path, nargs="+", help="Folders of finished studies: one table of all.")
     values = vars(parser.parse_args())
+    if folders := values.pop("pool"):
+        pool(folders, values["out"])
+        return
     run(values.pop("data"), values.pop("out"), **values)
 
 

@@ -49,7 +49,7 @@ def test_from_images_to_a_report(tmp_path, capsys, tissue):
     )  # fmt: skip
     assert code == 0, err
     values = json.loads(out)
-    assert len(values["iou"]) == 7 and "style match, colour" in values["synthetic"]
+    assert len(values["iou"]) == 8 and "style match, colour" in values["synthetic"]
     assert (tmp_path / "report" / "report.html").is_file()
     code, out, err = run(
         capsys, "layout", "segment", tissue / "images", "--model", tmp_path / "seg" / "model", "--out",

@@ -108,12 +108,13 @@ def test_recolouring_takes_the_stains_of_the_target():
 
 
 def test_baseline_sheets(found, segmenter, data):
-    made = baselines.recoloured_sheets(found.annotated, found.unannotated, 4, data, 3)
-    assert [sheet.patient for sheet in made] == ["P3"] * 4
     plan = Plan(found.annotated, found.unannotated, data, SynthesisConfig(count=4), 3, images=1)
-    for number, sheet in enumerate(made):  # what a synthetic image begins at
-        assert np.array_equal(sheet.pixels, plan[number].begin)
-        assert np.array_equal(sheet.classes, plan[number].layout.labels)
+    for focus in (True, False):
+        made = baselines.recoloured_sheets(found.annotated, found.unannotated, 4, data, 3, focus=focus)
+        assert [sheet.patient for sheet in made] == ["P3"] * 4
+        for number, sheet in enumerate(made):  # with the focus: what a synthetic image begins at
+            assert np.array_equal(sheet.pixels, plan[number].begin) == focus
+            assert np.array_equal(sheet.classes, plan[number].layout.labels)
     pseudo = baselines.pseudo_sheets(segmenter, baselines.as_style(found.unannotated), 32)
     assert len(pseudo) == 2 and all(sheet.labelled for sheet in pseudo)
     assert set(np.unique(pseudo[0].classes)) <= {0, 1, 2}

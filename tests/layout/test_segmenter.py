@@ -183,6 +183,24 @@ def test_a_killed_slide_goes_on_to_the_same_bytes(segmenter, slide_file, tmp_pat
     assert first.polygons.read_bytes() == second.polygons.read_bytes()
 
 
+def test_one_slide_on_two_devices_is_that_of_one(segmenter, slide_file, tmp_path, monkeypatch):
+    """Simulated: ``--gpus`` names devices by ``MORPHOGEN_DEVICES``, here twice the CPU. Each makes half."""
+    from morphogen.core.devices import TOGETHER
+
+    folder = segmenter.save_pretrained(tmp_path / "model")
+    make, told = Segmenter.make, []
+    monkeypatch.setattr(Segmenter, "make", lambda self, *images: told.append(id(self)) or make(self, *images))
+    windows, made = WindowConfig(window=32, overlap=8, batch=2), {}
+    for devices in ("cpu", "cpu,cpu"):
+        monkeypatch.setenv(TOGETHER, devices)
+        (slide,) = segment_sources(folder, [slide_file], tmp_path / devices, windows=windows).slides.values()
+        made[devices] = slide.mask.read_bytes(), slide.polygons.read_bytes()
+        shares = [told.count(each) for each in set(told)]
+        assert len(shares) == len(devices.split(",")) and max(shares) - min(shares) <= len(shares)
+        told.clear()
+    assert made["cpu"] == made["cpu,cpu"]
+
+
 def test_coarser_levels_of_a_mask_hold_classes_and_no_means():
     from morphogen.slides.pyramid.halving import halved
 

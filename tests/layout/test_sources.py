@@ -38,6 +38,19 @@ def test_masks_of_unannotated_patients_are_not_looked_at(tmp_path, data):
     assert all(sheet.image(0, 0, 32).shape == (32, 32, 3) for sheet in found.unannotated)
 
 
+def test_a_record_is_of_contents_and_of_no_mask_that_is_not_used(tmp_path, data):
+    """Of equal size, so that nothing but the bytes tells: masks of annotated patients, images of all."""
+    root = write_folder(tmp_path / "set")
+    seen = [read_sources([root], data).identity()]
+    for file, part in (("masks/p1_0", "annotated"), ("images/p3_0", "unannotated"), ("masks/p3_0", None)):
+        pixels = np.asarray(Image.open(root / f"{file}.png")).copy()
+        pixels[:] = pixels[::-1]
+        Image.fromarray(pixels).save(root / f"{file}.png")
+        seen.append(read_sources([root], data).identity())
+        before, after = seen[-2:]
+        assert {key for key in after if after[key] != before[key]} == ({part} if part else set())
+
+
 def test_kept_classes_are_numbered_in_their_order_and_the_rest_is_background(tissue, data):
     found = read_sources([tissue], data.replace(classes=("tumour",)))
     assert found.classes.names == ("background", "tumour")
@@ -211,6 +224,15 @@ def test_a_slide_without_polygons_lends_its_style(slide, tmp_path, data, caplog)
     assert [sheet.name for sheet in found.annotated] == ["S1"]
     assert [sheet.name for sheet in found.unannotated] == ["S2"]
     assert "S2.geojson holds no polygon with a class" in caplog.text
+
+
+def test_moved_polygons_make_another_record(slide):
+    (before,), _ = read_source(slide, DataConfig(crop=32))
+    table = slide.with_suffix(".geojson")
+    table.write_text(table.read_text().replace("[80, 50]", "[81, 50]"))
+    (after,), _ = read_source(slide, DataConfig(crop=32))
+    assert before.identity() != after.identity()
+    assert before.identity(labels=False) == after.identity(labels=False)
 
 
 def test_geojson_that_is_none(tmp_path):

@@ -15,13 +15,15 @@ from morphogen.layout import predict
 from morphogen.layout.config import SynthesisConfig
 from morphogen.layout.model import LayoutSampler
 from morphogen.layout.predict import synthesize
-from morphogen.layout.sampling.stains import Recolouring
+from morphogen.layout.sampling.augment import blurred
+from morphogen.layout.sampling.focus import blur_of, refocused
+from morphogen.layout.sampling.looks import Look, Restyling
 from morphogen.layout.scoring.baselines import in_memory
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.agreement import agreement, shown_iou
 from morphogen.layout.synthesis.plan import Plan
 
-from .conftest import NAMES
+from .conftest import NAMES, painted
 
 CONFIG = SynthesisConfig(count=10, batch=4, seed=5)
 
@@ -108,6 +110,18 @@ def test_a_stray_file_is_not_read(tmp_path, made):
     Image.new("RGB", (32, 32)).save(folder / "images" / "holiday.png")
     sheets, _ = image_folder(folder)
     assert len(sheets) == 10 and "holiday" not in {sheet.name for sheet in sheets}
+
+
+def test_an_image_of_the_manifest_that_is_gone_is_missed_and_made_again(tmp_path, made, trained, found, data):
+    import shutil
+
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    (folder / "images" / "syn_00003.png").unlink()
+    with pytest.raises(InputError, match="names 1 images that are not there, the first syn_00003"):
+        image_folder(folder)
+    styles = found.unannotated + found.annotated
+    synthesize(trained.model, found.annotated, styles, CONFIG, folder, data=data)
+    assert contents(folder) == contents(made.folder)
 
 
 def test_the_filter_leaves_out_what_the_segmenter_does_not_find(tmp_path, trained, found, data, segmenter):
@@ -219,14 +233,79 @@ def test_strength_is_how_much_of_the_image_sampling_begins_at_is_lost(trained, f
 
 def test_glass_has_no_stain_and_stays_as_it_is(found):
     glass = np.full((32, 32, 3), 244, np.uint8)
-    recolouring = Recolouring(32)
     white = in_memory("glass", "P9", glass, np.zeros((32, 32), np.uint8))
-    target = recolouring.stains("P3", [sheet for sheet in found.unannotated if sheet.patient == "P3"])
+    restyling = Restyling([white, *found.annotated], 32)
+    target = Look.of_patient([sheet for sheet in found.unannotated if sheet.patient == "P3"], 32)
     assert target is not None
-    assert np.array_equal(recolouring(glass, white, target), glass)
+    assert np.array_equal(restyling(glass, white, target), glass)
     image = found.annotated[0].image(0, 0, 32)
-    assert np.array_equal(recolouring(image, found.annotated[0], None), image)
-    assert not np.array_equal(recolouring(image, found.annotated[0], target), image)
+    assert np.array_equal(restyling(image, found.annotated[0], None), image)
+    assert not np.array_equal(restyling(image, found.annotated[0], target), image)
+
+
+def tissue_like(seed: int, side: int = 96) -> np.ndarray:
+    """Dots of all sizes: a power that falls with frequency, as that of tissue does."""
+    noise = np.random.default_rng(seed).normal(0, 1, (side, side, 1))
+    field = sum(np.stack([blurred_(noise, s)], 0)[0] for s in (0.6, 1.2, 2.4))
+    return np.clip(150 + 60 * field / field.std() * np.array([0.5, 1.0, 0.6]), 0, 255).astype(np.uint8)
+
+
+def blurred_(field: np.ndarray, sigma: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(field, (sigma, sigma, 0))
+    return smooth / smooth.std()
+
+
+def test_the_variance_of_a_blur_is_read_from_images():
+    """Against that of the same images before; of other images, within what tissue varies by."""
+    sharp = np.stack([tissue_like(seed) for seed in range(4)])
+    for sigma in (0.5, 0.8, 1.1):
+        soft = np.stack([blurred(image, sigma) for image in sharp])
+        assert blur_of(soft) - blur_of(sharp) == pytest.approx(sigma**2, abs=0.08)
+        other = np.stack([blurred(tissue_like(seed), sigma) for seed in range(4, 8)])
+        assert blur_of(other) - blur_of(sharp) == pytest.approx(sigma**2, abs=0.15)
+    assert np.isnan(blur_of(np.full((2, 32, 32, 3), 200, np.uint8)))
+
+
+def test_focus_is_taken_away_and_given_back():
+    sharp = tissue_like(1)
+    soft = blurred(sharp, 0.9)
+    assert np.abs(refocused(sharp, 0.81).astype(int) - soft).mean() < 0.6
+    again = refocused(soft, -0.81)
+    away = [np.abs(image.astype(int) - sharp).mean() for image in (soft, again)]
+    assert away[1] < 0.7 * away[0]
+    assert blur_of(again[None]) < blur_of(soft[None]) - 0.25
+    for nothing in (0.0, float("nan")):
+        assert np.array_equal(refocused(sharp, nothing), sharp)
+
+
+def test_an_image_takes_the_stains_and_the_focus_of_a_style():
+    labels = np.zeros((96, 96), np.uint8)
+    sharp = in_memory("sharp", "P1", tissue_like(1), labels)
+    soft = in_memory("soft", "P2", blurred(tissue_like(2), 1.0), labels)
+    both = [sharp, soft]
+    with_focus, colours = Restyling(both, 32), Restyling(both, 32, focus=False)
+    for source, target, left in ((sharp, soft, 0.1), (soft, sharp, 0.8)):  # to sharpen has its limits
+        look = Look.of_patient([target], 32)
+        before = blur_of(source.pixels[None])
+        made = with_focus(source.pixels, source, look)
+        assert abs(blur_of(made[None]) - look.blur) < left * abs(before - look.blur)
+        assert abs(blur_of(colours(source.pixels, source, look)[None]) - before) < 0.2
+    look = Look.of_patient([soft], 32)
+    warped = Restyling(both, 32, warped=True)(sharp.pixels, sharp, look)
+    assert blur_of(warped[None]) < blur_of(with_focus(sharp.pixels, sharp, look)[None]) - 0.1
+
+
+def test_an_image_without_nuclei_is_not_stained_darker():
+    """The look of the source is the patient's: what one image lacks is not made up for."""
+    labels = np.zeros((64, 64), np.uint8)
+    nuclei, stroma = painted(1, 0)[0], np.full((64, 64, 3), (210, 150, 190), np.uint8)
+    sheets = [in_memory("a", "P1", nuclei, labels), in_memory("b", "P1", stroma, labels)]
+    look = Look.of_patient(sheets, 32)
+    made = [Restyling(sources, 32, focus=False)(stroma, sheets[1], look) for sources in (sheets, sheets[1:])]
+    assert np.abs(made[0].astype(int) - stroma).mean() < 6
+    assert made[1].mean() < stroma.mean() - 12
 
 
 def test_bf16_is_far_below_what_a_seed_changes(trained, found):

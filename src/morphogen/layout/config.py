@@ -256,6 +256,10 @@ class SynthesisConfig(Config):
         description="Share of the noise that sampling begins with, on the annotated image of the layout in the stain "
         "colours of the style. 1: noise alone. None: as the sampler says.",
     )
+    focus: bool = Field(
+        True,
+        description="The annotated image that sampling begins at is blurred or sharpened to the style's focus, too.",
+    )
     guidance: float | None = Field(
         None, ge=0, description="Guidance towards the style; None: as the sampler says."
     )

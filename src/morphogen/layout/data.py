@@ -39,7 +39,7 @@ class DataSplit:
         return {
             "classes": list(self.classes.names),
             "annotated": [sheet.identity() for sheet in self.annotated],
-            "unannotated": [sheet.identity() for sheet in self.unannotated],
+            "unannotated": [sheet.identity(labels=False) for sheet in self.unannotated],
         }
 
 

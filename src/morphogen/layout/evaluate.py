@@ -55,8 +55,8 @@ def compare(
     """Train one segmenter per arm, with the same steps, and score them on the test patients.
 
     The arms are always the same: real only; real with stain augmentation; and, all of them with that augmentation,
-    real + synthetic, + recolouring, + pseudo-labels, synthetic only, and all labels, where ``everything`` holds the
-    labelled sheets of the patients that count as unannotated. A killed run goes on.
+    real + synthetic, + recolouring, + recolouring and focus, + pseudo-labels, synthetic only, and all labels, where
+    ``everything`` holds the labelled sheets of the patients that count as unannotated. A killed run goes on.
     """
     if not found.test:
         raise InputError("no patient is left to test on", where="split", fix="Name test patients with --test")
@@ -76,10 +76,12 @@ def compare(
 
     arm(baselines.REAL, found.annotated, stain_augment=0.0)
     arm(baselines.AUGMENTED, found.annotated)
-    recoloured = baselines.recoloured_sheets(
-        found.annotated, found.unannotated, len(synthetic), config.data, len(names), config.training.seed
-    )
-    arm(baselines.RECOLOURED, found.annotated, recoloured)
+    count, seed = len(synthetic), config.training.seed
+    for name, focus in ((baselines.RECOLOURED, False), (baselines.RESTYLED, True)):
+        sheets = baselines.recoloured_sheets(
+            found.annotated, found.unannotated, count, config.data, len(names), seed, focus=focus
+        )
+        arm(name, found.annotated, sheets)
     pseudo = baselines.pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop)
     arm(baselines.PSEUDO, found.annotated, pseudo)
     arm(baselines.SYNTHETIC, [], synthetic)

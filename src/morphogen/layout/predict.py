@@ -26,7 +26,7 @@ from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import Sheet
 from morphogen.layout.synthesis.agreement import agreement, agreement_on, foreground, kept_shares
-from morphogen.layout.synthesis.plan import Pair, Plan
+from morphogen.layout.synthesis.plan import Pair, Plan, name_of
 from morphogen.slides.images import read_image, read_raw
 
 COLUMNS = ("image", "mask", "layout", "row", "column", "matrix", "style_patient", "style_sources")
@@ -101,10 +101,11 @@ def synthesize(
         "model": model.identity,
     }
     facts |= {"balance": data.balance, "layouts": [s.identity() for s in layouts]}
-    facts |= {"styles": [s.identity() for s in styles]}
+    facts |= {"styles": [s.identity(labels=False) for s in styles]}
     facts |= {"segmenter": segmenter.identity if segmenter is not None else None, "precision": precision}
     goes_on = Job(facts).begin(out / RECORD, "synthetic images")
-    if goes_on and Manifest.read(out) is not None:
+    whole = goes_on and Manifest.read(out) is not None
+    if whole and all(path.is_file() for number in range(len(plan)) for path in _files(out, number)):
         return _told(out)
     for folder in ("images", "masks"):
         writable_folder(out / folder)
@@ -115,7 +116,7 @@ def synthesize(
 
     def made(batch: range) -> list[Pair]:
         pairs = [plan[number] for number in batch]
-        if not (goes_on and all(path.is_file() for pair in pairs for path in _files(out, pair))):
+        if not (goes_on and all(path.is_file() for number in batch for path in _files(out, number))):
             _make(model, pairs, chosen, config.seed, precision, out)
         return pairs
 
@@ -138,21 +139,21 @@ def _make(
         model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, precision=precision).cpu().numpy()
     )
     for pair, image in zip(pairs, made, strict=True):
-        for path, pixels in zip(_files(out, pair), (image, pair.layout.labels), strict=True):
+        for path, pixels in zip(_files(out, pair.number), (image, pair.layout.labels), strict=True):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, format="PNG")
             write_bytes(path, buffer.getvalue())
 
 
-def _files(out: Path, pair: Pair) -> tuple[Path, Path]:
-    return out / "images" / f"{pair.name}.png", out / "masks" / f"{pair.name}.png"
+def _files(out: Path, number: int) -> tuple[Path, Path]:
+    return out / "images" / f"{name_of(number)}.png", out / "masks" / f"{name_of(number)}.png"
 
 
 def _row(pair: Pair, seed: int, identity: str) -> dict[str, str]:
-    layout = pair.layout
+    layout, name = pair.layout, name_of(pair.number)
     return {
-        "image": f"images/{pair.name}.png",
-        "mask": f"masks/{pair.name}.png",
+        "image": f"images/{name}.png",
+        "mask": f"masks/{name}.png",
         "layout": layout.sheet.name,
         "row": str(layout.top),
         "column": str(layout.left),

@@ -12,16 +12,17 @@ from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.segmenter.apply import labelled
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import ImageSheet, Sheet
-from morphogen.layout.synthesis.plan import Plan
+from morphogen.layout.synthesis.plan import Plan, name_of
 
 REAL = "real only"
 AUGMENTED = "real + stain augmentation"
 RECOLOURED = "real + recolouring"
+RESTYLED = "real + recolouring and focus"
 PSEUDO = "real + pseudo-labels"
 SYNTHETIC = "synthetic only"
 BOTH = "real + synthetic"
 ALL = "all labels"
-ORDER = (REAL, AUGMENTED, RECOLOURED, PSEUDO, SYNTHETIC, BOTH, ALL)
+ORDER = (REAL, AUGMENTED, RECOLOURED, RESTYLED, PSEUDO, SYNTHETIC, BOTH, ALL)
 STAIN = 0.15  # size of the stain augmentation, where the settings have none
 
 
@@ -32,15 +33,18 @@ def recoloured_sheets(
     data: DataConfig,
     classes: int,
     seed: int = 0,
+    *,
+    focus: bool = False,
 ) -> list[ImageSheet]:
-    """``count`` annotated crops, turned and scaled, in the stain colours of unannotated patients, who take turns: what
-    synthetic images begin at, so that the two differ by what the diffusion model does to them."""
+    """``count`` annotated crops, turned and scaled, in the stain colours of unannotated patients, who take turns. With
+    ``focus`` they are as sharp or blurred as those, too: what synthetic images begin at, so that the two differ by what
+    the diffusion model does to them."""
     if not unannotated:
         return []
     data = data.replace(sampling="mp", style_images=1)
-    plan = Plan(annotated, unannotated, data, SynthesisConfig(count=count, seed=seed), classes)
+    plan = Plan(annotated, unannotated, data, SynthesisConfig(count=count, seed=seed, focus=focus), classes)
     return [
-        in_memory(f"{pair.name}_as_{pair.patient}", pair.patient, pair.begin, pair.layout.labels)
+        in_memory(f"{name_of(pair.number)}_as_{pair.patient}", pair.patient, pair.begin, pair.layout.labels)
         for pair in (plan[number] for number in range(count))
     ]
 
@@ -70,7 +74,7 @@ def in_memory(name: str, patient: str, image: np.ndarray, labels: np.ndarray) ->
 class _Array(ImageSheet):
     """An image sheet without a file."""
 
-    def identity(self) -> list[object]:
+    def identity(self, labels: bool = True) -> list[object]:
         from morphogen.core.files import content_hash
 
         return [self.name, self.patient, content_hash(self.pixels, self.classes)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.config import DataConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import Places
-from morphogen.layout.sampling.stains import Recolouring, Stains, estimated
+from morphogen.layout.sampling.looks import Look, Restyling
+from morphogen.layout.sampling.stains import Stains
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import Sheet
@@ -81,8 +81,8 @@ def style_match(
     for patient in patients:
         shown[patient] = draw.of_patient(patient, numpy_generator(seed, "match style", patient))
     told = model.config.style_images
-    targets = {name: estimated(partial(Stains.of, each[:told])) for name, each in shown.items()}
-    recolouring = Recolouring(model.crop)
+    targets = {name: Look.of(each[:told]) for name, each in shown.items()}
+    restyling = Restyling(layouts, model.crop)
     labels, chosen, drawn = [], [], []
     for number in range(pairs):
         random = numpy_generator(seed, "match", number)
@@ -101,7 +101,7 @@ def style_match(
                 seed=seed,
                 keys=[("match", k) for k in part],
                 begin=torch.from_numpy(
-                    np.stack([recolouring(*drawn[k], targets[chosen[k][side]]) for k in part])
+                    np.stack([restyling(*drawn[k], targets[chosen[k][side]]) for k in part])
                 ),
             )
             outputs[side] += list(made.cpu().numpy())

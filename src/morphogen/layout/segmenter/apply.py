@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import zarr
-from PIL import Image
 
-from morphogen.core.errors import MorphogenError
-from morphogen.core.files import Manifest, writable_folder, write_bytes, write_json, write_text
-from morphogen.core.jobs import RECORD, Job
-from morphogen.core.progress import progress
+from morphogen.core.files import writable_folder, write_json, write_text
 from morphogen.core.writing.locks import locks_folder
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.slides.formats.ngff import is_ome_zarr
-from morphogen.slides.images import list_images, name_of, open_tiff, read_image
+from morphogen.slides.images import list_images, name_of, open_tiff
 from morphogen.tasks import Band, WindowConfig, make_images
+from morphogen.tasks.folders import translate_images
 from morphogen.tasks.layers import Format, Layer
 from morphogen.tasks.pyramids import make_slide
 
@@ -77,36 +73,42 @@ def segment_images(
     *,
     windows: WindowConfig | None = None,
     mpp: float | None = None,
+    format: Format = "tiff",
 ) -> SegmentedImages:
     """Label maps of the images of a folder, or of files, as ``out/masks/NAME.png``; values are classes, named in
-    ``out/labels.json``. A bad image is told and the rest goes on; a killed run goes on where it was."""
+    ``out/labels.json``. With the ``format`` ``zarr`` they are OME-Zarr. A bad image is told and the rest goes on; a
+    killed run goes on where it was; images of one window each go through the network together."""
     out = writable_folder(out)
     found = list_images(source) if isinstance(source, (str, Path)) else {name_of(p): Path(p) for p in source}
-    windows = windows_of(segmenter, windows)
-    facts = {"model": segmenter.identity, "windows": windows.to_dict(), "mpp": mpp}
-    goes_on = Job(facts).begin(out / RECORD, "label maps")
-    masks = writable_folder(out / "masks")
-    done, failed = [], {}
-    for name, path in progress(found.items(), total=len(found), what="segmenting images"):
-        target = masks / f"{name}.png"
-        if not (goes_on and target.is_file()):
-            try:
-                labels = labelled(segmenter, read_image(path), windows, mpp)
-            except MorphogenError as error:
-                failed[name] = str(error)
-                continue
-            write_bytes(target, png(labels))
-        done.append(name)
-    write_json(out / "labels.json", {str(k): name for k, name in enumerate(segmenter.config.classes)})
-    Manifest.write(out, kind="label maps", images=done, failed=failed, classes=segmenter.config.classes)
-    return SegmentedImages(out, tuple(done), failed)
+    windows, classes = windows_of(segmenter, windows), segmenter.config.classes
+    result = translate_images(
+        segmenter,
+        found,
+        out,
+        [label_layer("masks", classes)],
+        {"model": segmenter.identity, "windows": windows.to_dict(), "mpp": mpp},
+        windows=windows,
+        mpp=mpp,
+        kind="label maps",
+        notes={"classes": classes},
+        doing="segmenting images",
+        format=format,
+    )
+    write_json(out / "labels.json", {str(k): name for k, name in enumerate(classes)})
+    return SegmentedImages(out, tuple(name for name in found if name not in result.failed), result.failed)
 
 
-def png(labels: np.ndarray) -> bytes:
-    """A label map as an 8-bit PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, format="PNG")
-    return buffer.getvalue()
+def label_layer(name: str, classes: Sequence[str]) -> Layer:
+    """A picture of classes, which are never averaged."""
+    return Layer(
+        name,
+        classes_of,
+        channels=1,
+        codec="deflate",
+        background=0,
+        labels=True,
+        facts={"classes": ", ".join(classes)},
+    )
 
 
 @dataclass(frozen=True)
@@ -142,21 +144,12 @@ def segment_slide(
     name = name_of(slide.path)
     _, _, width, height = slide.bounds
     scale = max(1, -(-max(width, height) // LONGEST))
-    layer = Layer(
-        "",
-        classes_of,
-        channels=1,
-        codec="deflate",
-        background=0,
-        labels=True,
-        facts={"classes": ", ".join(classes)},
-    )
     result = make_slide(
         segmenter,
         slide,
         out,
         f"{name}_mask",
-        [layer],
+        [label_layer("", classes)],
         {"model": segmenter.identity},
         windows=windows,
         what="a mask of the slide",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from morphogen.core.errors import InputError
 from morphogen.core.running.cohort import run_cohort
@@ -51,12 +52,13 @@ class SegmentRoom:
     format: Format = "tiff"
 
     def load(self) -> Segmenter:
-        return Segmenter.from_pretrained(self.model, device=self.device)
+        return Segmenter.on_all(self.model, self.device)
 
     def __call__(self, loaded: Segmenter, item: Item, path: Path | None) -> SegmentedSlide | SegmentedImages:
         source, out = item.more
         if item.path is None:
-            return segment_images(loaded, source, out, windows=self.windows, mpp=self.mpp)
+            how: dict[str, Any] = {"windows": self.windows, "mpp": self.mpp, "format": self.format}
+            return segment_images(loaded, source, out, **how)
         with open_slide(source, mpp=self.mpp, staged=path) as slide:
             return segment_slide(loaded, slide, out, windows=self.windows, format=self.format)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -100,6 +100,11 @@ class Segmenter(Pretrained):
     def planes(self) -> int:
         """Planes of a window: one per class."""
         return len(self.config.classes)
+
+    @property
+    def replicas(self) -> Sequence[Segmenter]:
+        """The same segmenter on further devices: the windows of a slide are dealt out to all."""
+        return self.others
 
     def noise(self, plan: Any, name: str) -> None:
         """None: labelling draws nothing."""

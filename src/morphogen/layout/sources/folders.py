@@ -36,6 +36,12 @@ def image_folder(
     if manifest.is_file():
         rows = {Path(row.need("image")).stem: row for row in read_rows(manifest, ["image", "kept"])}
         kept = {name for name, row in rows.items() if row.text("kept") in ("1", "true", "True")}
+        if lost := sorted(kept - set(images)):
+            raise InputError(
+                f"its manifest names {len(lost)} images that are not there, the first {lost[0]}",
+                where=root,
+                fix="Run synthesize again into this folder",
+            )
         images = {name: path for name, path in images.items() if name in kept}
         patients |= {name: rows[name].text("style_patient") or name for name in images}
     if not masks:
@@ -44,9 +50,10 @@ def image_folder(
     sheets = []
     for name, path in images.items():
         labels: Callable[[], np.ndarray] | None = None
-        if classes is not None and (mask := found.get(_key(name))) is not None:
+        mask = found.get(_key(name)) if classes is not None else None
+        if classes is not None and mask is not None:
             labels = partial(_labels, mask, classes)
-        sheets.append(ImageSheet(name, patients[name], path, partial(read_image, path), labels))
+        sheets.append(ImageSheet(name, patients[name], path, partial(read_image, path), labels, mask=mask))
     if found and not any(sheet.labelled for sheet in sheets):
         raise InputError(
             f"none of the {len(found)} masks has the name of an image",
@@ -129,7 +136,9 @@ def flowers_folder(root: Path, split: str = "train") -> tuple[list[ImageSheet], 
         name = f"image_{number:05d}"
         path, mask = root / "imgs" / f"{name}.jpg", root / "segs" / f"segmim_{number:05d}.jpg"
         kind = str(int(labels[number - 1]) - 1)
-        sheets.append(ImageSheet(name, name, path, partial(read_image, path), partial(_flower, mask), kind))
+        sheets.append(
+            ImageSheet(name, name, path, partial(read_image, path), partial(_flower, mask), kind, mask)
+        )
     return sheets, Classes(("background", "flower"), {0: 0, 1: 1})
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from morphogen.core.errors import InputError
+from morphogen.core.fingerprints import fingerprint
 
 COARSE = 8  # pixels per cell of the maps that places are drawn from
 WHITE = 235  # grey level of the darkest colour channel above which a cell is glass
@@ -91,8 +92,8 @@ class Sheet(Protocol):
         """(N, 2) int64 top-left corners of the cells of ``side`` px that are tissue, on a grid."""
         ...
 
-    def identity(self) -> list[Any]:
-        """What the sheet is, for the run's record."""
+    def identity(self, labels: bool = True) -> list[Any]:
+        """What the sheet is, for the run's record: contents of the image and, with ``labels``, of what labels it."""
         ...
 
 
@@ -100,7 +101,7 @@ class Sheet(Protocol):
 class ImageSheet:
     """An image file with its mask, both in memory once they were read.
 
-    read: gives (H, W, 3) uint8; read_labels: (H, W) uint8 classes, or None without labels.
+    read: gives (H, W, 3) uint8; read_labels: (H, W) uint8 classes, or None without labels; mask: their file.
     """
 
     name: str
@@ -109,6 +110,7 @@ class ImageSheet:
     read: Callable[[], np.ndarray]
     read_labels: Callable[[], np.ndarray] | None = None
     kind: str = ""  # class of the whole image, where the source has one (flowers)
+    mask: Path | None = None
 
     @property
     def labelled(self) -> bool:
@@ -164,9 +166,9 @@ class ImageSheet:
     def _tissue(self) -> dict[int, np.ndarray]:
         return {}  # crop side → its cells
 
-    def identity(self) -> list[Any]:
-        stat = self.path.stat()
-        return [self.name, self.patient, stat.st_size, self.labelled]
+    def identity(self, labels: bool = True) -> list[Any]:
+        mask = fingerprint(self.mask) if labels and self.labelled and self.mask is not None else ""
+        return [self.name, self.patient, fingerprint(self.path), mask]
 
 
 def _window(values: np.ndarray, top: int, left: int, side: int) -> np.ndarray:

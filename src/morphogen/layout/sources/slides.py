@@ -14,6 +14,8 @@ import numpy as np
 from skimage.draw import polygon as draw_polygon
 
 from morphogen.core.errors import InputError
+from morphogen.core.files import content_hash
+from morphogen.core.fingerprints import fingerprint
 from morphogen.layout.sources.sheets import WHITE, Classes, places_of
 
 LOOKUP = 64  # level-0 pixels per pixel of the maps that places are drawn from, at most
@@ -213,9 +215,9 @@ class SlideSheet:
         found: np.ndarray = self.opened[side]
         return found
 
-    def identity(self) -> list[Any]:
-        stat = self.path.stat()
-        return [self.name, self.patient, stat.st_size, self.mpp, len(self.polygons), self.labelled]
+    def identity(self, labels: bool = True) -> list[Any]:
+        drawn = content_hash([[each.label, *each.rings] for each in self.polygons]) if labels else ""
+        return [self.name, self.patient, fingerprint(self.path), self.mpp, drawn if self.polygons else ""]
 
 
 def slide_classes(polygons: Sequence[Sequence[Polygon]], wanted: Sequence[str]) -> Classes:

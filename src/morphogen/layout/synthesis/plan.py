@@ -12,7 +12,7 @@ from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SynthesisConfig
 from morphogen.layout.sampling.augment import flipped, random_affine, warped
 from morphogen.layout.sampling.crops import Places
-from morphogen.layout.sampling.stains import Recolouring
+from morphogen.layout.sampling.looks import Look, Restyling
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import Sheet
 
@@ -35,7 +35,7 @@ class Drawn:
 @dataclass(frozen=True)
 class Pair:
     """One image to make: number, layout, style images (n, side, side, 3) uint8 of one patient, and the image of the
-    layout in the stain colours of that patient."""
+    layout in the stain colours and the focus of that patient."""
 
     number: int
     layout: Drawn
@@ -44,9 +44,10 @@ class Pair:
     sources: tuple[str, ...]
     begin: np.ndarray
 
-    @property
-    def name(self) -> str:
-        return f"syn_{self.number:05d}"
+
+def name_of(number: int) -> str:
+    """Of an image and of its mask, without suffix."""
+    return f"syn_{number:05d}"
 
 
 class Plan:
@@ -84,7 +85,8 @@ class Plan:
         self.places = Places(layouts, data.crop, data.balance, classes)
         self.styles = StyleSampler(styles, data, images)
         self.patients = sorted(self.styles.groups)
-        self.recolouring = Recolouring(data.crop)
+        self.restyling = Restyling(layouts, data.crop, focus=config.focus, warped=config.layouts == "affine")
+        self._looks: dict[str, Look | None] = {}
 
     def __len__(self) -> int:
         return self.config.count
@@ -99,9 +101,14 @@ class Plan:
             others = [layout, *(self._layout(random) for _ in range(CANDIDATES - 1))]
             layout = min(others, key=lambda each: abs(float((each.labels > 0).mean()) - wanted))
         told = self.data.sampling != "none"
-        stains = self.recolouring.stains(f"patient {patient}", self.styles.groups[patient]) if told else None
-        begin = self.recolouring(layout.image, layout.sheet, stains)
+        look = self._look(patient) if told else None
+        begin = self.restyling(layout.image, layout.sheet, look)
         return Pair(number, layout, patient, images, chosen, begin)
+
+    def _look(self, patient: str) -> Look | None:
+        if patient not in self._looks:
+            self._looks[patient] = Look.of_patient(self.styles.groups[patient], self.data.crop)
+        return self._looks[patient]
 
     def _patient(self, number: int, random: np.random.Generator) -> str:
         if self.config.pairing == "random":
