@@ -87,6 +87,23 @@ def test_a_bad_image_is_told_and_the_rest_goes_on(segmenter, tmp_path):
     assert json.loads((tmp_path / "out" / "labels.json").read_text())["2"] == "tumour"
 
 
+def test_images_of_one_window_go_through_the_network_together(segmenter, tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    source.mkdir()
+    for k in range(3):
+        Image.fromarray(painted(k, 0)[0]).save(source / f"p{k}.png")
+    make, sizes = Segmenter.make, []
+    monkeypatch.setattr(
+        Segmenter, "make", lambda self, images, *more: sizes.append(len(images)) or make(self, images, *more)
+    )
+    segment_images(segmenter, source, tmp_path / "out", format="zarr")
+    assert sizes == [3]
+    import zarr
+
+    found = zarr.open_group(str(tmp_path / "out" / "masks" / "p1.ome.zarr"), mode="r")["0"][:]
+    assert (found.squeeze() == labelled(segmenter, painted(1, 0)[0])).mean() > 0.99
+
+
 # -- slides
 # --------------------------------------------------------------------------------------------------------
 
