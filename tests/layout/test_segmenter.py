@@ -51,6 +51,24 @@ def test_saved_and_loaded(segmenter, tmp_path, found):
     assert again.identity == segmenter.identity
 
 
+def test_a_segmenter_saved_before_norms_could_be_chosen_has_batch_norms(segmenter, tmp_path):
+    old = Segmenter.fresh(segmenter.config.network.replace(norm="batch"), NAMES, crop=32)
+    folder = old.save_pretrained(tmp_path / "model")
+    saved = json.loads((folder / "morphogen.json").read_text())
+    del saved["config"]["network"]["norm"]
+    (folder / "morphogen.json").write_text(json.dumps(saved))
+    again = Segmenter.from_pretrained(folder)
+    assert again.config.network.norm == "batch" and again.identity == old.identity
+
+
+def test_a_stain_that_training_did_not_see(segmenter, found):
+    """Paler by a half: instance norms take it out of the image."""
+    sheet = found.test[0]
+    pale = (255 - (255 - sheet.pixels.astype(int)) // 2).astype(np.uint8)
+    made = labelled(segmenter, sheet.pixels), labelled(segmenter, pale)
+    assert (made[0] == made[1]).mean() > 0.9
+
+
 def test_a_sweep_trains_one_for_every_share(tmp_path, found, data):
     config = small_segmenter(2, data, ratios=(0.0, 0.5))
     results = sweep(found.annotated, found.test, NAMES, config, tmp_path, device="cpu")

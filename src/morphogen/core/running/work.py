@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from morphogen.core.devices import TOGETHER
 from morphogen.core.errors import BusyError, ConfigError, MorphogenError, OutputError, WeightsError, shortened
 from morphogen.core.files import output_error, writable_folder
 
@@ -165,8 +166,8 @@ def _device_here() -> str:
 
 
 def _loaded(work: Work) -> Any:
-    """What a work needs, loaded once in a process; the one before is let go."""
-    key = hashlib.sha256(pickle.dumps(work)).digest()
+    """What a work needs, loaded once in a process for the devices of this item; the one before is let go."""
+    key = hashlib.sha256(pickle.dumps((work, os.environ.get(TOGETHER)))).digest()
     if key not in _prepared:
         _prepared.clear()
         _prepared[key] = work.load()

@@ -67,6 +67,8 @@ class Segmenter(Pretrained):
     @classmethod
     def restored(cls, read: ModelFolder, **options: Any) -> Self:
         config = read.settings(SegmenterModelConfig)
+        if "norm" not in read.config["network"]:  # before there was a choice
+            config = config.replace(network=config.network.replace(norm="batch"))
         network = build_segmenter(config.network.replace(encoder_weights=None))
         read.restore(network, "network")
         return cls(network.eval(), config, read.fact("facts", dict[str, Any], {}))

@@ -131,4 +131,9 @@ class SegmenterConfig(Config):
         gt=0,
         description="Side in pixels of the blocks that the small network sees as one place; 1: every pixel.",
     )
+    norm: Literal["instance", "batch"] = Field(
+        "instance",
+        description="Normalisation in the small network. instance: by the statistics of each image, so that stains "
+        "that training did not see are labelled alike. batch: by those of the training images.",
+    )
     classes: int = Field(2, ge=2, description="Classes, background included.")

@@ -15,18 +15,23 @@ class SmallSegmenter(nn.Module):
 
     It works on blocks of ``block`` × ``block`` pixels as channels, and its head labels all pixels of a block: with 2,
     a step costs a third. Sides are multiples of block · 2^(levels − 1).
+
+    ``norm``: instance norms (Ulyanov et al. 2016) take the stain of an image out of it. Batch norms subtract that of
+    the training images: with many stains in training and another one in the test much is lost (docs/layout.md).
     """
 
-    def __init__(self, classes: int, widths: tuple[int, ...] = (24, 48, 96), block: int = 2) -> None:
+    def __init__(
+        self, classes: int, widths: tuple[int, ...] = (24, 48, 96), block: int = 2, norm: str = "instance"
+    ) -> None:
         super().__init__()
         self.block = block
         self.down = nn.ModuleList()
         before = 3 * block**2
         for width in widths:
-            self.down.append(_double(before, width))
+            self.down.append(_double(before, width, norm))
             before = width
         self.up = nn.ModuleList(
-            _double(low + high, high) for low, high in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            _double(low + high, high, norm) for low, high in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(widths[0], classes * block**2, 1)
         self.to(memory_format=torch.channels_last)
@@ -43,15 +48,19 @@ class SmallSegmenter(nn.Module):
         return F.pixel_shuffle(self.head(features), self.block)
 
 
-def _double(before: int, width: int) -> nn.Sequential:
+def _double(before: int, width: int, norm: str) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        _norm(width, norm),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        _norm(width, norm),
         nn.ReLU(inplace=True),
     )
+
+
+def _norm(width: int, kind: str) -> nn.Module:
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.InstanceNorm2d(width, affine=True)
 
 
 def build_segmenter(config: SegmenterConfig, seed: int | None = None) -> nn.Module:
@@ -64,7 +73,7 @@ def build_segmenter(config: SegmenterConfig, seed: int | None = None) -> nn.Modu
         if seed is not None:
             torch.manual_seed(seed)
         if config.architecture == "small":
-            return SmallSegmenter(config.classes, config.widths, config.block)
+            return SmallSegmenter(config.classes, config.widths, config.block, config.norm)
         import segmentation_models_pytorch as smp
 
         known = {name.lower(): name for name in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet")}
