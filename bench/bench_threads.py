@@ -95,7 +95,7 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
     hest = write_hest(base / "hest", 1, width_um=800.0, height_um=600.0, n_genes=150)
     slide = next((hest / "wsis").glob("*.tif"))
     small = next(
-        (write_hest(base / "small", 1, width_um=300.0, height_um=300.0, n_genes=20) / "wsis").glob("*.tif")
+        (write_hest(base / "small", 1, width_um=450.0, height_um=450.0, n_genes=150) / "wsis").glob("*.tif")
     )
     pairs = write_mist(base / "pairs", 4, 2, size=256, patients=2, val_patients=1, truth=False, suffix=".png")
     labelled = write_segmentation(base / "labelled", 6, size=192, patients=3)

@@ -61,6 +61,20 @@ def test_a_run_in_lanes_trains_what_one_lane_trains(toy, tmp_path, two_threads, 
     assert found.metrics["loss"] == pytest.approx(alone.metrics["loss"], rel=1e-4)
 
 
+def test_a_loss_of_the_whole_batch_stays_together(toy, tmp_path, two_threads):
+    sizes: set[int] = set()
+
+    class Whole(toy.Toy):
+        whole_batches = True
+
+        def loss(self, model, batch, draws):
+            sizes.add(len(draws))
+            return super().loss(model, batch, draws)
+
+    fit(Whole(), CONFIG, tmp_path, device="cpu")
+    assert sizes == {7}
+
+
 def test_a_run_in_lanes_goes_on_to_the_same_bytes(toy, tmp_path, two_threads, monkeypatch):
     whole = fit(toy.Toy(), CONFIG, tmp_path / "whole", device="cpu")
 
@@ -102,7 +116,7 @@ def test_networks_whose_items_hang_together_or_that_drop_have_one_lane(model, tw
 def test_when_there_are_no_lanes(two_threads):
     model = nn.Linear(2, 2)
     assert lanes_for(model, ALONE, 3) == 1  # too few items
-    assert lanes_for(model, ALONE, 8, checkpointing=True) == 1
+    assert lanes_for(model, ALONE, 8, whole=True) == 1
     assert lanes_for(model, SimpleNamespace(**{**vars(ALONE), "num_processes": 2}), 8) == 1
     assert lanes_for(model, SimpleNamespace(**{**vars(ALONE), "device": torch.device("meta")}), 8) == 1
     torch.set_num_threads(1)

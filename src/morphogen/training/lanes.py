@@ -19,12 +19,12 @@ Figures = dict[str, Tensor]
 _FEWEST = 2  # items of a lane
 
 
-def lanes_for(model: nn.Module, accelerator: Any, items: int, *, checkpointing: bool = False) -> int:
+def lanes_for(model: nn.Module, accelerator: Any, items: int, *, whole: bool = False) -> int:
     """Lanes for micro-batches of ``items``: one on other devices and with several processes, for large and for compiled
     networks, and for those whose answer to an item depends on the others (batch norm) or on torch's own generator
-    (dropout).
+    (dropout). whole: that the batch has to stay together.
     """
-    if accelerator.num_processes > 1 or accelerator.scaler is not None or checkpointing:
+    if accelerator.num_processes > 1 or accelerator.scaler is not None or whole:
         return 1
     if any(_looks_aside(module) for module in model.modules()):
         return 1

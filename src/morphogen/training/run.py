@@ -76,7 +76,7 @@ class Run:
             task.model,
             accelerator,
             config.batch_size // config.accumulation,
-            checkpointing=config.gradient_checkpointing,
+            whole=getattr(task, "whole_batches", False) or config.gradient_checkpointing,
         )
         self.ema = Ema(self.model, config.ema_decay, config.ema_warmup)
         self.means = Means()

@@ -27,6 +27,10 @@ class Task(Protocol):
         In place of ``dataset[index]``, for datasets that cut random crops. The ``torch.Generator`` is seeded from
         the seed and the item's position, so it is the same with any number of workers and after a resume.
 
+    ``whole_batches = True``
+        The loss is one of the whole batch, not a mean over items (a Dice loss with sums over the batch): its items are
+        not shared out over lanes of a CPU.
+
     For data sets whose batches are made as a whole, in three steps:
 
     ``dataset.place(index, generator)``

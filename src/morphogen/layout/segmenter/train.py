@@ -28,6 +28,8 @@ from morphogen.training import Draws, TrainResult, fit
 class SegmentTask:
     """What :func:`morphogen.training.fit` needs."""
 
+    whole_batches = True  # the Dice loss has its sums over the batch
+
     def __init__(
         self,
         segmenter: Segmenter,
