@@ -88,7 +88,8 @@ def pairs(root: Path) -> None:
 
 
 def channels(root: Path) -> None:
-    """``channels/``: a table of pairs of two channels of 16 bits with nuclei; ``panels/``: strips of six panels."""
+    """``channels/``: a table of pairs of two channels of 16 bits with nuclei; ``panels/``: strips of six panels;
+    ``slides/``: an H&E slide with a slide of channels, and another that was made of it."""
     from PIL import Image
 
     from morphogen.slides.formats.channels import save_channels
@@ -109,6 +110,26 @@ def channels(root: Path) -> None:
         rows.append(f"he/p{k}.png,target/p{k}.ome.tif,nuclei.png,train")
     (root / "pairs.csv").write_text("he,ihc,nuclei,split\n" + "\n".join(rows) + "\n")
     (root / "target.yaml").write_text("channels: [DNA, ER]\ntransform: sqrt\nthreshold: [9000, 9000]\n")
+    from morphogen.slides.pyramid import PyramidWriter
+
+    pixels, whole = picture(7, 160), root / "slides"
+    (whole / "made").mkdir(parents=True)
+    for name, image in (("s0", pixels), ("real", pixels[..., :2]), ("made/s0_ER", pixels[..., 1:])):
+        count = image.shape[2]
+        names = ("DNA", "ER") if count == 2 else ()
+        with PyramidWriter(
+            whole / f"{name}.ome.tif",
+            160,
+            160,
+            mpp=0.5,
+            tile=64,
+            codec="deflate",
+            channels=count,
+            names=names,
+        ) as writer:
+            writer.write(image, 0)
+    (whole / "slides.csv").write_text("he,ihc,stain,split\ns0.ome.tif,real.ome.tif,ER,val\n")
+    (whole / "target.yaml").write_text("channels: [DNA, ER]\nfull: [255, 255]\nthreshold: [90, 90]\n")
 
 
 def sections(root: Path) -> None:

@@ -26,6 +26,7 @@ class Kind:
 
 SLIDE = "slide encode {target} --out {out} --workers 1 --tissue all --tile-px 64 --tile-mpp 0.5"
 CHANNELS = "stain evaluate channels/target channels/pairs.csv --split train --out {out} --panels 1 --tile 16"
+WHOLE = "stain evaluate channels/slides/made channels/slides/slides.csv --out {out} --panels 0 --tile 16 --field 64"
 KINDS = {
     "png": Kind(("images",), "images/a.png", "bytes", "slide info {target}", 25),
     "jpeg": Kind(("images",), "images/b.jpg", "bytes", "slide info {target}", 20),
@@ -95,6 +96,9 @@ KINDS = {
     "channel table": Kind(("channels",), "channels/pairs.csv", "table", CHANNELS, 15),
     "channel target": Kind(("channels",), "channels/target.yaml", "yaml", CHANNELS, 10),
     "nuclei of pairs": Kind(("channels",), "channels/nuclei.png", "bytes", CHANNELS, 10),
+    "channel slide": Kind(("channels",), "channels/slides/real.ome.tif", "bytes", WHOLE, 10),
+    "made slide": Kind(("channels",), "channels/slides/made/s0_ER.ome.tif", "bytes", WHOLE, 10),
+    "slide table": Kind(("channels",), "channels/slides/slides.csv", "table", WHOLE, 10),
     "panels": Kind(
         ("channels",),
         "channels/panels/train/p0.png",

@@ -1,15 +1,19 @@
 """A tiny stain model, a model that copies its input, and small pairs on disk."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from morphogen.slides.formats.channels import save_channels
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.model import StainOutput
 from morphogen.stain.targets.config import TargetConfig
 
+NAMES = ("DNA", "membrane", "stroma", "CD8", "empty-ish")
 TINY = ModelConfig(
     widths=(8, 16), groups=4, heads=2, attention=(1,), encoder="none", pixel_factor=4, detail=4
 )
@@ -43,7 +47,8 @@ class CopyModel:
     identity, device, lanes = "copy", torch.device("cpu"), 1
 
     class config:
-        encoder, regression, balance, target = "none", False, False, TargetConfig()
+        encoder, regression, seen, target = "none", False, "none", TargetConfig()
+        image_effects = None
         noise_shares = None
 
     def label(self, stain=None):
@@ -92,5 +97,56 @@ def make_pairs(tmp_path):
                 image = he_like(np.random.default_rng(k), size, pink)
                 Image.fromarray(image).save(base / f"{split}{side}" / f"p{k}{suffix}")
         return root
+
+    return make
+
+
+def channels_of(he, count, most):
+    """Signals that follow the colours of an H&E."""
+    dark = 255 - he.astype(np.float64)
+    planes = [dark[..., k % 3] / 255 * most / (1 + k) for k in range(count)]
+    return np.stack(planes, axis=-1)
+
+
+@pytest.fixture
+def make_channels(tmp_path):
+    """``make_channels(count, dtype, suffix)``: a folder of H&E with targets of channels, stated in target.yaml."""
+
+    def make(
+        count=1,
+        dtype="uint8",
+        suffix=".png",
+        n=3,
+        size=64,
+        root=tmp_path / "channels",
+        split="train",
+        mask=False,
+    ):
+        (root / "he").mkdir(parents=True, exist_ok=True)
+        (root / "target").mkdir(exist_ok=True)
+        most = {"uint8": 255, "uint16": 40_000, "float32": 3.0}[dtype]
+        rows = []
+        for k in range(n):
+            he = he_like(np.random.default_rng(k), size)
+            Image.fromarray(he).save(root / "he" / f"p{k}.png")
+            made = channels_of(he, count, most).astype(dtype)
+            path = root / "target" / f"p{k}{suffix}"
+            if suffix == ".npy":
+                np.save(path, made)
+            elif suffix == ".ome.tif":
+                save_channels(path, made, NAMES[:count])
+            else:
+                Image.fromarray(made[..., 0]).save(path)
+            row = {"he": f"he/p{k}.png", "ihc": f"target/p{k}{suffix}", "split": "train"}
+            if mask:
+                seen = np.full((size, size), 255, np.uint8)
+                seen[:, : size // 4] = 0
+                Image.fromarray(seen).save(root / f"mask{k}.png")
+                row["mask"] = f"mask{k}.png"
+            rows.append(row)
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        (root / "pairs.csv").write_text("\n".join(lines) + "\n")
+        (root / "target.yaml").write_text(f"channels: {json.dumps(list(NAMES[:count]))}\n")
+        return root / "pairs.csv"
 
     return make

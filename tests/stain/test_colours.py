@@ -30,6 +30,8 @@ def test_models_of_before_are_what_they_were():
         "see_mean",
         "noise_shares",
         "residual_knots",
+        "normalise",
+        "image_effects",
     }
     assert not later & set(model.config.identity())
     new = build_model(TINY.replace(residual=True), crop=64, seed=3)

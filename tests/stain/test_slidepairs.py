@@ -5,6 +5,9 @@ import pytest
 from PIL import Image
 
 from morphogen.core.errors import InputError, SlideError
+from morphogen.core.files import read_json
+from morphogen.slides.formats.channels import save_channels
+from morphogen.slides.formats.regions import ChannelRegions
 from morphogen.slides.pyramid.writer import PyramidWriter
 from morphogen.stain.data import find_pairs
 from morphogen.stain.pairs.slides import cut_slide_pairs, is_slide, read_pairs, read_warped, slide_table
@@ -94,3 +97,100 @@ def test_bad_tables_are_refused(slides, tmp_path):
     with pytest.raises(InputError, match="unknown split 'tain'"):
         slide_table(path)
     assert slide_table(tmp_path) is None
+
+
+def made_slide(path, pixels, names):
+    """A pyramid of channels (H, W, C) uint8, as `predict` writes them."""
+    height, width, count = pixels.shape
+    with PyramidWriter(
+        path, width, height, mpp=0.5, tile=64, codec="deflate", channels=count, dtype="uint8", names=names
+    ) as writer:
+        writer.write(pixels if count > 1 else pixels[..., 0], 0)
+
+
+@pytest.fixture
+def signals(tmp_path):
+    """Two H&E slides; real slides of two channels, the second slide's turned by a quarter; what two methods made."""
+    rng, rows = np.random.default_rng(0), []
+    names = ("DNA", "SHG")
+    for number in range(2):
+        scene = he_like(np.random.default_rng(number), 384)
+        with PyramidWriter(tmp_path / f"s{number}.ome.tif", 384, 384, mpp=0.5, tile=64, codec="deflate") as w:
+            w.write(scene, 0)
+        real = 255 - scene[..., :2]
+        turned, affine = (real, "") if number == 0 else (np.rot90(real).copy(), "0 1 0 -1 0 384")
+        made_slide(tmp_path / f"real{number}.ome.tif", turned, names)
+        rows.append([f"s{number}.ome.tif", f"real{number}.ome.tif", "SHG", "", "val", affine])
+        noise = rng.integers(0, 60, real.shape)
+        for method, pixels in (("good", real), ("noisy", np.clip(real / 2 + noise, 0, 255).astype(np.uint8))):
+            (tmp_path / method).mkdir(exist_ok=True)
+            name = f"s{number}_SHG.ome.tif" if method == "good" else f"s{number}.ome.tif"
+            made_slide(tmp_path / method / name, pixels, names)
+    (tmp_path / "target.yaml").write_text("channels: [DNA, SHG]\nfull: [255, 255]\nthreshold: [99, 99]\n")
+    return table(tmp_path, rows)
+
+
+def test_whole_slides_of_channels_are_scored(signals, tmp_path, capsys):
+    """What was made and what is real are cut at the same places; every slide has one r over all its tiles."""
+    from morphogen.cli.main import main
+
+    folders = [str(tmp_path / "good"), str(signals), "--other", f"noisy={tmp_path / 'noisy'}"]
+    more = ["--out", str(tmp_path / "scores"), "--field", "128", "--tile", "16", "--resamples", "200"]
+    assert main(["stain", "evaluate", *folders, *more, "--panels", "0"]) == 0, capsys.readouterr().err
+    results = read_json(tmp_path / "scores" / "metrics.json")
+    slides = results["slides"]
+    for values in slides["predicted"]["slides"].values():
+        assert values["DNA slide_correlation"] > 0.99 and values["SHG slide_correlation"] > 0.99
+        assert values["mean"] == pytest.approx(values["mean_real"], abs=1.5)
+    for values in slides["noisy"]["slides"].values():
+        assert values["slide_correlation"] < 0.99 and values["mean"] < values["mean_real"] - 5
+    assert slides["noisy"]["intervals"]["slide_correlation"]["n"] == 2
+    assert results["methods"]["predicted"]["intervals"]["tile_mae"]["value"] < 2
+    assert results["images"] > 8 and results["unit"] == "patient"
+    lines = (tmp_path / "scores" / "slides.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("method,slide,slide_correlation")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").rglob("fields*/**/*.tif")}
+    assert len(before) > 24
+    assert main(["stain", "evaluate", *folders, *more, "--panels", "0"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # cut once
+    # Another slide in its place is cut again; a slide that is missing is named.
+    (tmp_path / "good" / "s0_SHG.ome.tif").unlink()
+    assert main(["stain", "evaluate", *folders, *more]) == 2
+    assert "no slide of s0 is here. Name it s0_SHG.ome.tif" in capsys.readouterr().err
+
+
+def test_whole_slides_in_colour_are_scored(slides, tmp_path, capsys):
+    from morphogen.cli.main import main
+
+    path = table(tmp_path, [[str(slides / "he.ome.tif"), str(slides / "same.ome.tif"), "ER", "", "val", ""]])
+    (tmp_path / "made").symlink_to(slides)
+    more = [
+        "--out",
+        str(tmp_path / "scores"),
+        "--field",
+        "128",
+        "--mpp",
+        "1",
+        "--tile",
+        "16",
+        "--resamples",
+        "200",
+    ]
+    arguments = ["stain", "evaluate", str(tmp_path / "made"), str(path), *more, "--panels", "0"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    found = read_json(tmp_path / "scores" / "metrics.json")["slides"]["predicted"]["slides"]["he"]
+    assert found["slide_correlation"] > 0.98  # the H&E itself, at another µm/px
+
+
+def test_channels_of_a_slide_are_read_where_they_are_asked_for(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 60_000, (90, 70, 3), dtype=np.uint16)
+    save_channels(tmp_path / "a.ome.tif", pixels, ("a", "b", "c"))
+    with ChannelRegions(tmp_path / "a.ome.tif") as slide:
+        assert (slide.size, slide.channels, slide.dtype) == ((90, 70), 3, "uint16")
+        assert np.array_equal(slide.read_box(10, 20, 30, 40, 30, 40), pixels[20:60, 10:40])
+        half = slide.read_box(10, 20, 30, 40, 15, 20)
+        exact = pixels[20:60, 10:40].reshape(20, 2, 15, 2, 3).mean(axis=(1, 3))
+        assert np.abs(half - exact).max() <= 1
+        outside = slide.read_box(-8, 80, 16, 16, 16, 16)
+        assert np.array_equal(outside[:10, 8:], pixels[80:, :8]) and not outside[10:].any()
+        assert not outside[:, :8].any() and not slide.read_box(200, 0, 8, 8, 8, 8).any()

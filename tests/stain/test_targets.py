@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.slides.formats.channels import channel_facts, read_channels, save_channels
+from morphogen.slides.formats.channels import channel_facts, read_channels
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.stain import StainTransfer, stain_folder, stain_image, stain_slide
 from morphogen.stain.config import (
@@ -38,62 +38,10 @@ from morphogen.stain.targets.values import intensities, levels, spread
 from morphogen.stain.train import train_model
 from morphogen.training import TrainingConfig
 
-from .conftest import TINY, he_like, lively
+from .conftest import NAMES, TINY, channels_of, he_like, lively
 
-NAMES = ("DNA", "membrane", "stroma", "CD8", "empty-ish")
 LOOP = TrainingConfig(steps=4, batch_size=2, lr=1e-3, save_every=4, log_every=1)
 QUICK = WindowConfig(window=64, overlap=16, batch=4)
-
-
-def channels_of(he, count, most):
-    """Signals that follow the colours of an H&E."""
-    dark = 255 - he.astype(np.float64)
-    planes = [dark[..., k % 3] / 255 * most / (1 + k) for k in range(count)]
-    return np.stack(planes, axis=-1)
-
-
-@pytest.fixture
-def make_channels(tmp_path):
-    """``make_channels(count, dtype, suffix)``: a folder of H&E with targets of channels, stated in target.yaml."""
-
-    def make(
-        count=1,
-        dtype="uint8",
-        suffix=".png",
-        n=3,
-        size=64,
-        root=tmp_path / "channels",
-        split="train",
-        mask=False,
-    ):
-        (root / "he").mkdir(parents=True, exist_ok=True)
-        (root / "target").mkdir(exist_ok=True)
-        most = {"uint8": 255, "uint16": 40_000, "float32": 3.0}[dtype]
-        rows = []
-        for k in range(n):
-            he = he_like(np.random.default_rng(k), size)
-            Image.fromarray(he).save(root / "he" / f"p{k}.png")
-            made = channels_of(he, count, most).astype(dtype)
-            path = root / "target" / f"p{k}{suffix}"
-            if suffix == ".npy":
-                np.save(path, made)
-            elif suffix == ".ome.tif":
-                save_channels(path, made, NAMES[:count])
-            else:
-                Image.fromarray(made[..., 0]).save(path)
-            row = {"he": f"he/p{k}.png", "ihc": f"target/p{k}{suffix}", "split": "train"}
-            if mask:
-                seen = np.full((size, size), 255, np.uint8)
-                seen[:, : size // 4] = 0
-                Image.fromarray(seen).save(root / f"mask{k}.png")
-                row["mask"] = f"mask{k}.png"
-            rows.append(row)
-        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
-        (root / "pairs.csv").write_text("\n".join(lines) + "\n")
-        (root / "target.yaml").write_text(f"channels: {json.dumps(list(NAMES[:count]))}\n")
-        return root / "pairs.csv"
-
-    return make
 
 
 def config(**model):

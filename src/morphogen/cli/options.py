@@ -58,6 +58,19 @@ Baselines = Annotated[
         help="Models of lazyslide-models to score beside, lazyslide:NAME[:PART][=WEIGHTS], several after one flag.",
     ),
 ]
+Others = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--other",
+        consume_multiple=True,
+        negative=(),
+        help="Other methods' images to score beside, NAME=FOLDER, several after one flag.",
+    ),
+]
+TrainingPairs = Annotated[
+    Path | None,
+    Parameter(name="--training", help="Channels: pairs (split train) that colour maps are fitted to."),
+]
 SkipBad = Annotated[
     bool,
     Parameter(name="--skip-bad", negative=(), help="Leave unusable pairs out (listed) instead of stopping."),

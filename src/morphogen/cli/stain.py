@@ -30,6 +30,7 @@ from morphogen.cli.options import (
     Model,
     Motion,
     Mpp,
+    Others,
     Out,
     ResnetWeights,
     SkipBad,
@@ -38,6 +39,7 @@ from morphogen.cli.options import (
     Spreading,
     Stain,
     Steps,
+    TrainingPairs,
     Weights,
     Working,
     needed,
@@ -303,9 +305,14 @@ def predict(
 
 @app.command
 def evaluate(
-    predicted: Annotated[Path, Parameter(help="Folder of predicted images, named like the pairs.")],
+    predicted: Annotated[
+        Path, Parameter(help="Folder of predicted images, named like the pairs, or of stained slides.")
+    ],
     data: Annotated[
-        Path, Parameter(help="Pairs as in `train`, or (with or without --he) a plain folder of real stains.")
+        Path,
+        Parameter(
+            help="Pairs as in `train`, slides too, or (with or without --he) a plain folder of real stains."
+        ),
     ],
     /,
     *,
@@ -316,19 +323,8 @@ def evaluate(
         Parameter(name="--he", help="Folder of the H&E when DATA is a plain folder of real stains."),
     ] = None,
     method: Annotated[str, Parameter(name="--method", help="Name of the method in the table.")] = "predicted",
-    other: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--other",
-            consume_multiple=True,
-            negative=(),
-            help="Other methods' images to score beside, NAME=FOLDER, several after one flag.",
-        ),
-    ] = None,
-    training: Annotated[
-        Path | None,
-        Parameter(name="--training", help="Channels: pairs (split train) that colour maps are fitted to."),
-    ] = None,
+    other: Others = None,
+    training: TrainingPairs = None,
     baselines: Annotated[
         bool, Parameter(name="--baselines", help="Score H&E and colour deconvolution too.")
     ] = True,
@@ -352,7 +348,9 @@ def evaluate(
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
     from morphogen.stain.pairs.panels import as_pairs
+    from morphogen.stain.pairs.slides import slide_table
     from morphogen.stain.scoring.pages import short_table, write_page
+    from morphogen.stain.scoring.wholeslides import cut_fields
 
     resolved = load_config(
         EvaluateConfig,
@@ -364,6 +362,12 @@ def evaluate(
         seed=seed,
     )
     others = named_folders(other or ())
+    fields = None
+    if (slides := slide_table(data)) is not None:
+        folders = {method: predicted, **others}
+        fields = cut_fields(slides, folders, out, resolved, split=split, data=data)
+        data, predicted, *rest = fields.table, *fields.made.values()
+        others = dict(zip(others, rest, strict=True))
     data = as_pairs(data, split, out / "pairs" / split, resolved.target)
     if training is not None:
         training = as_pairs(training, "train", out / "pairs" / "train", resolved.target)
@@ -386,6 +390,7 @@ def evaluate(
         where=data,
         spread=spread_of(spread),
         training=find_pairs(training, "train", resolved.target) if training is not None else None,
+        slides=fields.slides if fields is not None else None,
     )
     page = write_page(out, evaluations)
     if json:

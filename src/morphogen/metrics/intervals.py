@@ -118,6 +118,15 @@ def pooled_correlation(
     return Interval(value, float(low), float(high), len(names), unit)
 
 
+def moments_correlation(sums: ArrayLike) -> float:
+    """Pearson correlation from the sum (6,) of the :func:`moments` of several units; NaN where a side is constant.
+
+    >>> round(moments_correlation(moments([0, 1], [1, 2]) + moments([2], [3])), 9)
+    1.0
+    """
+    return float(_pearson(np.asarray(sums, np.float64)[None])[0])
+
+
 def _pearson(sums: Floats) -> Floats:
     """(R, 6) moments → (R,) correlations; NaN where a side is constant."""
     n, x, y, xx, yy, xy = sums.T

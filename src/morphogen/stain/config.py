@@ -11,7 +11,9 @@ from morphogen.core.config import Config
 from morphogen.core.errors import ConfigError
 from morphogen.core.names import path_name
 from morphogen.diffusion import sampler as diffusion
+from morphogen.slides.recolouring import Normalise
 from morphogen.stain.fitting.config import ObjectiveConfig
+from morphogen.stain.scoring.config import EvaluateConfig as EvaluateConfig
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.config import WindowConfig
 from morphogen.training.config import TrainingConfig
@@ -154,6 +156,18 @@ class ModelConfig(Config):
         False,
         description="Divide every H&E by the colour of its glass first: scanners differ in it, tissue does not.",
     )
+    normalise: Normalise = Field(
+        "none",
+        description="What every H&E is set to before it is looked at, by itself or by its slide: white glass; on white "
+        "glass the same mean optical density of tissue (strength), or the same two stains (macenko).",
+    )
+    image_effects: tuple[tuple[tuple[float, float], ...], ...] | None = Field(
+        None,
+        min_length=1,
+        description="residual: of images and every channel of the target, what an image makes of the regression's "
+        "answer as a whole: offset and slope. Every sample takes those of one image. null = none, or measured when "
+        "training begins (objective.image_effects).",
+    )
     colour_start: bool = Field(
         False,
         description="small, x0: begin as a polynomial of each pixel's colour, fitted to the training pairs; the "
@@ -184,6 +198,10 @@ class ModelConfig(Config):
             raise ValueError("size 'paper' paints pictures in colour; channels need size 'small'")
         if self.colour_start and (self.size == "paper" or not (self.residual or self.output == "x0")):
             raise ValueError("colour_start needs size 'small' and an x0 network")
+        if self.image_effects is not None and (not self.residual or self.target.colour):
+            raise ValueError("image_effects need residual, and a target of channels")
+        if any(len(each) != self.target.width for each in self.image_effects or ()):
+            raise ValueError(f"image_effects have {self.target.width} channels, as the target has")
         if self.see_mean and not (self.residual or self.regression):
             raise ValueError("see_mean needs residual: there is no regression to be seen")
         if self.size == "small" and self.null_context == "text":
@@ -195,7 +213,13 @@ class ModelConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
         later = ("target", "balance", "colour_start", "colour_degree", "see_mean", "noise_shares")
-        return known_before(self, *later, "residual_knots") | {"encoder_weights": None}
+        newest = ("residual_knots", "normalise", "image_effects")
+        return known_before(self, *later, *newest) | {"encoder_weights": None}
+
+    @property
+    def seen(self) -> Normalise:
+        """What an H&E is set to before it is looked at; ``balance`` is the older word for white glass."""
+        return "white" if self.balance and self.normalise == "none" else self.normalise
 
     @property
     def output(self) -> Literal["v", "x0", "epsilon"]:
@@ -359,39 +383,6 @@ class ApplyConfig(Config):
     )
     seed: int = Field(0, ge=0, description="Seed of all noise.")
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of pyramid tiles and of .jpg outputs.")
-
-
-class EvaluateConfig(Config):
-    """A run of `morphogen stain evaluate`."""
-
-    target: TargetConfig | None = Field(
-        None,
-        description="What is scored. null = as the data or the predicted images say, else DAB of a picture in colour.",
-    )
-    tile: int = Field(64, ge=8, description="Side in pixels of the tiles whose DAB is correlated.")
-    positive: float = Field(
-        0.15, gt=0, description="DAB optical density above which a pixel counts as stained."
-    )
-    bins: tuple[float, float, float] = Field(
-        (0.15, 0.35, 0.60), description="DAB optical densities where 1+, 2+ and 3+ begin (H-score)."
-    )
-    vectors: Literal["hdab", "estimated"] = Field(
-        "hdab",
-        description="Stain vectors of the DAB maps: Ruifrok and Johnston's, or estimated from the real images.",
-    )
-    encoder: str = Field("texture", description="Encoder of MRA, Fréchet distance and KID.")
-    encoder_weights: str | None = Field(None, description="Weights of that encoder on disk.")
-    resnet_weights: str | None = Field(
-        None, description="torchvision resnet50 file for PHV. null = PHV left out."
-    )
-    lpips: bool = Field(False, description="LPIPS too (needs torchvision's AlexNet weights).")
-    panels: int = Field(8, ge=0, description="Images shown beside their DAB maps in the report.")
-    reference_quirks: bool = Field(
-        False,
-        description="MRA ties and PHV normalisation as in the published HistDiST code, to compare with it.",
-    )
-    seed: int = Field(0, ge=0, description="Seed of bootstrap and KID subsets.")
-    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples.")
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from morphogen.core.devices import check_memory
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.core.files import content_hash, file_hash, read_json
+from morphogen.core.files import content_hash, file_hash, read_json, write_text
 from morphogen.core.running.gather import gathered
 from morphogen.core.running.spread import Spread
 from morphogen.core.writing.locks import locks_folder
@@ -53,6 +53,7 @@ from morphogen.stain.scoring.scores import (
     score_set,
 )
 from morphogen.stain.scoring.signals import dye_vectors, thresholds_of
+from morphogen.stain.scoring.wholeslides import slide_facts
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import read_image
 from morphogen.tasks import evaluation
@@ -80,6 +81,7 @@ def evaluate_folder(
     facts: dict[str, Any] | None = None,
     training: FoundPairs | None = None,
     spread: Spread | None = None,
+    slides: Mapping[str, str] | None = None,
 ) -> list[Evaluation]:
     """Score the images of a folder against the real stains of pairs, beside baselines made from the H&E.
 
@@ -101,6 +103,9 @@ def evaluate_folder(
         Models of others by name: a pair and its H&E → the picture that each makes of it.
     spread:
         Where pairs are scored: one after another here when not said.
+    slides:
+        The slide that every pair is a field of (:func:`~morphogen.stain.scoring.wholeslides.cut_fields`): slides are
+        scored as a whole too, into ``metrics.json`` and ``slides.csv``.
 
     Returns the evaluation of the folder, then of the others, of the baselines, of the models of others.
     """
@@ -122,7 +127,7 @@ def evaluate_folder(
         methods[name] = from_files(files) if pairs[0].target.colour else channels_from(Path(folder), files)
     if not pairs[0].target.colour:
         return _evaluate_channels(
-            pairs, methods, config, predicted, out, facts, training if baselines else None, spread
+            pairs, methods, config, predicted, out, facts, training if baselines else None, spread, slides
         )
     if baselines:
         methods |= {"H&E as it is": from_he(identity), "colour deconvolution": from_he(deconvolution)}
@@ -137,7 +142,7 @@ def evaluate_folder(
     where_to = Path(out) if out is not None else None
     evaluations = evaluate_methods(pairs, methods, config, uncertainty=doubts, spread=spread, out=where_to)
     if out is not None:
-        write_results(out, evaluations, pairs, config, _known(predicted, facts))
+        write_results(out, evaluations, pairs, config, _known(predicted, facts), slides)
         if config.panels:
             save_panels(Path(out) / "panels", pairs[: config.panels], methods[method], doubts[method])
     return evaluations
@@ -179,6 +184,7 @@ def _evaluate_channels(
     facts: dict[str, Any] | None,
     training: FoundPairs | None,
     spread: Spread | None,
+    slides: Mapping[str, str] | None,
 ) -> list[Evaluation]:
     if training is not None:
         fitted = as_stated(training, predicted, config).pairs
@@ -186,7 +192,7 @@ def _evaluate_channels(
     evaluations = evaluate_channels(pairs, methods, config, spread, Path(out) if out is not None else None)
     if out is not None:
         known = _known(predicted, facts) | {"target": pairs[0].target.to_dict()}
-        write_results(out, evaluations, pairs, config, known)
+        write_results(out, evaluations, pairs, config, known, slides)
         if config.panels:
             first = next(iter(methods.values()))
             save_channel_panels(Path(out) / "panels", pairs[: config.panels], first)
@@ -260,9 +266,20 @@ def write_results(
     pairs: Sequence[Pair],
     config: EvaluateConfig,
     facts: dict[str, Any] | None = None,
+    slides: Mapping[str, str] | None = None,
 ) -> Path:
-    """``metrics.json``, ``summary.csv`` and ``images.csv``, each with what made it; the manifest last."""
+    """``metrics.json``, ``summary.csv`` and ``images.csv``, and of fields of ``slides`` ``slides.csv``, each with what
+    made it; the manifest last."""
     first = evaluations[0].scores
+    if slides is not None:
+        found = slide_facts(evaluations, slides, config)
+        facts = {**(facts or {}), "slides": found}
+        rows = [
+            {"method": method, "slide": name, **values}
+            for method, scores in found.items()
+            for name, values in scores["slides"].items()
+        ]
+        write_text(Path(out) / "slides.csv", evaluation.to_csv(rows))
     provenance = {
         "config": config.model_dump(mode="json"),
         "images": len(pairs),

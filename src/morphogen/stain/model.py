@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,34 +16,15 @@ from morphogen.diffusion import ItemNoise, expectation, network_denoiser, sample
 from morphogen.diffusion.sampler import spaced
 from morphogen.nets import FirstStage, TextEncoder
 from morphogen.slides import Encoder, get_encoder
-from morphogen.slides.colour import dab_density
 from morphogen.stain.config import ModelConfig, SamplerConfig
 from morphogen.stain.recipes import folder as folders
 from morphogen.stain.recipes.network import HE, StainNetwork, target_stage, token_encoder
-from morphogen.stain.recipes.sampling import invert, item_noise, local_unit, model_schedule
+from morphogen.stain.recipes.output import StainOutput as StainOutput
+from morphogen.stain.recipes.output import stain_output
+from morphogen.stain.recipes.sampling import image_effects, invert, item_noise, local_unit, model_schedule
 from morphogen.stain.targets.values import intensities, spread
 from morphogen.tasks.pretrained import Pretrained
-
-
-@dataclass(frozen=True)
-class StainOutput:
-    """What staining a batch gives.
-
-    samples: (B, K, H, W, 3) uint8. mean: (B, H, W, 3) uint8, mean of the samples' colours. uncertainty: (B,
-    H, W) float32, SD over the samples of the DAB optical density (zero for one sample). latents: (B, K, C,
-    h, w), scaled. Of channels samples and mean are intensities, float32 with C in place of 3, and the uncertainty is
-    (B, H, W, C), the SD of each.
-    """
-
-    samples: Tensor
-    mean: Tensor
-    uncertainty: Tensor
-    latents: Tensor
-
-    @property
-    def images(self) -> Tensor:
-        """(B, H, W, 3) uint8, or (B, H, W, C) float32: the first sample of each."""
-        return self.samples[:, 0]
+from morphogen.tasks.streams.noise import OF_IMAGE
 
 
 class StainTransfer(Pretrained):
@@ -342,12 +322,22 @@ class StainTransfer(Pretrained):
             key: None if value is None else value.repeat_interleave(samples, dim=0)
             for key, value in condition.items()
         }
+        centres = None if base is None else base[:, None]
+        if centres is not None and (effects := image_effects(self.config)) is not None:
+            # The expected stain is that of an image of middling brightness.
+            draws = torch.full((len(start),), 0.5) if sampler.solver == "mean" else noise(OF_IMAGE)
+            around = effects.applied(centres[:, 0].repeat_interleave(samples, 0), effects.drawn(draws))
+            centres = around.unflatten(0, (-1, samples))
+            if self.config.see_mean:
+                seen = image.repeat_interleave(samples, dim=0)
+                condition["image"] = torch.cat([seen, around], dim=1)
         latents = sample(denoiser, start, self.schedule, sampler, noise=noise, condition=condition).unflatten(
             0, (len(images), samples)
         )
-        if base is not None:
-            latents = base[:, None] + sample_spread * self.unit(base)[:, None] * latents
-        return self.output(latents, base, mean_weight)
+        if centres is not None:
+            unit = self.unit(centres.flatten(0, 1)).unflatten(0, centres.shape[:2])
+            latents = centres + sample_spread * unit * latents
+        return self.output(latents, centres, mean_weight)
 
     @property
     def residual_scale(self) -> float:
@@ -362,26 +352,19 @@ class StainTransfer(Pretrained):
         """The network as a denoiser of the diffusion core."""
         return network_denoiser(self.network, self.schedule, self.config.output, precision=precision)
 
-    def output(self, latents: Tensor, base: Tensor | None = None, mean_weight: float = 1.0) -> StainOutput:
-        """Decode scaled latents (B, K, C, h, w); a mean of weight below 1 is drawn towards ``base`` (B, C, h, w)."""
-        batch, samples = latents.shape[:2]
+    def output(self, latents: Tensor, centres: Tensor | None = None, mean_weight: float = 1.0) -> StainOutput:
+        """Decode scaled latents (B, K, C, h, w); a mean of weight below 1 is drawn towards ``centres`` (B, 1 or K, C,
+        h, w), what the samples scatter around."""
+        pixels = self._decoded(latents)
+        mean = pixels.mean(dim=1)
+        if centres is not None and mean_weight != 1:
+            mean = mean_weight * mean + (1 - mean_weight) * self._decoded(centres).mean(dim=1)
+        return stain_output(pixels, mean, latents, self.config.target)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """(B, K, C, h, w) → (B, K, C, H, W)."""
         pixels = torch.cat([self.decode(part) for part in latents.flatten(0, 1).split(8)])
-        pixels = pixels.unflatten(0, (batch, samples))
-        centre = pixels.mean(dim=1)
-        if base is not None and mean_weight != 1:
-            centre = mean_weight * centre + (1 - mean_weight) * self.decode(base)
-        if not self.config.target.colour:
-            doubt = pixels.std(dim=1) if samples > 1 else torch.zeros_like(centre)
-            centre, doubt = (each.permute(0, 2, 3, 1).contiguous() for each in (centre, doubt))
-            return StainOutput(pixels.permute(0, 1, 3, 4, 2).contiguous(), centre, doubt, latents)
-        colours = (pixels * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
-        mean = (centre * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        if samples > 1:
-            density = dab_density(colours.flatten(0, 1), layout="nhwc").unflatten(0, (batch, samples))
-            uncertainty = density.std(dim=1)
-        else:
-            uncertainty = torch.zeros(mean.shape[:3], device=mean.device)
-        return StainOutput(colours, mean, uncertainty, latents)
+        return pixels.unflatten(0, latents.shape[:2])
 
     @property
     def factor(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from morphogen.core.running.spread import Spread
 from morphogen.metrics.seams import SeamScore
 from morphogen.slides import Slide, open_slide
 from morphogen.slides.images import list_images, name_of
-from morphogen.slides.recolouring import glass_colour, on_white_glass
+from morphogen.slides.recolouring import Normalise, normalised, normaliser
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import UNCERTAINTY_UNIT, Stained, image_layers, slide_layers
@@ -55,8 +56,7 @@ def stain_image(
     """
     config = config or ApplyConfig()
     translator = StainTranslator(model, config, precision=precision, keep_samples=True)
-    if model.config.balance:
-        image = on_white_glass(image, glass_colour(image))
+    image = normalised(image, model.config.seen)
     (band,) = make_images(translator, [image], [name], config.windows, mpp=config.mpp)
     return Stained.of(band, model.config.target)
 
@@ -114,7 +114,7 @@ def stain_files(
         run_facts(model, config, precision),
         windows=config.windows,
         mpp=config.mpp,
-        read=_on_white_glass if model.config.balance else read_image,
+        read=partial(_read_as, model.config.seen),
         look=look,
         kind="stained images",
         notes={"uncertainty_unit": unit if config.samples > 1 else None},
@@ -130,9 +130,8 @@ def stain_files(
     return result
 
 
-def _on_white_glass(path: Path) -> np.ndarray:
-    image = read_image(path)
-    return on_white_glass(image, glass_colour(image))
+def _read_as(how: Normalise, path: Path) -> np.ndarray:
+    return normalised(read_image(path), how)
 
 
 def looks_like_he(image: np.ndarray) -> bool:
@@ -218,9 +217,10 @@ def stain_slide(
     model.label(config.stain)
     stain = config.stain or model.stains[0]
     notes = {"stain": stain, "model": model.identity[:16], "source": slide.path.name}
-    glass = glass_colour(slide.thumbnail()) if model.config.balance else None
+    seen = model.config.seen
+    light = normaliser(slide.thumbnail(), seen) if seen != "none" else None
     made = make_slide(
-        StainTranslator(model, config, precision=precision, glass=glass),
+        StainTranslator(model, config, precision=precision, light=light),
         slide,
         out,
         f"{name_of(slide.path)}_{stain}",

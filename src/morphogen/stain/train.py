@@ -56,9 +56,9 @@ class StainTask:
         validation: Sequence[Pair] = (),
         identity: dict[str, Any] | None = None,
         precision: str = "fp32",
-        crossed: residual.OutOfFold | None = None,
+        centre: residual.Centre | None = None,
     ) -> None:
-        self.crossed = crossed
+        self.centre = centre or residual.Centre()
         self.stain, self.dataset, self.config = stain, dataset, config
         self.precision = precision  # of the regression, which no gradient passes
         self.model: nn.Module = stain.network
@@ -74,10 +74,7 @@ class StainTask:
         translate = HE + 1 + batch["label"].to(generate.device)
         x0, image = crops["ihc"], crops["image"]
         known = (image, crops.get("tokens"), translate)
-        if self.crossed is not None:
-            base: Tensor | None = self.crossed.base(self.stain, *known, batch["index"], self.precision)
-        else:
-            base = self.stain.base(*known, self.precision)
+        base = self.centre.base(self.stain, *known, batch["index"], self.precision)
         if base is not None:
             x0 = (x0 - base) / self.stain.unit(base)
             if self.stain.config.see_mean:
@@ -174,7 +171,7 @@ class StainTask:
             self.validation,
             self.stain.stains,
             crop=self.stain.crop,
-            balance_glass=self.stain.config.balance,
+            normalise=self.stain.config.seen,
         )
         items = [dataset[i] for i in range(len(dataset))]
         made = [
@@ -334,15 +331,16 @@ def _trained(
         orient=config.data.orient,
         memory_gib=config.data.memory_gib,
         balance=config.data.balance_stains,
-        balance_glass=config.model.balance,
+        normalise=model.config.seen,
         stain_jitter=config.data.stain_jitter,
     )
     if model.network.colours is not None and not model.network.colours.weights.any():
         fit_colours(model, crops)
     if crossed is not None:
         crossed = replace(crossed, groups=crossed.groups[torch.tensor(crops.numbers)])
+    centre = None
     if mean is not None:
-        residual.attach(
+        centre = residual.attach(
             model,
             mean,
             crops,
@@ -359,19 +357,20 @@ def _trained(
     identity: dict[str, Any] = {
         "model": config.model.identity(),
         "objective": known_before(
-            config.objective, "residual_spread", "cross_fit", "noise_scales", "residual_knots"
+            config.objective,
+            *("residual_spread", "cross_fit", "noise_scales", "residual_knots", "image_effects"),
         ),
         "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),
     }
     if mean is not None:
         identity |= {"mean": mean.identity, "residual_scale": model.residual_scale}
-        for name in ("noise_shares", "residual_knots"):
+        for name in ("noise_shares", "residual_knots", "image_effects"):
             if getattr(model.config, name) is not None:
                 identity[name] = getattr(model.config, name)
     if crossed is not None:
         identity["crossed"] = [each.identity for each in crossed.models]
-    task = StainTask(model, dataset, config, held, identity, precision, crossed)
+    task = StainTask(model, dataset, config, held, identity, precision, centre)
     run = fit(task, config.training, out, device=device, precision=precision, compile=compile)
     model.network.load_state_dict(run.best_state())
     model.network.eval()

@@ -141,6 +141,7 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
         "texture_grid",
         "prediction",
         "balance",
+        "normalise",
         "colour_start",
         "colour_degree",
         "see_mean",
@@ -163,6 +164,7 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             # What its network has learned, unless others are given.
             noise_shares=config.noise_shares or model.config.noise_shares,
             residual_knots=config.residual_knots or model.config.residual_knots,
+            image_effects=config.image_effects,  # those of other images are none of these
             see_mean=seen,
         )
         model.network.colours = None  # the regression's answer holds what colour tells

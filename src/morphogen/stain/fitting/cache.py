@@ -19,6 +19,7 @@ _NOT_OF_LATENTS = (
     "residual_scale",
     "noise_shares",
     "residual_knots",
+    "image_effects",
     "colour_start",
     "colour_degree",
     "see_mean",

@@ -40,6 +40,11 @@ class ObjectiveConfig(Config):
         description="model.residual: groups of answers of the regression in each of which the spread of what is left "
         "over is measured: the unit is then small where the regression is sure. 0 = one unit everywhere.",
     )
+    image_effects: bool = Field(
+        False,
+        description="model.residual, channels: how bright an image is as a whole, beside the regression's answer, is "
+        "not diffused. It is measured on every training image, and every sample takes that of one of them.",
+    )
     cross_fit: int = Field(
         0,
         ge=0,

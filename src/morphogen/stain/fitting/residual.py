@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch import Tensor
 
 from morphogen.core.errors import ConfigError
 from morphogen.core.files import read_json, write_json
+from morphogen.core.running.transfers import sent
 from morphogen.core.seeds import generator
 from morphogen.stain.config import TrainConfig
 from morphogen.stain.data import Pair
 from morphogen.stain.fitting.config import ObjectiveConfig
+from morphogen.stain.fitting.effects import measured_effects
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.recipes.folder import Start
-from morphogen.stain.recipes.sampling import local_unit, pixels_of_cell
+from morphogen.stain.recipes.sampling import image_effects, local_unit, pixels_of_cell
 from morphogen.stain.recipes.units import LocalUnit
 
 log = logging.getLogger("morphogen.stain")
@@ -61,11 +63,14 @@ def parts(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
         residual=False,
         residual_scale=None,
         noise_shares=None,
+        image_effects=None,
         regression=True,
         # An answer holds no noise that could be named.
         prediction="x0" if config.model.colour_start else config.model.prediction,
     )
-    objective = config.objective.replace(cross_fit=0, noise_scales=0, residual_knots=0)  # of the diffusion
+    objective = config.objective.replace(  # these are of the diffusion
+        cross_fit=0, noise_scales=0, residual_knots=0, image_effects=False
+    )
     training = _shorter(config, first)
     if config.mean_lr is not None:
         training = training.replace(lr=config.mean_lr)
@@ -126,6 +131,37 @@ class OutOfFold:
         return torch.cat([found for _, found in parts])[order]
 
 
+@dataclass(frozen=True)
+class Centre:
+    """What the diffusion of a training item scatters around.
+
+    crossed: regressions that have not seen its pair, in place of the model's. numbers: the pair of every item, where
+    the effect of its image is taken out too.
+    """
+
+    crossed: OutOfFold | None = None
+    numbers: Tensor | None = None
+
+    def base(
+        self,
+        stain: StainTransfer,
+        latents: Tensor,
+        tokens: Tensor | None,
+        label: Tensor,
+        index: Tensor,
+        precision: str,
+    ) -> Tensor | None:
+        """(B, C, h, w) for items ``index`` (B,); ``None`` for a model that scatters around nothing."""
+        if self.crossed is not None:
+            found: Tensor | None = self.crossed.base(stain, latents, tokens, label, index, precision)
+        else:
+            found = stain.base(latents, tokens, label, precision)
+        effects = None if self.numbers is None else image_effects(stain.config)
+        if found is None or effects is None or self.numbers is None:
+            return found
+        return effects.applied(found, sent(self.numbers, index.device)[index])
+
+
 def groups_of(pairs: Sequence[Pair], groups: int) -> list[int]:
     """The group of every pair; those of one patient share it. :class:`ConfigError` with fewer patients than groups."""
     units = list(dict.fromkeys(pair.unit for pair in pairs))
@@ -155,21 +191,41 @@ def attach(
     kept: Path,
     objective: ObjectiveConfig,
     crossed: OutOfFold | None = None,
-) -> None:
+) -> Centre:
     """Let ``model`` scatter around ``mean``, in the unit that its configuration names or that is measured here, in
     which what is left over has the standard deviation ``objective.residual_spread``.
 
-    A measured unit is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
-    depend on a GPU summing to the same digit.
+    What is measured is kept in the JSON file ``kept`` and taken from there again, so that a run that goes on does not
+    depend on a GPU summing to the same digit. Returns what the items of the data set are taken from.
     """
-    for name in ("encoder", "texture_grid", "pixel_factor", "pixel_scale", "size", "target", "balance"):
+    same = (
+        "encoder",
+        "texture_grid",
+        "pixel_factor",
+        "pixel_scale",
+        "size",
+        "target",
+        "balance",
+        "normalise",
+    )
+    for name in same:
         has, needed = getattr(mean.config, name), getattr(model.config, name)
         if has != needed:
             raise ConfigError(f"the regression has {name} {has}, the model {needed}", where="mean")
     for each in (mean, *(crossed.models if crossed is not None else [])):
         each.network.requires_grad_(False).eval()
-    model.mean = mean
+    if objective.image_effects and model.config.target.colour:
+        raise ConfigError(
+            "effects of images are of channels, these are pictures in colour", where="objective.image_effects"
+        )
+    if objective.image_effects and model.config.image_effects is not None:
+        raise ConfigError("effects are given or measured, not both", where="model.image_effects")
+    model.mean, centre = mean, Centre(crossed)
+    model.config = model.config.replace(residual=True)
+    if objective.image_effects:
+        centre = replace(centre, numbers=torch.tensor(dataset.numbers))
     wanted = {
+        "image_effects": objective.image_effects,
         "residual_scale": True,
         "noise_shares": objective.noise_scales > 0,
         "residual_knots": objective.residual_knots > 0,
@@ -178,12 +234,12 @@ def attach(
     if missing:
         before = read_json(kept) if kept.is_file() else {}
         if before.get("mean") != mean.identity or not set(missing) <= set(before):
-            found = measured_residual(model, dataset, seed, precision, objective, crossed)
+            found = measured_residual(model, dataset, seed, precision, objective, centre)
             before = {"mean": mean.identity, **found}
             write_json(kept, before)
         model.config = model.config.replace(**{name: before[name] for name in missing})
-    model.config = model.config.replace(residual=True)
     log.info("what the regression leaves over is diffused in units of %.3g.", model.residual_scale)
+    return centre
 
 
 def shares_of(power: Sequence[float]) -> list[float]:
@@ -202,13 +258,20 @@ def measured_residual(
     seed: int,
     precision: str,
     objective: ObjectiveConfig,
-    crossed: OutOfFold | None = None,
+    centre: Centre | None = None,
 ) -> dict[str, Any]:
-    """Settings of the model that say how large what is left over is: ``residual_scale``, and ``residual_knots`` and
-    ``noise_shares`` where the objective asks for them."""
-    base, rest, seen = left_over(model, dataset, seed, precision, crossed)
+    """Settings of the model that say how large what is left over is: ``residual_scale``, and ``image_effects``,
+    ``residual_knots`` and ``noise_shares`` where the objective asks for them. The effects are the model's from then on
+    (in place): the rest is what they leave over."""
+    centre, out = centre or Centre(), {}
+    if objective.image_effects and model.config.image_effects is None:
+        plain = replace(centre, numbers=None)
+        out["image_effects"] = measured_effects(
+            model, dataset, lambda *known: plain.base(model, *known, precision), seed
+        )
+        model.config = model.config.replace(image_effects=out["image_effects"])
+    base, rest, seen = left_over(model, dataset, seed, precision, centre)
     together = pixels_of_cell(model.config)
-    out: dict[str, Any] = {}
     if objective.residual_knots and model.config.residual_knots is None:
         unit = LocalUnit.fitted(base, rest, seen, objective.residual_knots, together)
         rest, out["residual_knots"] = rest / unit(base), unit.knots
@@ -225,7 +288,7 @@ def measured_residual(
 
 @torch.no_grad()
 def left_over(
-    model: StainTransfer, dataset: PairDataset, seed: int, precision: str, crossed: OutOfFold | None = None
+    model: StainTransfer, dataset: PairDataset, seed: int, precision: str, centre: Centre
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of random crops, on the CPU: the regression's answers and what they leave over (N, C, h, w), and where the target
     was scanned (N, 1, h, w)."""
@@ -240,10 +303,7 @@ def left_over(
         image = model.first_stage.encode(model.pixels(he)).mode()
         stain = model.target_stage.encode(model.target_pixels(ihc)).mode()
         known = (image, model.tokens(he), label.to(image.device))
-        if crossed is not None:
-            answer: Tensor | None = crossed.base(model, *known, index, precision)
-        else:
-            answer = model.base(*known, precision)
+        answer = centre.base(model, *known, index.to(image.device), precision)
         assert answer is not None
         over = model.target_stage.scaling * stain - answer
         where = torch.ones_like(over[:, :1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from morphogen.core.errors import InputError, nearest
-from morphogen.slides.recolouring import colour_map, glass_colour, on_white_glass, recoloured
+from morphogen.slides.recolouring import Normalise, colour_map, normalised, recoloured
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import read_aligned, scanned, shared_size
 from morphogen.tasks.streams.held import HeldImages
@@ -62,8 +62,8 @@ class PairDataset(Dataset):
         See :class:`~morphogen.stain.config.DataConfig`.
     memory_gib:
         Decoded images kept (:class:`~morphogen.tasks.streams.held.HeldImages`).
-    balance_glass:
-        Divide every H&E by the colour of its glass.
+    normalise:
+        What every H&E is set to (:func:`morphogen.slides.recolouring.normaliser`).
     stain_jitter:
         See :class:`~morphogen.stain.config.DataConfig`.
     balance:
@@ -79,7 +79,7 @@ class PairDataset(Dataset):
         orient: bool = True,
         memory_gib: float = 2.0,
         balance: bool = False,
-        balance_glass: bool = False,
+        normalise: Normalise = "none",
         stain_jitter: float = 0.0,
     ) -> None:
         self.pairs, self.crop, self.orient = list(pairs), crop, orient
@@ -90,7 +90,7 @@ class PairDataset(Dataset):
             )
         self.labels = [list(stains).index(pair.stain) for pair in pairs]
         self._items = balanced(self.labels) if balance else list(range(len(self.pairs)))
-        self.balance_glass, self.stain_jitter = balance_glass, stain_jitter
+        self.normalise, self.stain_jitter = normalise, stain_jitter
         self._masked = any(pair.mask is not None for pair in self.pairs)
         self._held = HeldImages(self._read, len(self.pairs), memory_gib)
 
@@ -114,8 +114,7 @@ class PairDataset(Dataset):
     def _read(self, index: int) -> list[np.ndarray]:
         """H&E, target and, of all or of none, where the target was scanned: batches have one form."""
         he, target = read_aligned(self.pairs[index])
-        if self.balance_glass:
-            he = on_white_glass(he, glass_colour(he))
+        he = normalised(he, self.normalise)
         if not self._masked:
             return [he, target]
         mask = scanned(self.pairs[index])

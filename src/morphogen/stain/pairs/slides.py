@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +18,18 @@ from morphogen.core.jobs import RECORD, Job
 from morphogen.core.progress import progress
 from morphogen.core.writing.locks import locks_folder
 from morphogen.slides import Slide, open_slide
+from morphogen.slides.formats.channels import save_channels
+from morphogen.slides.formats.regions import ChannelRegions
+from morphogen.slides.images import name_of
 from morphogen.slides.tiles import tissue_windows
-from morphogen.stain.data import SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name
+from morphogen.stain.data import COLOUR, SPLITS, FoundPairs, find_pairs, pair_table, read_affine, split_name
 from morphogen.stain.pairs.panels import as_pairs
 from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import stated_target
 from morphogen.tasks.folders import save_png
 from morphogen.tasks.sources import is_slide
+
+BOX = ("x", "y", "side")  # of a tile in level-0 pixels of the H&E, columns of the table of tiles
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def cut_slide_pairs(
     mpp: float = 0.5,
     min_tissue: float = 0.25,
     most: int | None = None,
+    target: TargetConfig = COLOUR,
 ) -> Path:
     """Cut tissue tiles of both slides at the same place and µm/px into ``out``; returns the pair table in it.
 
@@ -107,6 +115,8 @@ def cut_slide_pairs(
         Least share of tissue in the H&E tile.
     most:
         Tiles per slide pair, spread evenly; ``None`` takes all.
+    target:
+        What the second slides are: pictures in colour, or channels, whose tiles are OME-TIFF.
 
     A finished folder is used as it is; a run that was killed goes on.
     """
@@ -120,6 +130,7 @@ def cut_slide_pairs(
             "mpp": mpp,
             "min_tissue": min_tissue,
             "most": most,
+            **({} if target.colour else {"channels": list(target.channels)}),
         }
     )
     former = content_hash(
@@ -132,7 +143,8 @@ def cut_slide_pairs(
     goes_on = job.begin(out / RECORD, "pairs cut from slides")
     rows = []
     for pair in pairs:
-        with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc:
+        with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc, ExitStack() as stack:
+            signal = ihc if target.colour else stack.enter_context(channels_of(pair.ihc, target))
             windows = tissue_windows(he, tile, mpp=mpp, min_tissue=min_tissue)
             step = max(1, -(-len(windows) // most)) if most else 1
             affine = (
@@ -143,18 +155,20 @@ def cut_slide_pairs(
             for box in progress(list(windows.boxes[::step]), what=f"{pair.he.stem}: cutting tiles"):
                 x, y, side, _ = (float(value) for value in box)
                 name = f"{pair.he.stem}_{round(x)}_{round(y)}"
-                files = [out / kind / f"{name}.png" for kind in ("he", "ihc")]
+                files = [out / "he" / f"{name}.png", out / "ihc" / f"{name}{tile_suffix(target)}"]
                 if not (goes_on and all(file.is_file() for file in files)):
                     save_png(files[0], he.read_box(x, y, side, side, tile, tile))
-                    save_png(files[1], read_warped(ihc, affine, x, y, side, tile))
+                    save_tile(files[1], read_warped(signal, affine, x, y, side, tile), target)
                 rows.append(
                     {
                         "name": name,
                         "he": f"he/{name}.png",
-                        "ihc": f"ihc/{name}.png",
+                        "ihc": f"ihc/{files[1].name}",
                         "stain": pair.stain,
                         "patient": pair.patient or pair.he.stem,
                         "split": pair.split,
+                        "slide": name_of(pair.he),
+                        **{key: f"{value:.10g}" for key, value in zip(BOX, (x, y, side), strict=True)},
                     }
                 )
     if not rows:
@@ -168,13 +182,40 @@ def cut_slide_pairs(
     return table
 
 
+def channels_of(path: Path, target: TargetConfig) -> ChannelRegions:
+    """A slide of the channels of ``target``; :class:`InputError` when it has others."""
+    slide = ChannelRegions(path)
+    if slide.channels != target.width:
+        raise InputError(
+            f"has {slide.channels} channels, not {target.width} ({', '.join(target.channels)})", where=path
+        )
+    return slide
+
+
+def tile_suffix(target: TargetConfig) -> str:
+    """Of a tile of the second slide."""
+    return ".png" if target.colour else ".ome.tif"
+
+
+def save_tile(path: Path, pixels: np.ndarray, target: TargetConfig) -> None:
+    """A tile of the second slide: a picture, or channels as they are."""
+    if target.colour:
+        save_png(path, pixels)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_channels(path, pixels, target.channels)
+
+
 def _same_place(he: Slide, ihc: Slide) -> float:
     """Level-0 pixels of the IHC per level-0 pixel of the H&E."""
     return he.require_mpp() / ihc.require_mpp()
 
 
-def read_warped(slide: Slide, affine: np.ndarray, x: float, y: float, side: float, pixels: int) -> np.ndarray:
-    """The square (x, y, side) of another slide's level 0, seen in this one: (pixels, pixels, 3) uint8."""
+def read_warped(
+    slide: Slide | ChannelRegions, affine: np.ndarray, x: float, y: float, side: float, pixels: int
+) -> np.ndarray:
+    """The square (x, y, side) of another slide's level 0, seen in this one: (pixels, pixels, C) of its type; glass, or
+    nothing of a signal, lies around it."""
     import cv2
 
     corners = np.array([[x, y, 1], [x + side, y, 1], [x, y + side, 1], [x + side, y + side, 1]]).T
@@ -191,13 +232,12 @@ def read_warped(slide: Slide, affine: np.ndarray, x: float, y: float, side: floa
     linear = affine[:, :2] * step / scale
     offset = (affine @ np.array([x + step / 2, y + step / 2, 1]) - low) / scale - 0.5
     matrix = np.column_stack([linear, offset])
-    return cv2.warpAffine(
-        block,
-        matrix,
-        (pixels, pixels),
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-        borderValue=(255, 255, 255),
-    )
+    flags, empty = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, 0 if isinstance(slide, ChannelRegions) else 255
+    turned = [
+        cv2.warpAffine(plane, matrix, (pixels, pixels), flags=flags, borderValue=empty)
+        for plane in np.ascontiguousarray(np.moveaxis(block, 2, 0))
+    ]
+    return np.stack(turned, axis=-1)
 
 
 def read_pairs(
@@ -216,9 +256,6 @@ def read_pairs(
     slides = slide_table(data)
     if slides is None:
         return find_pairs(as_pairs(data, split, Path(out) / "pairs" / split, target), split, target)
-    if target is not None and not target.colour:
-        raise InputError(
-            "slides of channels are not cut into pairs here", where=data, fix="Give a table of their tiles"
-        )
-    table = cut_slide_pairs(slides, Path(out) / "pairs", tile=tile, mpp=mpp or 0.5)
-    return find_pairs(table, split)
+    target = target or stated_target(data) or COLOUR
+    table = cut_slide_pairs(slides, Path(out) / "pairs", tile=tile, mpp=mpp or 0.5, target=target)
+    return find_pairs(table, split, target)

@@ -85,6 +85,7 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
         own = config.replace(
             residual=False,
             residual_scale=None,
+            image_effects=None,
             regression=True,
             stains=tuple(model.fact("mean_stains", list[str])),
         )

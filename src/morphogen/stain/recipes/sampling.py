@@ -11,7 +11,9 @@ from torch import Tensor
 from morphogen.diffusion import Denoiser, ItemNoise, Schedule, ddim_invert
 from morphogen.diffusion.noise import Key
 from morphogen.stain.config import ModelConfig
+from morphogen.stain.recipes.effects import ImageEffects
 from morphogen.stain.recipes.units import LocalUnit
+from morphogen.tasks.streams.noise import OF_IMAGE, image_draw
 from morphogen.tasks.streams.scales import NoiseScales
 
 
@@ -41,6 +43,13 @@ def local_unit(config: ModelConfig, base: Tensor) -> Tensor:
     return LocalUnit(config.residual_knots, pixels_of_cell(config))(base)
 
 
+def image_effects(config: ModelConfig) -> ImageEffects | None:
+    """The effects of images that samples take; ``None`` for a model without."""
+    if config.image_effects is None:
+        return None
+    return ImageEffects(config.image_effects, pixels_of_cell(config), config.pixel_scale)
+
+
 def pixels_of_cell(config: ModelConfig) -> int:
     """Channels of a latent cell that are pixels of one channel of the target."""
     return config.pixel_factor**2 if config.size == "small" else 1
@@ -49,9 +58,18 @@ def pixels_of_cell(config: ModelConfig) -> int:
 def item_noise(
     config: ModelConfig, seed: int, keys: Sequence[Key], shape: Sequence[int], device: Any
 ) -> Callable[[int], Tensor]:
-    """``noise(step)`` of a batch of independent crops, each with a key of its own."""
+    """``noise(step)`` of a batch of independent crops, each with a key of its own, (crop, number of the sample)."""
     scales = noise_scales(config)
-    return ItemNoise(seed, keys, shape, device) if scales is None else scales.items(seed, keys, shape, device)
+    found = (
+        ItemNoise(seed, keys, shape, device) if scales is None else scales.items(seed, keys, shape, device)
+    )
+
+    def noise(step: int) -> Tensor:
+        if step != OF_IMAGE:
+            return found(step)
+        return torch.tensor([image_draw(k, False, seed, "stain", "image", crop) for crop, k in keys])
+
+    return noise
 
 
 def invert(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.slides.recolouring import on_white_glass
+from morphogen.slides.recolouring import Normaliser
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.recipes.sampling import noise_scales
@@ -46,7 +46,7 @@ class StainTranslator:
     where they are kept. Colours lie in 0…255 and their uncertainty is the SD of the DAB optical density; channels are
     intensities, with the SD of each.
 
-    ``glass`` is the colour of the light of the slide, for a model that takes it out.
+    ``light`` sets windows of a slide beside all others, for a model that asks for it.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class StainTranslator:
         *,
         precision: str = "fp32",
         keep_samples: bool = False,
-        glass: tuple[float, float, float] | None = None,
+        light: Normaliser | None = None,
     ) -> None:
         self.model, self.config, self.precision = model, config or ApplyConfig(), precision
-        self.glass, self.laid = glass, Planes(model.config.target)
+        self.light, self.laid = light, Planes(model.config.target)
         self.kept = self.config.samples if keep_samples else 0
         self.multiple, self.factor = model.multiple, model.factor
         self.crop, self.mpp = model.crop, model.mpp
         self.planes = self.laid.samples + self.laid.target.width * self.kept
         self.device, self.lanes = model.device, model.lanes
-        how: dict[str, Any] = {"precision": precision, "keep_samples": keep_samples, "glass": glass}
+        how: dict[str, Any] = {"precision": precision, "keep_samples": keep_samples, "light": light}
         self.replicas = [StainTranslator(other, self.config, **how) for other in model.others]
 
     def noise(self, plan: WindowPlan, name: str) -> ImageNoise:
@@ -94,8 +94,8 @@ class StainTranslator:
         self, images: np.ndarray, noise: Callable[[int], Tensor] | None, posterior_noise: Tensor | None
     ) -> Tensor:
         """One batch of windows (B, window, window, 3) uint8 through the model."""
-        if self.glass is not None:
-            images = on_white_glass(images, self.glass)
+        if self.light is not None:
+            images = self.light(images)
         out = self.model(
             torch.from_numpy(images),
             self.config.sampler,

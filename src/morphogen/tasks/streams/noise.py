@@ -9,14 +9,30 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from morphogen.core.seeds import seed_for
+from morphogen.core.seeds import numpy_generator, seed_for
 from morphogen.diffusion import CanvasNoise
 from morphogen.diffusion.noise import Blocks
 from morphogen.tasks.streams.scales import NoiseScales, ScaledCanvas
 from morphogen.tasks.windows import WindowPlan
 
 NOISE_BLOCK = 16  # latent cells
+OF_IMAGE = -2  # the "step" of the one number that a sample has for the whole image
 Region = tuple[slice, slice]
+
+
+def image_draw(number: int, antithetic: bool, seed: int, *keys: int | str) -> float:
+    """A number in 0…1 for sample ``number`` of what ``keys`` name; those of several samples are spread evenly (steps of
+    the golden ratio from a random start), and antithetic ones come in pairs of u and 1 − u.
+
+    >>> a, b = (image_draw(k, True, 0, "x") for k in (2, 3))
+    >>> round(a + b, 9)
+    1.0
+    """
+    start, step = float(numpy_generator(seed, *keys).random()), (5**0.5 - 1) / 2
+    if not antithetic:
+        return (start + number * step) % 1
+    drawn = (start + number // 2 * step) % 1
+    return 1 - drawn if number % 2 else drawn
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,12 @@ class ImageNoise:
                 self.fields.append(NegatedNoise(cast(PlainNoise, self.fields[-1]).field))
             else:
                 self.fields.append(PlainNoise(field(purpose, name, k)))
+        self.draws = [image_draw(k, antithetic, seed, purpose, "image", name) for k in range(samples)]
         self._posterior = plain(seed_for(seed, f"{purpose} posterior", name), shape) if posterior else None
 
     def over(self, regions: Sequence[Region]) -> RegionNoise:
         """``noise(step)`` for a batch of windows at these latent cells."""
-        return RegionNoise(self.fields, regions)
+        return RegionNoise(self.fields, regions, self.draws)
 
     def start(self, regions: Sequence[Region]) -> Tensor | None:
         """(B, channels, h, w) posterior noise for a batch of windows; ``None`` where none is used."""
@@ -107,10 +124,15 @@ class ImageNoise:
 
 
 class RegionNoise:
-    """``noise(step)`` for a batch of windows × K samples: each window's part of the image's K noise fields."""
+    """``noise(step)`` for a batch of windows × K samples: each window's part of the image's K noise fields; of step
+    ``OF_IMAGE`` (B·K,) on the CPU, the samples' ``draws``."""
 
-    def __init__(self, fields: Sequence[Field], regions: Sequence[Region]) -> None:
-        self.fields, self.regions = fields, regions
+    def __init__(
+        self, fields: Sequence[Field], regions: Sequence[Region], draws: Sequence[float] = ()
+    ) -> None:
+        self.fields, self.regions, self.draws = fields, regions, draws
 
     def __call__(self, step: int) -> Tensor:
+        if step == OF_IMAGE:
+            return torch.tensor(self.draws).repeat(len(self.regions))
         return torch.stack([field.over(step, self.regions) for field in self.fields], dim=1).flatten(0, 1)
