@@ -50,7 +50,7 @@ FOLDS = {
     **{f"inner{k}": f"Trained within 1B and 2B, every third core held out ({k + 1} of 3)" for k in range(3)},
 }
 TILE, WEIGHT = 16, 0.5
-SPREAD = 1.4  # of the samples; chosen on inner0 to inner2
+EFFECTS = 1.5  # spread of the effects of images; chosen on 1B-2B and 2B-1B
 SAMPLES, AVERAGED = 20, 16  # 19 samples are the fewest that have a 90 % interval
 REGRESSION = 40  # steps; chosen on inner0, where 40 of 40, 80, 120, 160, 200 gave the highest r
 PARTS = ("colour", "plain", "diffusion")
@@ -163,7 +163,7 @@ def sampled(
     for pair in pairs:
         he = read_aligned(pair)[0]
         # The mean that is asked for is the regression's answer under the effects that the samples take.
-        apply = APPLY.replace(samples=SAMPLES, sample_spread=SPREAD, mean_weight=0.0)
+        apply = APPLY.replace(samples=SAMPLES, effect_spread=EFFECTS, mean_weight=0.0)
         out = stain_image(model, he, apply, name=pair.name)
         mean = (1 - WEIGHT) * out.mean + WEIGHT * out.samples[:AVERAGED].mean(axis=0)
         made[pair.name] = Made(mean, out.samples, out.uncertainty)

@@ -306,7 +306,7 @@ def predict(
 @app.command
 def evaluate(
     predicted: Annotated[
-        Path, Parameter(help="Folder of predicted images, named like the pairs, or of stained slides.")
+        Path, Parameter(help="Folder of images named like the pairs, or of stained slides.")
     ],
     data: Annotated[
         Path,
@@ -340,15 +340,13 @@ def evaluate(
     settings: Settings = (),
     json: AsJson = False,
 ) -> int:
-    """Score virtual stains: DAB first, then retrieval, features and pixels; table, CSV, JSON and an HTML
-    page.
-    """
+    """Score virtual stains: DAB first, then retrieval, features and pixels; table, CSV, JSON and an HTML page."""
     from morphogen.core.files import read_json
-    from morphogen.stain.config import EvaluateConfig
     from morphogen.stain.data import find_pairs
     from morphogen.stain.evaluate import evaluate_folder, named_folders, real_stains
     from morphogen.stain.pairs.panels import as_pairs
     from morphogen.stain.pairs.slides import slide_table
+    from morphogen.stain.scoring.config import EvaluateConfig
     from morphogen.stain.scoring.pages import short_table, write_page
     from morphogen.stain.scoring.wholeslides import cut_fields
 
@@ -364,8 +362,7 @@ def evaluate(
     others = named_folders(other or ())
     fields = None
     if (slides := slide_table(data)) is not None:
-        folders = {method: predicted, **others}
-        fields = cut_fields(slides, folders, out, resolved, split=split, data=data)
+        fields = cut_fields(slides, {method: predicted, **others}, out, resolved, split=split, data=data)
         data, predicted, *rest = fields.table, *fields.made.values()
         others = dict(zip(others, rest, strict=True))
     data = as_pairs(data, split, out / "pairs" / split, resolved.target)

@@ -374,6 +374,12 @@ class ApplyConfig(Config):
         description="Models of residuals: factor on the samples' distance from the regression's answer, where held-out "
         "pairs show that they lie too close together or too far apart.",
     )
+    effect_spread: float = Field(
+        1.0,
+        ge=0,
+        description="Models with image_effects: factor on the effects' distance from their mean, where new images are "
+        "less alike than training images: another scanner, another organ.",
+    )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."
     )

@@ -22,7 +22,6 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.metrics.intervals import Interval
 from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import image_size, list_images
-from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs, refuse_aligned, splits_of
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.scoring.baselines import ChannelBaselines, deconvolution, identity
@@ -34,6 +33,7 @@ from morphogen.stain.scoring.channels import (
     items_of,
     made_from,
 )
+from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.figures import save_channel_panels, save_panels
 from morphogen.stain.scoring.methods import (
     Doubt,

@@ -263,6 +263,7 @@ class StainTransfer(Pretrained):
         precision: str = "fp32",
         mean_weight: float = 1.0,
         sample_spread: float = 1.0,
+        effect_spread: float = 1.0,
     ) -> StainOutput:
         """Stain a batch of crops.
 
@@ -282,7 +283,7 @@ class StainTransfer(Pretrained):
             given.
         precision:
             ``fp32``, ``bf16`` or ``fp16`` autocast of the network.
-        mean_weight, sample_spread:
+        mean_weight, sample_spread, effect_spread:
             See :class:`~morphogen.stain.config.ApplyConfig`.
         """
         sampler = SamplerConfig.of(sampler)
@@ -323,7 +324,7 @@ class StainTransfer(Pretrained):
             for key, value in condition.items()
         }
         centres = None if base is None else base[:, None]
-        if centres is not None and (effects := image_effects(self.config)) is not None:
+        if centres is not None and (effects := image_effects(self.config, effect_spread)) is not None:
             # The expected stain is that of an image of middling brightness.
             draws = torch.full((len(start),), 0.5) if sampler.solver == "mean" else noise(OF_IMAGE)
             around = effects.applied(centres[:, 0].repeat_interleave(samples, 0), effects.drawn(draws))

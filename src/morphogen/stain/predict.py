@@ -33,7 +33,7 @@ from morphogen.tasks.sources import Outcome, SlideSource, is_slide, spread_sourc
 log = logging.getLogger("morphogen.stain")
 
 NEWER = (  # settings that results of earlier versions do not name; their defaults are what was done then
-    "apply.mean_weight",
+    *("apply.mean_weight", "apply.sample_spread", "apply.effect_spread"),
     *(
         f"apply.sampler.{name}"
         for name in ("steps_offset", "variance", "guidance_scale", "guidance_interval", "guidance_rescale")

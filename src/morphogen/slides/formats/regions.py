@@ -11,6 +11,7 @@ import numpy as np
 
 from morphogen.core.errors import SlideError
 from morphogen.slides.formats.channels import channel_facts
+from morphogen.slides.formats.scale import tiff_scale
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import open_tiff, short
 from morphogen.slides.resample import margin, resample
@@ -25,6 +26,8 @@ class ChannelRegions:
         (height, width) in pixels.
     channels, dtype:
         Number C, and ``uint8``, ``uint16`` or ``float32``.
+    mpp:
+        µm per pixel, where the file says it.
 
     >>> with ChannelRegions("slide_SHG.ome.tif") as slide:  # doctest: +SKIP
     ...     slide.read_box(0, 0, 512, 512, 256, 256).shape
@@ -37,7 +40,9 @@ class ChannelRegions:
         self.path, facts = Path(path), channel_facts(path)
         self.size, self.channels, self.dtype = facts.size, facts.channels, facts.dtype
         with ExitStack() as stack:
-            series = main_series(stack.enter_context(open_tiff(self.path)))
+            file = stack.enter_context(open_tiff(self.path))
+            series = main_series(file)
+            self.mpp = tiff_scale(file, series).mpp
             array = zarr.open(series.levels[0].aszarr(), mode="r")
             self._level: Any = array if hasattr(array, "shape") else array["0"]
             self._axes, self._stack = series.levels[0].axes, stack.pop_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,14 +142,13 @@ def cut_slide_pairs(
     goes_on = job.begin(out / RECORD, "pairs cut from slides")
     rows = []
     for pair in pairs:
-        with open_pair(pair, "he") as he, open_pair(pair, "ihc") as ihc, ExitStack() as stack:
-            signal = ihc if target.colour else stack.enter_context(channels_of(pair.ihc, target))
+        with open_pair(pair, "he") as he, _second(pair, target) as signal:
             windows = tissue_windows(he, tile, mpp=mpp, min_tissue=min_tissue)
             step = max(1, -(-len(windows) // most)) if most else 1
             affine = (
                 pair.affine
                 if pair.affine is not None
-                else np.array([[1, 0, 0], [0, 1, 0]]) * _same_place(he, ihc)
+                else np.array([[1, 0, 0], [0, 1, 0]]) * he.require_mpp() / _micrometres(pair, signal)
             )
             for box in progress(list(windows.boxes[::step]), what=f"{pair.he.stem}: cutting tiles"):
                 x, y, side, _ = (float(value) for value in box)
@@ -206,9 +204,21 @@ def save_tile(path: Path, pixels: np.ndarray, target: TargetConfig) -> None:
         save_channels(path, pixels, target.channels)
 
 
-def _same_place(he: Slide, ihc: Slide) -> float:
-    """Level-0 pixels of the IHC per level-0 pixel of the H&E."""
-    return he.require_mpp() / ihc.require_mpp()
+def _second(pair: SlidePair, target: TargetConfig) -> Slide | ChannelRegions:
+    """The slide beside the H&E: a picture, or channels."""
+    return open_pair(pair, "ihc") if target.colour else channels_of(pair.ihc, target)
+
+
+def _micrometres(pair: SlidePair, slide: Slide | ChannelRegions) -> float:
+    """µm per pixel of the second slide; :class:`SlideError` that names the table's column when it is not known."""
+    mpp = slide.require_mpp() if isinstance(slide, Slide) else pair.ihc_mpp or slide.mpp
+    if mpp is None:
+        raise SlideError(
+            "the file does not say how many µm a pixel is",
+            where=pair.ihc,
+            fix="Give it in the column ihc_mpp of the table, or the map in the column affine",
+        )
+    return mpp
 
 
 def read_warped(

@@ -22,7 +22,7 @@ class ImageEffects:
     """Offsets and slopes of images, on what is diffused with 0 for dark and 1 for ``full``.
 
     effects: by image and channel. together: channels of a cell that are pixels of one channel of the target. scaling:
-    of what is diffused.
+    of what is diffused. spread: factor on their distance from their mean; a slope stays 0 or more.
 
     >>> effects = ImageEffects([[(0.0, 0.5)], [(0.1, 2.0)]])
     >>> dark, bright = torch.full((2, 1, 1, 1), -0.5)  # a quarter of full
@@ -30,8 +30,14 @@ class ImageEffects:
     tensor([-0.7500,  0.2000])
     """
 
-    def __init__(self, effects: Effects, together: int = 1, scaling: float = 1.0) -> None:
-        self.values = torch.tensor([[list(each) for each in image] for image in effects])
+    def __init__(
+        self, effects: Effects, together: int = 1, scaling: float = 1.0, spread: float = 1.0
+    ) -> None:
+        values = torch.tensor([[list(each) for each in image] for image in effects])
+        if spread != 1:
+            values = torch.lerp(values.mean(dim=0, keepdim=True), values, spread)
+            values[..., 1] = values[..., 1].clamp(min=0)
+        self.values = values
         self.together, self.scaling = together, scaling
         brightness = (self.values[..., 0] + self.values[..., 1] / 2).mean(dim=1)
         self._order = brightness.argsort(stable=True)

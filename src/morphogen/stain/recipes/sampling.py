@@ -43,11 +43,11 @@ def local_unit(config: ModelConfig, base: Tensor) -> Tensor:
     return LocalUnit(config.residual_knots, pixels_of_cell(config))(base)
 
 
-def image_effects(config: ModelConfig) -> ImageEffects | None:
-    """The effects of images that samples take; ``None`` for a model without."""
+def image_effects(config: ModelConfig, spread: float = 1.0) -> ImageEffects | None:
+    """The effects of images that samples take, ``spread`` times as far apart; ``None`` for a model without."""
     if config.image_effects is None:
         return None
-    return ImageEffects(config.image_effects, pixels_of_cell(config), config.pixel_scale)
+    return ImageEffects(config.image_effects, pixels_of_cell(config), config.pixel_scale, spread)
 
 
 def pixels_of_cell(config: ModelConfig) -> int:

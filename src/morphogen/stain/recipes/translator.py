@@ -106,6 +106,7 @@ class StainTranslator:
             precision=self.precision,
             mean_weight=self.config.mean_weight,
             sample_spread=self.config.sample_spread,
+            effect_spread=self.config.effect_spread,
         )
         kept = out.samples[:, : self.kept].permute(0, 1, 4, 2, 3).flatten(1, 2)
         first, mean = (part.permute(0, 3, 1, 2) for part in (out.samples[:, 0], out.mean))

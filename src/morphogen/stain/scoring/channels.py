@@ -15,9 +15,9 @@ from morphogen.core.running.work import Item
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.intervals import Interval, pooled_correlation
 from morphogen.metrics.pairs import psnr, ssim
-from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair
 from morphogen.stain.pairs.geometry import cells_of, cut, read_aligned, scanned
+from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.signals import signal_values, thresholds_of
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.evaluation import (

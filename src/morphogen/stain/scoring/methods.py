@@ -15,12 +15,12 @@ from morphogen.core.running.work import Item
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.images import list_images
-from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import Pair
 from morphogen.stain.outputs import read_uncertainty
 from morphogen.stain.pairs.geometry import cut, read_aligned
 from morphogen.stain.scoring.baselines import Baseline
 from morphogen.stain.scoring.channels import ChannelMethod, Made
+from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.scores import ImageScores, features_of, perceptual, score_pair
 from morphogen.stain.targets.files import read_image, read_made
 

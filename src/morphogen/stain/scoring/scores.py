@@ -24,7 +24,7 @@ from morphogen.metrics.stain import (
     tile_means,
 )
 from morphogen.slides.colour import dab_density
-from morphogen.stain.config import EvaluateConfig
+from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.signals import signal_values
 from morphogen.tasks.evaluation import ItemScores, SetScores, mean_intervals, paired_differences
 

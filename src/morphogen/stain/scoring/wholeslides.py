@@ -23,7 +23,6 @@ from morphogen.core.reading.tables import Row
 from morphogen.metrics.intervals import moments, moments_correlation
 from morphogen.slides import open_slide
 from morphogen.slides.images import name_of
-from morphogen.stain.config import EvaluateConfig
 from morphogen.stain.data import COLOUR, pair_table, split_name, stated_target
 from morphogen.stain.pairs.slides import (
     BOX,
@@ -36,6 +35,7 @@ from morphogen.stain.pairs.slides import (
     tile_suffix,
 )
 from morphogen.stain.scoring.channels import ChannelScores
+from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.scores import ImageScores
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.tasks.evaluation import Evaluation, ItemScores, mean_intervals
