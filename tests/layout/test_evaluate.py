@@ -11,7 +11,7 @@ from morphogen.core.errors import InputError
 from morphogen.layout.config import SynthesisConfig
 from morphogen.layout.evaluate import compare, evaluate_segmenters, verdict
 from morphogen.layout.predict import synthesize
-from morphogen.layout.sampling.stains import Stains, recolour
+from morphogen.layout.sampling.stains import recolour
 from morphogen.layout.scoring import baselines
 from morphogen.layout.scoring.scores import patient_items, score_segmenter
 from morphogen.layout.scoring.synthetic import (
@@ -24,6 +24,7 @@ from morphogen.layout.scoring.synthetic import (
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.plan import Plan
 from morphogen.metrics.intervals import Interval
+from morphogen.slides.recolouring import Stains
 from morphogen.tasks.evaluation import Evaluation, SetScores
 
 from .conftest import NAMES, painted, small_segmenter

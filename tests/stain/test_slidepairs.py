@@ -143,7 +143,7 @@ def test_whole_slides_of_channels_are_scored(signals, tmp_path, capsys):
         assert values["mean"] == pytest.approx(values["mean_real"], abs=1.5)
     for values in slides["noisy"]["slides"].values():
         assert values["slide_correlation"] < 0.999 and values["mean"] < values["mean_real"] - 5
-    assert slides["noisy"]["intervals"]["slide_correlation"]["n"] == 2
+    assert slides["noisy"]["intervals"]["slide_correlation"]["units"] == 2
     assert results["methods"]["predicted"]["intervals"]["tile_mae"]["value"] < 2
     assert results["images"] > 8 and results["unit"] == "patient"
     lines = (tmp_path / "scores" / "slides.csv").read_text().splitlines()

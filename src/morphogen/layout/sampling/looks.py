@@ -10,8 +10,9 @@ import numpy as np
 
 from morphogen.core.errors import MorphogenError
 from morphogen.layout.sampling.focus import blur_of, refocused
-from morphogen.layout.sampling.stains import Stains, recolour
+from morphogen.layout.sampling.stains import recolour
 from morphogen.layout.sources.sheets import Sheet
+from morphogen.slides.recolouring import Stains
 
 FAINT = 0.1  # amount of stain, as optical density, below which pixels are glass
 SHEETS, CELLS = 4, 6  # sheets of a patient, and tissue cells of each, that its look is estimated from

@@ -17,11 +17,11 @@ from morphogen.layout.config import DataConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.sampling.crops import Places
 from morphogen.layout.sampling.looks import Look, Restyling
-from morphogen.layout.sampling.stains import Stains
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.sources.sheets import Sheet
 from morphogen.layout.synthesis.agreement import agreement, agreement_on
+from morphogen.slides.recolouring import Stains
 from morphogen.tasks.evaluation import Evaluation, SetScores, write_page, write_results
 
 BATCH = 16
