@@ -266,9 +266,13 @@ def measured_residual(
     centre, out = centre or Centre(), {}
     if objective.image_effects and model.config.image_effects is None:
         plain = replace(centre, numbers=None)
-        out["image_effects"] = measured_effects(
-            model, dataset, lambda *known: plain.base(model, *known, precision), seed
-        )
+
+        def answer(latents: Tensor, tokens: Tensor | None, label: Tensor, index: Tensor) -> Tensor:
+            found = plain.base(model, latents, tokens, label, index, precision)
+            assert found is not None  # the model has its regression
+            return found
+
+        out["image_effects"] = measured_effects(model, dataset, answer, seed)
         model.config = model.config.replace(image_effects=out["image_effects"])
     base, rest, seen = left_over(model, dataset, seed, precision, centre)
     together = pixels_of_cell(model.config)

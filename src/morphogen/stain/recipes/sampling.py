@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from morphogen.diffusion import Denoiser, ItemNoise, Schedule, ddim_invert
-from morphogen.diffusion.noise import Key
 from morphogen.stain.config import ModelConfig
 from morphogen.stain.recipes.effects import ImageEffects
 from morphogen.stain.recipes.units import LocalUnit
@@ -56,7 +55,7 @@ def pixels_of_cell(config: ModelConfig) -> int:
 
 
 def item_noise(
-    config: ModelConfig, seed: int, keys: Sequence[Key], shape: Sequence[int], device: Any
+    config: ModelConfig, seed: int, keys: Sequence[tuple[int, int]], shape: Sequence[int], device: Any
 ) -> Callable[[int], Tensor]:
     """``noise(step)`` of a batch of independent crops, each with a key of its own, (crop, number of the sample)."""
     scales = noise_scales(config)
