@@ -55,7 +55,7 @@ class LayoutSampler(SamplerConfig):
         1.5, ge=0, description="Guidance towards the style, eps_u + s·(eps_c − eps_u). 1 = none."
     )
     strength: float = Field(
-        0.05,
+        0.2,
         gt=0,
         le=1,
         description="Where the image of a layout is given, sampling begins at that image with the noise of this share "
