@@ -154,3 +154,27 @@ def test_evaluation_of_synthetic_images(tmp_path, trained, found, synthetic, seg
     assert names | {"layout agreement", "agreement ratio", "nearness", "copies"} <= set(scores.figures)
     assert all(0 <= scores.figures[name] <= 1 for name in names)
     assert (tmp_path / "report.html").is_file()
+
+
+def test_worlds_are_pooled_by_paired_differences(tmp_path, capsys):
+    """Two worlds: +4 and +2 points over stain augmentation; Student's interval of two values."""
+    from bench.layout_pool import pool
+
+    values = {baselines.BOTH: (0.40, 0.20), baselines.AUGMENTED: (0.36, 0.18), baselines.ALL: (0.42, 0.22)}
+    values |= {baselines.RECOLOURED: (0.39, 0.17), baselines.PSEUDO: (0.35, 0.19)}
+    for world in (0, 1):
+        arms = {name: {"iou": iou[world], "sd": 0.1 + 0.05 * world} for name, iou in values.items()}
+        arms[baselines.BOTH]["sd"] = 0.08 + 0.04 * world
+        (tmp_path / str(world)).mkdir()
+        facts = {"arms": arms, "seconds": {"train": 10 + 4 * world}}
+        (tmp_path / str(world) / "study.json").write_text(json.dumps(facts))
+    found = pool([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    gain = found["gains"][baselines.AUGMENTED]
+    assert gain.value == pytest.approx(0.03)
+    assert gain.high - gain.value == pytest.approx(
+        12.7062 * 0.01, rel=1e-4
+    )  # t · SD / √2 with one degree of freedom
+    assert found["minus the better of recolouring and pseudo-labels"].value == pytest.approx(0.01)
+    assert found["share of the gap closed"] == pytest.approx(0.03 / 0.05)
+    assert found["sd ratio"].value == pytest.approx(0.8) and found["seconds"] == {"train": 12}
+    assert "+3.0 [-9.7, +15.7]" in capsys.readouterr().out
