@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", default=["X", "2B", "inner0", "inner1", "inner2"])
     parser.add_argument("--parts", nargs="+", default=["diffusion", "plain"], choices=PARTS)
-    parser.add_argument("--steps", type=int, default=340)
+    parser.add_argument("--steps", type=int, default=640)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     pairs = find_pairs(prepare(arguments.data, arguments.out)).pairs
