@@ -80,7 +80,12 @@ def run(model: Path, side: int, out: Path, threads: int = 1) -> list[Row]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     detail = f"{made.count} polygons, mask pyramid of {made.mask.stat().st_size / 2**20:.0f} MiB"
     return [
-        Row(f"layout: segmenting a slide of {side:,} px a side, {threads} thread(s)", seconds, "s", detail=detail),
+        Row(
+            f"layout: segmenting a slide of {side:,} px a side, {threads} thread(s)",
+            seconds,
+            "s",
+            detail=detail,
+        ),
         Row("layout: memory of that process", memory, "GiB", goal="≤ 3"),
         Row("layout: seams in the blended logits", seam(segmenter, mpp), "", goal="≤ 1.02"),
     ]
