@@ -179,3 +179,22 @@ def test_the_calls_ahead_are_told_before_an_image_of_many_windows(copying, tiny,
     monkeypatch.setattr(StainTransfer, "expect", lambda self, calls: told.append(calls))
     stain_image(tiny, image, config)
     assert told == [copying.expected] and told[0] % 5 == 0 and told[0] >= 5 * 16 / 4
+
+
+def test_results_of_before_a_setting_are_not_refused(tiny, tmp_path):
+    """A folder whose record knows fewer settings is of the same job where they have their defaults."""
+    source = tmp_path / "he"
+    source.mkdir()
+    Image.fromarray(he_like(np.random.default_rng(0), 64)).save(source / "a.png")
+    config = ApplyConfig(sampler=SamplerConfig(solver="mean", steps=1))
+    out = stain_folder(tiny, source, tmp_path / "out", config)
+    record = json.loads((out / "run.json").read_text())
+    for name in ("mean_weight", "sample_spread", "effect_spread"):
+        assert record["apply"].pop(name) == 1.0  # without it in NEWER the folder is refused
+    (out / "run.json").write_text(json.dumps(record))
+    before = (out / "a.png").stat().st_mtime_ns
+    assert stain_folder(tiny, source, out, config) == out and (out / "a.png").stat().st_mtime_ns == before
+    record["apply"].pop("seed")
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError):
+        stain_folder(tiny, source, out, config)
