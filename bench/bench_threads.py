@@ -101,10 +101,13 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
     labelled = write_segmentation(base / "labelled", 6, size=192, patients=3)
     (base / "store").mkdir()
     for name, patient in (("a", "A"), ("b", "B")):
-        save_section(section(name, patient, 12 if quick else 16, 60), base / "store" / f"{name}.h5ad")
+        save_section(section(name, patient, 12 if quick else 30, 60), base / "store" / f"{name}.h5ad")
     store, made = base / "store", base / "made"
     steps = 2 if quick else 6
     loop = f"--training.steps {steps} --training.batch_size 8"
+    longer = (
+        f"--training.steps {steps if quick else 40} --training.batch_size 8"  # of networks that cost little
+    )
     tiles = f"{pairs}/TrainValAB/trainA --mpp 0.5"
     sheets = f"{labelled} --annotated P01 P02 --test P03"
     return {
@@ -112,20 +115,21 @@ def commands(base: Path, quick: bool) -> dict[str, str]:
         "slide encode, texture": f"slide encode {slide} --encoder texture --out OUT",
         "expression prepare, texture": f"expression prepare {hest} --out OUT",
         "expression train, spatial": f"expression train {store} --test b --out OUT --genes 40",
-        "expression train, stem": f"expression train {store} --test b --recipe stem --out OUT --genes 40 {loop} "
+        "expression train, stem": f"expression train {store} --test b --recipe stem --out OUT --genes 40 {longer} "
         "--network.width 96 --network.depth 2",
         "expression predict": f"expression predict {store}/b.h5ad --model {made}/expression-train--stem/model "
-        f"--out OUT/b.h5ad --samples 4 --steps {steps}",
+        f"--out OUT/b.h5ad --samples {4 if quick else 8} --steps {steps}",
         "stain register": f"stain register {pairs} --out OUT/maps.csv --motion shift",
         "stain train": f"stain train {pairs} --out OUT --crop 128 --mpp 0.5 {loop}",
         "stain predict": f"stain predict {small} --model {stain_model()} --out OUT --steps 2",
-        "tissue train": f"tissue train {tiles} --out OUT --size tiny --tile-mpp 0.5 --tile 64 {loop}",
+        "tissue train": f"tissue train {tiles} --out OUT --size tiny --tile-mpp 0.5 --tile 64 {longer}",
         "tissue patches": f"tissue patches {tiles} --model {made}/tissue-train/model --out OUT --steps {steps}",
         "tissue canvas": f"tissue canvas --like {pairs}/TrainValAB/trainA/{_first(pairs)} --mpp 0.5 "
         f"--model {made}/tissue-train/model --out OUT --steps {steps}",
-        "layout train": f"layout train {sheets} --out OUT --size tiny --crop 64 {loop}",
-        "layout synthesize": f"layout synthesize {sheets} --model {made}/layout-train/model --count 8 --out OUT",
-        "layout segmenter": f"layout segmenter {sheets} --out OUT --crop 64 --network.widths [16,32] {loop}",
+        "layout train": f"layout train {sheets} --out OUT --size tiny --crop 64 {longer}",
+        "layout synthesize": f"layout synthesize {sheets} --model {made}/layout-train/model --out OUT "
+        f"--count {8 if quick else 80}",
+        "layout segmenter": f"layout segmenter {sheets} --out OUT --crop 64 --network.widths [16,32] {longer}",
         "layout segment": f"layout segment {labelled}/images --model {made}/layout-segmenter/model --out OUT",
     }
 
