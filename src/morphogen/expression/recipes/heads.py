@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -30,6 +30,14 @@ class Head(Protocol):
     @property
     def sampled(self) -> nn.Module:
         """The network that sampling calls."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of a module."""
+        ...
+
+    def buffers(self) -> Iterator[Tensor]:
+        """As of a module."""
+        ...
 
     def check(self, config: PredictConfig) -> None:
         """:class:`ConfigError` where this head cannot be sampled so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,9 @@ class Plan:
             values = self.head.draw(self.given, rows[r], s, self.config, self.precision)
             return partial(_placed, r, s, fetched(values))
 
-        weights = list(self.head.sampled.parameters())
-        device = weights[0].device
-        count = min(lanes(device, sum(each.numel() for each in weights)), len(parts))
+        device = next(chain(self.head.parameters(), self.head.buffers())).device
+        # A head that found nothing to diffuse has an empty network.
+        count = min(lanes(device, sum(each.numel() for each in self.head.sampled.parameters())), len(parts))
         for r, s, values in one_behind(in_lanes(drawn, parts, count), device):
             samples[r, s] = values
         if not np.isfinite(samples).all():
