@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from morphogen.core.files import (
     content_hash,
     read_json,
     writable_folder,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -128,8 +131,15 @@ def test_trying_a_folder_follows_no_link(tmp_path):
     folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     folder.mkdir()
     for probe in ("write-test", "space-test"):
-        (folder / f".{probe}.{os.getpid()}").symlink_to(elsewhere)
+        (folder / f".{probe}.{os.getpid()}-{threading.get_native_id()}").symlink_to(elsewhere)
     assert writable_folder(folder) == folder
     with pytest.raises(ValueError, match="odd"), atomic_path(folder / "file"):
         raise ValueError("odd")
     assert not elsewhere.exists() and list(folder.iterdir()) == []
+
+
+def test_threads_write_into_one_folder_side_by_side(tmp_path):
+    """Each tries the folder with a file of its own: none takes away another's."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: write_bytes(tmp_path / "out" / f"{k}", b"x"), range(400)))
+    assert len(list((tmp_path / "out").iterdir())) == 400

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,11 @@ def _explained(error: Exception, temporary: Path, final: Path) -> OutputError | 
     return output_error(error, final) if isinstance(error, OSError) else None
 
 
+def _probe(kind: str) -> str:
+    """Name of a file that one thread makes and removes: several may write into one folder."""
+    return f".{kind}-test.{os.getpid()}-{threading.get_native_id()}"
+
+
 def _anew(probe: Path) -> int:
     """A handle of a new file at ``probe``; a link that was planted there is replaced, never followed."""
     probe.unlink(missing_ok=True)
@@ -97,7 +103,7 @@ def _full(folder: Path, temporary: Path) -> OSError | None:
     with suppress(OSError):
         if limit != resource.RLIM_INFINITY and temporary.is_file() and temporary.stat().st_size >= limit:
             return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    probe = folder / f".space-test.{os.getpid()}"
+    probe = folder / _probe("space")
     try:
         with open(_anew(probe), "wb", buffering=0) as file:
             file.write(bytes(min(_PROBE, limit) if limit != resource.RLIM_INFINITY else _PROBE))
@@ -169,7 +175,7 @@ def writable_folder(path: Path | str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}"
+        probe = folder / _probe("write")
         os.close(_anew(probe))
         probe.unlink()
     except FileExistsError:
