@@ -31,7 +31,7 @@ class Dealt:
     def __init__(self, translators: Sequence[Any], plan: WindowPlan, name: str, read: Reader) -> None:
         self.devices = len(translators)
         if self.devices == 1:
-            # Within a lane there is one more of this kind: none.
+            # lanes() counts no more than one within a lane, as where a folder of images is shared out.
             translators = [translators[0]] * min(getattr(translators[0], "lanes", 1), lanes())
         self.translators, self.plan, self.read = translators, plan, read
         self.noises = [each.noise(plan, name) for each in translators]
