@@ -23,6 +23,7 @@ from morphogen.demo.workspace import stain_model
 
 # As libraries wait where nobody says how: 300,000 turns of GNU's loop, 200 ms of Intel's, 2^26 cycles of OpenBLAS.
 SPINNING = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200", "OPENBLAS_THREAD_TIMEOUT": "26"}
+_LONG = 3.0  # seconds; what is shorter is run more often
 _PASSIVE = ("OMP_WAIT_POLICY", *SPINNING)
 
 _SERVER = """
@@ -170,11 +171,12 @@ def _rows(name: str, text: str, servers: dict[str, Commands], base: Path, quick:
     for way, server in servers.items():  # libraries are loaded, and what others start from is made
         out = base / ("made" if way == "defaults" else f"made-{way}") / short
         out.parent.mkdir(exist_ok=True)
-        server.run(text.replace("OUT", str(out)).split())
+        warm = server.run(text.replace("OUT", str(out)).split())
+    rounds = 1 if quick else 2 if warm > _LONG else 4
     for shared in (False, True):
         took: dict[str, list[float]] = {way: [] for way in servers}
         with busy(shared):
-            for k in range(1 if quick else 2):
+            for k in range(rounds):
                 for way, server in servers.items():
                     out = base / f"{short}-{shared}-{way}-{k}"
                     took[way].append(server.run(text.replace("OUT", str(out)).split()))

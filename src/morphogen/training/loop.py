@@ -27,7 +27,7 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.training.config import TrainingConfig
 from morphogen.training.draws import Draws
 from morphogen.training.guard import Part
-from morphogen.training.lanes import backward_in_lanes
+from morphogen.training.lanes import WholeLoss, backward_in_lanes
 from morphogen.training.optim import learning_rate
 from morphogen.training.order import Batch, RankBatches, loader
 from morphogen.training.run import Run
@@ -132,7 +132,8 @@ def train(run: Run) -> None:
     run.model.train()
     with Meter(run) as meter:
         for step in range(first, last):
-            lr, norm = update(run, step, batches)
+            with run.threads():
+                lr, norm = update(run, step, batches)
             progress.step = step + 1
             meter.advance()
             if run.due(config.log_every):
@@ -173,7 +174,8 @@ def backward(run: Run, step: int, part: int, batch: Batch) -> Part:
         items = finish(items)
     # Dropout has no other source than torch's own generator; seeding it here makes it a function of the step.
     torch.manual_seed(seed_for(config.seed, "layers", step, accelerator.process_index, part))
-    if run.lanes > 1:
+    whole = getattr(run.task, "whole_batches", False)
+    if run.lanes > 1 and not whole:
         figures = backward_in_lanes(
             lambda own, places: run.model(lambda model: _figures(run, model, own, places)),
             list(run.model.parameters()),
@@ -186,7 +188,13 @@ def backward(run: Run, step: int, part: int, batch: Batch) -> Part:
         return Part(indices, figures["loss"])
     last = part == config.accumulation - 1
     with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
-        figures = run.model(lambda model: _figures(run, model, items, positions))
+        figures = run.figures(
+            lambda: run.model(
+                lambda model: _figures(
+                    run, WholeLoss(model, run.lanes) if run.lanes > 1 else model, items, positions
+                )
+            )
+        )
         loss = figures["loss"]
         # DDP and FSDP take the mean over processes, whose shares may differ by one item.
         share = len(positions) * accelerator.num_processes / config.batch_size

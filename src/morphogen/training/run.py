@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from morphogen.core.errors import CheckpointError, OutputError
+from morphogen.core.running.threads import fewer_threads
 from morphogen.core.writing.replacing import remove_leftovers
 from morphogen.training import sharding
 from morphogen.training.checkpoint import (
@@ -21,7 +23,7 @@ from morphogen.training.checkpoint import (
 )
 from morphogen.training.config import TrainingConfig
 from morphogen.training.guard import FiniteGuard
-from morphogen.training.lanes import lanes_for
+from morphogen.training.lanes import ENOUGH, counted, lanes_for
 from morphogen.training.logging import Means, MetricsLog
 from morphogen.training.optim import Ema, build_optimizer
 from morphogen.training.order import DataOrder
@@ -47,6 +49,9 @@ class Progress:
     best_value: float | None = None
     worse: int = 0
     stopped_early: bool = False
+    megaflops: float | None = None
+    """Of a mean operation of the first step, where a CPU's threads depend on it; kept, so that a run that goes on is
+    computed as it was."""
 
 
 class Run:
@@ -72,11 +77,12 @@ class Run:
         fused = accelerator.scaler is None and accelerator.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(task.model, config, fused=fused)
         self.model, self.optimizer = accelerator.prepare(AnyCall(task.model), optimizer)
-        self.lanes = lanes_for(
-            task.model,
-            accelerator,
-            config.batch_size // config.accumulation,
-            whole=getattr(task, "whole_batches", False) or config.gradient_checkpointing,
+        items = config.batch_size // config.accumulation
+        self._lanes = 1 if config.gradient_checkpointing else lanes_for(task.model, accelerator, items)
+        self._counts = (
+            accelerator.device.type == "cpu"
+            and accelerator.num_processes == 1
+            and torch.get_num_threads() > 1
         )
         self.ema = Ema(self.model, config.ema_decay, config.ema_warmup)
         self.means = Means()
@@ -93,6 +99,26 @@ class Run:
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is due now; 0 is never, and the last step is always due."""
         return bool(every) and (self.progress.step % every == 0 or self.progress.step == self.config.steps)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a step: one until it is known what its operations do."""
+        work = self.progress.megaflops
+        return 1 if work is None or work < ENOUGH else self._lanes
+
+    def figures(self, function: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """``function()``, whose work is counted the first time."""
+        if not self._counts or self.progress.megaflops is not None:
+            return function()
+        value, self.progress.megaflops = counted(function)
+        return value
+
+    def threads(self) -> AbstractContextManager[Any]:
+        """The block of a step: one thread where its operations are too short for more."""
+        work = self.progress.megaflops
+        if self._counts and (work is None or work < ENOUGH):
+            return fewer_threads(torch.get_num_threads())
+        return nullcontext()
 
     @torch.no_grad()
     def with_average(self, function: Callable[[nn.Module], Any]) -> Any:

@@ -28,8 +28,8 @@ class Task(Protocol):
         the seed and the item's position, so it is the same with any number of workers and after a resume.
 
     ``whole_batches = True``
-        The loss is one of the whole batch, not a mean over items (a Dice loss with sums over the batch): its items are
-        not shared out over lanes of a CPU.
+        The loss is one of the whole batch, not a mean over items (a Dice loss with sums over the batch): lanes of a CPU
+        meet for it. ``loss`` calls the model with tensors (B, …) for one tensor (B, …) then.
 
     For data sets whose batches are made as a whole, in three steps:
 

@@ -110,7 +110,7 @@ def in_lanes(
     function: Callable[[T], R], items: Iterable[T], count: int | None = None
 ) -> Generator[R, None, None]:
     """``function`` of all items, in their order, ``count`` (by default :func:`lanes`) of them at a time, each with its
-    share of torch's threads and in the caller's grad mode.
+    share of torch's threads and in the caller's grad mode and autocast.
 
     No more items than lanes are taken ahead of what was asked for. What a function gives must not depend on which
     items are beside it. An error comes up at its item.
@@ -125,9 +125,14 @@ def in_lanes(
         yield from map(function, items)
         return
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    reduced, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
-    def alone(item: T) -> R:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad and not inference):
+    def alone(item: T) -> R:  # these modes are each thread's own
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(grad and not inference),
+            torch.autocast("cpu", dtype, enabled=reduced),
+        ):
             return function(item)
 
     with fewer_threads(count), closing(ahead(alone, items, threads=count, depth=count)) as made:
@@ -151,7 +156,12 @@ def fewer_threads(count: int) -> Iterator[int]:
 
 
 def over_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """:func:`in_lanes` of items that are all there."""
+    """:func:`in_lanes` of items that are all there and long enough to give numpy's and scipy's BLAS its share, too."""
     import torch
+    from threadpoolctl import threadpool_limits
 
-    return list(in_lanes(function, items, min(torch.get_num_threads(), len(items))))
+    count = min(torch.get_num_threads(), len(items))
+    if count < 2:
+        return list(map(function, items))
+    with threadpool_limits(max(1, cpu_cores() // count), user_api="blas"):
+        return list(in_lanes(function, items, count))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from morphogen.core.running.threads import over_threads
 from morphogen.metrics.expression import macro, pearson
 
 ALPHAS = (100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
@@ -126,23 +128,28 @@ Part = tuple[str, float, float, int]  # ("linear", alpha, 0, rank) or ("kernel",
 
 def _parts(fitter: _Fitter, scores: np.ndarray) -> dict[Part, np.ndarray]:
     """Standardised predictions at ``scores`` of every single part of the grid."""
-    out: dict[Part, np.ndarray] = {}
-    for alpha in ALPHAS:
+    distance = squared_distances(scores[:, : fitter.landmarks.shape[1]], fitter.landmarks)
+
+    def linear(alpha: float) -> dict[Part, np.ndarray]:
         weights = fitter.linear(alpha)
         v = fitter.directions(fitter.x @ weights)
         low = scores @ weights @ v[: max(RANKS)].T
-        for rank in RANKS:
-            out["linear", alpha, 0.0, rank] = low[:, :rank] @ v[:rank]
-    distance = squared_distances(scores[:, : fitter.landmarks.shape[1]], fitter.landmarks)
-    for gamma in GAMMAS:
+        return {("linear", alpha, 0.0, rank): low[:, :rank] @ v[:rank] for rank in RANKS}
+
+    def kernel(gamma: float) -> dict[Part, np.ndarray]:
+        out: dict[Part, np.ndarray] = {}
         near = np.exp(-gamma * distance / fitter.median)
         train = np.exp(-gamma * fitter.distance / fitter.median)
         for penalty, weights in fitter.kernels(gamma):
             v = fitter.directions(train @ weights)
             low = near @ weights @ v[: max(RANKS)].T
-            for rank in RANKS:
-                out["kernel", gamma, penalty, rank] = low[:, :rank] @ v[:rank]
-    return out
+            out |= {("kernel", gamma, penalty, rank): low[:, :rank] @ v[:rank] for rank in RANKS}
+        return out
+
+    work = [partial(kernel, gamma) for gamma in GAMMAS] + [partial(linear, alpha) for alpha in ALPHAS]
+    found = over_threads(lambda part: part(), work)  # the longest first
+    ordered = found[len(GAMMAS) :] + found[: len(GAMMAS)]
+    return {key: value for part in ordered for key, value in part.items()}
 
 
 @dataclass
@@ -181,7 +188,8 @@ def choose(folds: Sequence[Fold]) -> tuple[ReadoutChoice, float, list[dict[str, 
                 found.append(macro(pearson(y, p)).value)
         return float(np.mean(found))
 
-    singles = {part: score(lambda parts, part=part: parts[part]) for part in predictions[0]}
+    keys = list(predictions[0])
+    singles = dict(zip(keys, over_threads(lambda key: score(lambda parts: parts[key]), keys)))
     best = {
         kind: sorted((p for p in singles if p[0] == kind), key=lambda p: -singles[p])[:3]
         for kind in ("linear", "kernel")

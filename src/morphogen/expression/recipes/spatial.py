@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.running.threads import over_threads
 from morphogen.core.seeds import generator, numpy_generator
 from morphogen.diffusion import ItemNoise, SamplerConfig
 from morphogen.expression.config import ExpressionConfig, PredictConfig, SpatialConfig
@@ -81,11 +82,17 @@ class SpatialModel(nn.Module):
         numbers = fold_numbers(folds)
         inner = [_fold(tables, folds, k, config) for k in numbers]
         choice, score, tried = choose([fold for fold, _ in inner])
+        features = ContextFeatures.fit(tables, config.first_components, config.second_components)
+        scores = [features.section(t) for t in tables]
+        levels = Levels.fit(tables, config, transform.unit)
+        centred = np.concatenate([t.y - t.y.mean(axis=0) for t in tables])
+        fits = [(fold.scores, fold.values) for fold, _ in inner] + [(np.concatenate(scores), centred)]
+        *without, readout = over_threads(lambda each: fit_readout(*each, choice), fits)
+
         pattern = [np.zeros_like(t.y) for t in tables]
-        for k, (fold, _) in zip(numbers, inner):
-            readout = fit_readout(fold.scores, fold.values, choice)
+        for k, (fold, _), judged in zip(numbers, inner, without):
             with torch.no_grad():
-                held = readout(torch.from_numpy(fold.held_scores)).numpy()
+                held = judged(torch.from_numpy(fold.held_scores)).numpy()
             start = 0
             for p, f in zip(pattern, folds):
                 n = int((f == k).sum())
@@ -94,11 +101,6 @@ class SpatialModel(nn.Module):
         pattern = [p - p.mean(axis=0) for p in pattern]
         residual = [t.y - t.y.mean(axis=0) - p for t, p in zip(tables, pattern)]
 
-        features = ContextFeatures.fit(tables, config.first_components, config.second_components)
-        scores = [features.section(t) for t in tables]
-        levels = Levels.fit(tables, config, transform.unit)
-        centred = np.concatenate([t.y - t.y.mean(axis=0) for t in tables])
-        readout = fit_readout(np.concatenate(scores), centred, choice)
         sizes = {
             "genes": centred.shape[1],
             "embedding": tables[0].embedding.shape[1],
