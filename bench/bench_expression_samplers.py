@@ -12,6 +12,7 @@ from bench.bench_expression import FAST, section
 from bench.harness import Row
 
 FEWER = (8, 10, 12, 16)
+REFERENCE = 1000
 
 
 def quality(quick: bool) -> list[Row]:
@@ -38,14 +39,21 @@ def quality(quick: bool) -> list[Row]:
     # The mean of K samples is itself drawn: several seeds say how much of a difference is that.
     seeds = {"fast": 2 if quick else 8, "reference": 1 if quick else 2}
     found: dict[str, dict[str, np.ndarray]] = {}
-    few = {f"{preset} {steps}": (preset, steps) for steps in FEWER for preset in ("fast", "faster")}
+    how = {"fast": ("fast", FAST), "reference": ("reference", REFERENCE)}
+    few = {f"{preset} {number}": (preset, number) for number in FEWER for preset in ("fast", "faster")}
     seeds |= dict.fromkeys(few, 1 if quick else 4)
     for solver, n in seeds.items():
         runs: dict[str, list[Any]] = {"variance": [], "energy": [], "pcc": [], "ratio": []}
-        preset, steps = few.get(solver, (solver, FAST))
+        preset, evaluations = (how | few)[solver]
         for seed in range(n):
             result = model(
-                part, samples=k, solver=preset, steps=steps, keep_samples="obsm", device="cpu", seed=seed
+                part,
+                samples=k,
+                solver=preset,
+                steps=evaluations,
+                keep_samples="obsm",
+                device="cpu",
+                seed=seed,
             )
             s = np.asarray(result.obsm["pred_samples"], np.float64)
             # Spread of all samples over spots and draws: what shrinks when a solver takes too few steps.
@@ -83,10 +91,10 @@ def _fewer(found: dict[str, dict[str, np.ndarray]], name: str) -> Row:
     variance = (each["variance"] / reference["variance"].mean(axis=0)).mean(axis=1)
     energy = each["energy"] / reference["energy"].mean()
     pcc = each["pcc"] - fast["pcc"][: len(each["pcc"])]
-    preset, steps = name.split()
+    preset, evaluations = name.split()
     order = {"fast": "second order, log-SNR within ±8", "faster": "third order, log-SNR −6…5"}[preset]
     return Row(
-        f"{preset.capitalize()} at {steps} / reference at 1000: variance of samples",
+        f"{preset.capitalize()} at {evaluations} / reference at 1000: variance of samples",
         float(variance.mean()), "x", float(variance.min()), float(variance.max()), "0.95 to 1.05",
         f"{order}; energy {energy.mean():.4f} (0.99 to 1.01), macro PCC {pcc.mean():+.4f} against fast at 20 from the "
         f"same noise; {len(pcc)} seeds",

@@ -83,6 +83,7 @@ class Run:
             accelerator.device.type == "cpu"
             and accelerator.num_processes == 1
             and torch.get_num_threads() > 1
+            and not any(module._compiled_call_impl for module in task.model.modules())
         )
         self.ema = Ema(self.model, config.ema_decay, config.ema_warmup)
         self.means = Means()
