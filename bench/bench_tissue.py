@@ -17,16 +17,16 @@ from morphogen.tissue.canvases.grid import conditions
 CELLS = 8
 
 
-def model_and_grid() -> tuple[Any, EmbeddingGrid]:
-    """The ``small`` model with fresh weights, windows of 64 px, and a grid of 8 × 8 cells."""
-    model = new_model(ModelConfig.of("small", embeddings={"patch": 280}), tile_px=64, mpp=1.0)
+def model_and_grid(size: Any) -> tuple[Any, EmbeddingGrid]:
+    """A model with fresh weights, windows of 64 px, and a grid of 8 × 8 cells."""
+    model = new_model(ModelConfig.of(size, embeddings={"patch": 280}), tile_px=64, mpp=1.0)
     model.network.to(memory_format=torch.channels_last).eval()
     return model, EmbeddingGrid(np.random.default_rng(0).normal(size=(CELLS, CELLS, 280)).astype(np.float32))
 
 
-def step_overhead(quick: bool) -> Row:
+def step_overhead(size: str, quick: bool) -> Row:
     """One guided step over the canvas against the bare network on as many windows in the same batches."""
-    model, grid = model_and_grid()
+    model, grid = model_and_grid(size)
     plan = CanvasPlan(model, grid, CanvasConfig())
     sampler = TissueSampler()
     denoiser = guided_by(model.denoiser(), model.schedule, sampler, {"context": model.null()})
@@ -49,7 +49,7 @@ def step_overhead(quick: bool) -> Row:
             model.network(part, times, context=context)
 
     return compare(
-        "a step of a canvas over the bare network",
+        f"a step of a canvas over the bare network, {size}",
         ours,
         bare,
         pairs=3 if quick else 9,
@@ -76,9 +76,9 @@ CANVAS = """
 import numpy as np, tempfile, torch
 torch.set_num_threads(1)
 from morphogen.tissue import CanvasConfig, EmbeddingGrid, ModelConfig, TissueSampler, draw_canvas, new_model
-model = new_model(ModelConfig.of("tiny", embeddings={{"patch": 5}}), tile_px=256, mpp=0.5)
+model = new_model(ModelConfig.of("tiny", embeddings={{"patch": 1024}}), tile_px=256, mpp=0.5)
 config = CanvasConfig(sampler=TissueSampler(steps=2, guidance_scale=1.0), overlapped_steps=0, memory_gib=0)
-grid = EmbeddingGrid(np.random.default_rng(0).normal(size=({cells}, {cells}, 5)).astype(np.float32))
+grid = EmbeddingGrid(np.random.default_rng(0).normal(size=({cells}, {cells}, 1024)).astype(np.float32))
 with tempfile.TemporaryDirectory() as folder:
     draw_canvas(model, grid, folder, config)
 """
@@ -96,4 +96,4 @@ def memory(quick: bool) -> list[Row]:
 
 def run(quick: bool = False) -> list[Row]:
     """All rows of this module."""
-    return [step_overhead(quick), *costs(), *memory(quick)]
+    return [*(step_overhead(size, quick) for size in ("small", "tiny")), *costs(), *memory(quick)]

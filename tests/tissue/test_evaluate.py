@@ -1,4 +1,4 @@
-"""Scores, reports, twins, priors and the command line of the room."""
+"""Scores, reports, twins and the command line of the room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from morphogen.cli.main import main
@@ -17,11 +16,8 @@ from morphogen.core.errors import DependencyError, InputError
 from morphogen.metrics.faithfulness import embedding_similarity, faithfulness, memorisation
 from morphogen.slides.pyramid import write_pyramid
 from morphogen.tissue import EvaluateConfig, evaluate_twin, scoring
-from morphogen.tissue.canvases.sources import grid_of_picks, grid_of_table, region_boxes
+from morphogen.tissue.canvases.sources import grid_of_picks, region_boxes
 from morphogen.tissue.evaluate import judges
-from morphogen.tissue.priors.config import PriorConfig
-from morphogen.tissue.priors.model import Components, TissuePrior
-from morphogen.tissue.priors.train import GridDataset, check_prior, full_grids, train_prior
 from morphogen.tissue.reading.samples import import_sample_file, transposed_grid
 from morphogen.tissue.scoring import crops
 
@@ -243,96 +239,6 @@ def test_regions_are_cut_into_whole_cells(tmp_path):
     assert region_boxes(nearly, (0, 0, 95, 64), 32, 0.5)[1] == (2, 2)
     with pytest.raises(InputError, match="smaller than a cell"):
         region_boxes(slide, (0, 0, 20, 20), 32, 0.5)
-
-
-def gridded(count=2, side=6, width=4):
-    """Tiles side by side whose embeddings vary smoothly over the image."""
-    parts = []
-    for image in range(count):
-        y, x = np.meshgrid(np.linspace(0, 3, side), np.linspace(0, 3, side), indexing="ij")
-        waves = [np.sin(x + image), np.cos(y), np.sin(x + y), 0.3 * x]
-        parts.append(np.stack(waves[:width], -1).reshape(side * side, width))
-    table = coloured_tiles(count * side * side)
-    places = [(i, r, c) for i in range(count) for r in range(side) for c in range(side)]
-    return type(table)(
-        [f"t{i}" for i in range(len(table))],
-        [f"s{i}" for i, _, _ in places],
-        {"patch": np.concatenate(parts).astype(np.float32)},
-        table.read,
-        32,
-        labels=[f"class{i % 2}" for i, _, _ in places],
-        places=np.array(places),
-    )
-
-
-def test_components_keep_the_variance():
-    features = rng().normal(size=(400, 6)) @ rng().normal(size=(6, 20)) + 5
-    space = Components.of(features.astype(np.float32))
-    assert space.kept <= 6
-    import torch
-
-    values = torch.from_numpy(features.astype(np.float32))
-    back = space.inverse(space(values)).numpy()
-    assert ((back - features) ** 2).sum() / ((features - features.mean(0)) ** 2).sum() < 0.06
-    assert float(space(values).var(0).mean()) == pytest.approx(1, rel=0.02)
-
-
-def test_full_grids_and_their_largest_rectangle():
-    table = gridded(2, 6)
-    assert len(full_grids(table, 4)) == 2 * 9
-    holed = table.take([i for i in range(len(table)) if tuple(table.places[i]) != (0, 0, 0)])
-    assert len(full_grids(holed, 4)) == 2 * 9 - 1
-    assert grid_of_table(table, 1).shape == (6, 6)
-    assert min(grid_of_table(holed, 0).shape) == 5
-    with pytest.raises(InputError, match="no image holds 9 × 9 tiles"):
-        GridDataset(table, 9, Components.of(table.features["patch"]), [])
-
-
-def test_a_prior_learns_smooth_grids(tmp_path):
-    table = gridded(4, 6)
-    config = PriorConfig(side=4, width=32, depth=2, heads=2)
-    training = config.training.replace(steps=60, batch_size=16, lr=3e-3, warmup_steps=5, ema_decay=0.9)
-    config = config.replace(training=training, data=config.data.replace(hold_out=0.25))
-    prior = train_prior(table, config, tmp_path, device="cpu")
-    again = TissuePrior.from_pretrained(tmp_path / "model")
-    assert again.identity == prior.identity and again.labels == ["class0", "class1"]
-    grid = again(seed=1)
-    assert grid.shape == (4, 4) and (grid.patch == prior(seed=1).patch).all()
-    assert (grid.patch != again(seed=2).patch).any()
-    assert again((7, 9), label="class1", guidance=2.0).shape == (7, 9)
-    check = json.loads((tmp_path / "check.json").read_text())
-    assert set(check["moran"]) == {"drawn", "training", "held_out"}
-    blank = TissuePrior.fresh(config, prior.space, prior.labels)
-    dataset = GridDataset(table, 4, prior.space, prior.labels)
-    assert check["frechet"] < 0.7 * check_prior(blank, dataset, dataset, count=4)["frechet"]
-
-
-def test_the_check_of_a_prior_tells_a_good_one_from_noise():
-    table = gridded(4, 6)
-    config = PriorConfig(side=4, width=32, depth=1, heads=2)
-    space = Components.of(table.features["patch"])
-    grids = GridDataset(table, 4, space, ["class0", "class1"])
-
-    class Copies(TissuePrior):
-        def __call__(self, shape=None, **options):
-            from morphogen.tissue.canvases.grid import EmbeddingGrid
-
-            rows = grids.grids[options["seed"] * 7 % len(grids)]
-            return EmbeddingGrid(table.features["patch"][rows.numpy()])
-
-    fresh = TissuePrior.fresh(config, space, ["class0", "class1"])
-    copies = Copies(fresh.network, space, config, fresh.labels)
-    good, noise = (check_prior(each, grids, grids, count=36) for each in (copies, fresh))
-    assert good["frechet"] < 0.05 < 0.5 < noise["frechet"] and good["nearest"]["drawn"] < 0.01
-    assert np.allclose(good["moran"]["drawn"], good["moran"]["training"], atol=0.1)
-    flat = torch.stack([grids[k]["grid"].flatten() for k in range(len(grids))])
-    images = np.array(grids.images)
-    apart = [
-        float((flat[images != image] - grid).norm(dim=1).min())
-        for grid, image in zip(flat, images, strict=True)
-    ]
-    assert np.unique(images).size == 4
-    assert good["nearest"]["other_images"] == pytest.approx(np.mean(apart), rel=1e-3)
 
 
 def test_samples_are_imported_with_the_grid_put_right(tmp_path, capsys):

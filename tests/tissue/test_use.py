@@ -58,6 +58,10 @@ def test_good_variations_help_and_wrong_ones_harm(tiny, tmp_path, monkeypatch):
     good, bad = (np.mean(scores[same].accuracy["texture"]["0.1"]["variations"]) for same in (True, False))
     assert good > 0.8 > 0.5 > bad  # two of three tiles of a class are of the other
     assert "do not help" in scores[False].lead
+    gain = scores[True].gains["texture"]["0.1"]["both over stain"]
+    helps = gain["value"] >= 0.03 and gain["low"] > 0
+    assert ("do not help" in scores[True].lead) == (not helps)
+    assert f"they add {100 * gain['value']:+.1f} (" in scores[True].lead
     shares = scores[True].accuracy["texture"]
     assert (
         np.mean(shares["1"]["real"]) > 0.9 and len(set(shares["1"]["real"])) == 1
@@ -68,6 +72,25 @@ def test_good_variations_help_and_wrong_ones_harm(tiny, tmp_path, monkeypatch):
     assert gains["stain"]["low"] <= gains["stain"]["value"] <= gains["stain"]["high"]
     again = evaluate_use(tiny, real, test, tmp_path / "again", CONFIG)
     assert again.accuracy == scores[False].accuracy
+
+
+def test_copies_of_the_tiles_themselves_gain_nothing(tiny, tmp_path, monkeypatch):
+    """More rows of the same are no help: arms differ in what the copies show, never in their number."""
+    real, test = labelled(40, 0), labelled(40, 1000)
+
+    def themselves(model, tiles, out, sampler, *, samples, seed, precision):
+        files = []
+        out.mkdir(parents=True, exist_ok=True)
+        for row, image in enumerate(tiles.read(range(len(tiles)))):
+            for k in range(samples):
+                files.append(out / f"{row}-{k}.png")
+                save_png(image, files[-1])
+        return Patches(out, files, out / "manifest.csv")
+
+    monkeypatch.setattr("morphogen.tissue.use.draw_patches", themselves)
+    found = evaluate_use(tiny, real, test, tmp_path, CONFIG)
+    for values in found.accuracy["texture"].values():
+        assert values["variations"] == values["real"]
 
 
 def test_variations_are_drawn_by_the_model(tiny, tmp_path):

@@ -284,8 +284,9 @@ def prior(
     """Train a prior over grids of embeddings of regions, to draw canvases without a slide; OUT/model and a check."""
     from morphogen.core.files import read_json
     from morphogen.tissue.model import TissueDiffusion
+    from morphogen.tissue.priors.check import compared
     from morphogen.tissue.priors.config import PriorConfig
-    from morphogen.tissue.priors.train import compared, train_prior
+    from morphogen.tissue.priors.train import train_prior
     from morphogen.tissue.train import tiles_for
 
     resolved = load_config(

@@ -148,9 +148,7 @@ def shifted_windows(
             fields = fields or [None if part is None else _like(x) for part in parts]
             for field, part in zip(fields, parts):
                 if part is not None:
-                    for index, value in zip(indices, part):
-                        row, column = cells[index]
-                        _write(field, row.region, column.region, value[..., row.inside, column.inside])
+                    _write_cells(field, [cells[index] for index in indices], part)
         return Prediction(*fields)
 
     return denoise
@@ -310,6 +308,15 @@ def _move_towards(
             done += 1
         if isinstance(field, Canvas):
             _write(field, rows, across, strip)
+
+
+def _write_cells(field: Any, cells: Sequence[tuple[_Cell, _Cell]], values: Sequence[Tensor]) -> None:
+    """What windows predict for their own cells. Neighbours in a row are written in one go: on a disk every line of a
+    window lies on a page of its own."""
+    for row, run in groupby(zip(cells, values), key=lambda each: each[0][0]):
+        parts = [(column, value) for (_, column), value in run]
+        strip = torch.cat([value[..., row.inside, column.inside] for column, value in parts], dim=-1)
+        _write(field, row.region, slice(parts[0][0].region.start, parts[-1][0].region.stop), strip)
 
 
 def _read(field: Any, rows: slice, columns: slice) -> Tensor:

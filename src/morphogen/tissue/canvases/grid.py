@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,27 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return torch.where(straight, (1 - t) * wide_a + t * wide_b, arc).to(a.dtype)
 
 
-def vectors_at(grid: Tensor, positions: Sequence[tuple[int, int]], cell: int) -> Tensor:
+def vectors_at(
+    grid: Tensor,
+    positions: Sequence[tuple[int, int]],
+    cell: int,
+    made: Callable[[Tensor], Tensor] = lambda vectors: vectors,
+) -> Tensor:
     """(N, D): the vectors of windows at ``positions`` (row, column of their corners, latent cells).
 
-    grid: (R, C, D). cell: side of a grid's cell in latent cells. A window exactly on a cell has that cell's vector;
-    between cells it is slerped along the columns, above and below, then along the rows. Beyond the last row and column
-    the grid's border is repeated.
+    grid: (R, C, D). cell: side of a grid's cell in latent cells. made: what is slerped of the cells' vectors (…, D). A
+    window exactly on a cell has that cell's vector; between cells it is slerped along the columns, above and below,
+    then along the rows. Beyond the last row and column the grid's border is repeated.
     """
     where = torch.tensor(list(positions), dtype=torch.float64, device=grid.device).reshape(-1, 2) / cell
     rows, columns = grid.shape[0], grid.shape[1]
     low = where.floor()
-    fraction = where - low
     i, j = low[:, 0].long().clamp(0, rows - 1), low[:, 1].long().clamp(0, columns - 1)
     below, right = (i + 1).clamp(max=rows - 1), (j + 1).clamp(max=columns - 1)
-    upper = slerp(grid[i, j], grid[i, right], fraction[:, 1])
-    lower = slerp(grid[below, j], grid[below, right], fraction[:, 1])
+    corners = made(torch.stack([grid[i, j], grid[i, right], grid[below, j], grid[below, right]]))
+    fraction = (where - low).to(corners.device)
+    upper = slerp(corners[0], corners[1], fraction[:, 1])
+    lower = slerp(corners[2], corners[3], fraction[:, 1])
     return slerp(upper, lower, fraction[:, 0])
 
 
@@ -181,11 +188,16 @@ def conditions(
 
     ``vectors(name, values)`` standardises and checks embeddings, ``context(**vectors)`` makes tokens of them.
     """
-    fields = {"patch": vectors("patch", grid.patch)}
+    # Vectors are made of the cells that windows see, batch by batch: a grid of many cells is as large as its canvas.
+    fields = {"patch": torch.from_numpy(grid.patch)}
     if grid.region is not None:
-        fields["region"] = vectors("region", grid.region)
+        fields["region"] = torch.from_numpy(grid.region)
+    for name, values in fields.items():
+        vectors(name, values[:1, :1])  # of the model's width, or an error before anything is drawn
 
     def of(positions: Sequence[tuple[int, int]]) -> Tensor:
-        return context(**{name: vectors_at(values, positions, cell) for name, values in fields.items()})
+        return context(
+            **{name: vectors_at(values, positions, cell, partial(vectors, name)) for name, values in fields.items()}
+        )
 
     return of

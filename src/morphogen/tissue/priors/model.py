@@ -1,8 +1,10 @@
 """``TissuePrior``: a small diffusion transformer over grids of embeddings.
 
 Embeddings are standardised and reduced to the principal components that keep 95 % of their variance; a grid of them is
-an image of few pixels and many channels, and a DiT (Peebles & Xie 2023) with one token per cell learns it. Larger
-grids are drawn by the same windows that draw canvases.
+an image of few pixels and many channels. The Gaussian field of their spectrum gives a linear estimate
+(:class:`~morphogen.tissue.priors.field.GridField`), and a DiT (Peebles & Xie 2023) with one token per cell learns what
+that leaves over: neighbours agree from the first step on, which a short training of a transformer alone does not reach.
+Larger grids are drawn by the same windows that draw canvases.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from morphogen.nets.folders import component
 from morphogen.tasks.pretrained import Pretrained
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.priors.config import PriorConfig
+from morphogen.tissue.priors.field import GridField
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
@@ -35,19 +38,28 @@ _Width = Annotated[int, Field(gt=0, le=1 << 16)]  # of an embedding, or its comp
 class PriorNetwork(nn.Module):
     """``network(x, t, label=…)``: x (B, K, g, g) noisy grids of components, t (B,), label (B,) → x0 (B, K, g, g).
 
-    The last label is the null one; training drops labels to it.
+    The linear estimate of the field, and what the transformer adds in units of what the estimate leaves over
+    (preconditioning as in Karras et al. 2022, per component). The last label is the null one; training drops labels
+    to it.
     """
 
-    def __init__(self, transformer: DiTTransformer2DModel) -> None:
+    def __init__(self, transformer: DiTTransformer2DModel, field: GridField, schedule: Schedule) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.field, self.schedule = transformer, field, schedule
+        for module in transformer.modules():
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0  # labels are dropped by the training task, in all blocks together
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the diffusers folder."""
         self.transformer.save_pretrained(folder, safe_serialization=True)
 
     def forward(self, x: Tensor, t: Tensor, *, label: Tensor) -> Tensor:
-        return self.transformer(x, timestep=t, class_labels=label.expand(len(x))).sample
+        alpha, sigma = self.schedule.levels_like(t, x)
+        estimate, left = self.field(x, alpha, sigma)
+        unit = x / (alpha**2 * self.field.variance + sigma**2).sqrt()
+        more = self.transformer(unit, timestep=t, class_labels=label.expand(len(x))).sample
+        return estimate + left * more
 
 
 class Components(nn.Module):
@@ -123,11 +135,18 @@ class TissuePrior(Pretrained):
     ) -> None:
         self._network, self.space, self.config = network, components, config
         self.labels, self.facts = list(labels), dict(facts or {})
-        self.schedule = Schedule.cosine()
+        self.schedule = network.schedule
 
     @classmethod
-    def fresh(cls, config: PriorConfig, components: Components, labels: list[str], **facts: Any) -> Self:
-        """A prior with fresh weights."""
+    def fresh(
+        cls,
+        config: PriorConfig,
+        components: Components,
+        labels: list[str],
+        field: GridField | None = None,
+        **facts: Any,
+    ) -> Self:
+        """A prior with fresh weights: it draws from ``field``, by default without any correlation between cells."""
         from diffusers import DiTTransformer2DModel
 
         with torch.random.fork_rng(devices=[]):
@@ -144,7 +163,8 @@ class TissuePrior(Pretrained):
             )
             nn.init.zeros_(network.proj_out_2.weight)
             nn.init.zeros_(network.proj_out_2.bias)
-        return cls(PriorNetwork(network), components, config, labels, facts)
+        field = field or GridField(components.kept, config.side)
+        return cls(PriorNetwork(network, field, Schedule.cosine()), components, config, labels, facts)
 
     @property
     def network(self) -> PriorNetwork:
@@ -152,7 +172,7 @@ class TissuePrior(Pretrained):
         return self._network
 
     def components(self) -> Mapping[str, Any]:
-        return {"network": self._network, "components": self.space}
+        return {"network": self._network, "field": self._network.field, "components": self.space}
 
     def saved(self) -> dict[str, Any]:
         shape = [self.space.axes.shape[0], self.space.kept]
@@ -165,7 +185,10 @@ class TissuePrior(Pretrained):
         config: PriorConfig = read.settings(PriorConfig)
         space = Components(*read.fact("components_shape", tuple[_Width, _Width]))
         read.restore(space, "components")
-        network = PriorNetwork(component(read.component("network"), DiTTransformer2DModel)).eval()
+        field = GridField(space.kept, config.side)
+        read.restore(field, "field")
+        transformer = component(read.component("network"), DiTTransformer2DModel)
+        network = PriorNetwork(transformer, field, Schedule.cosine()).eval()
         return cls(
             network, space, config, read.fact("labels", list[str]), read.fact("training", dict[str, Any], {})
         )
