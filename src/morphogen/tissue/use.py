@@ -52,7 +52,8 @@ def evaluate_use(
     For every share of ``labelled`` and every seed, a logistic regression on an encoder's features learns from a
     stratified choice of tiles alone (``real``), from them and recoloured copies (``stain``), from them and tiles drawn
     from their own embeddings (``variations``), or from half of either kind (``both``). Copies are equally many in all
-    four: those of ``real`` are the tiles themselves. Scores are balanced accuracies on ``test``; gains are paired by seed, with bootstrap intervals over seeds.
+    four: those of ``real`` are the tiles themselves. Scores are balanced accuracies on ``test``; gains are paired by
+    seed, with bootstrap intervals over seeds.
 
     Raises :class:`InputError` without labels, for fewer than two classes, or when ``test`` holds a class of its own.
     """

@@ -197,7 +197,10 @@ def conditions(
 
     def of(positions: Sequence[tuple[int, int]]) -> Tensor:
         return context(
-            **{name: vectors_at(values, positions, cell, partial(vectors, name)) for name, values in fields.items()}
+            **{
+                name: vectors_at(values, positions, cell, partial(vectors, name))
+                for name, values in fields.items()
+            }
         )
 
     return of
