@@ -21,8 +21,10 @@ from morphogen.layout.scoring.synthetic import (
     evaluate_synthetic,
     memorisation,
 )
+from morphogen.layout.sources.arrays import as_style
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.plan import Plan
+from morphogen.layout.synthesis.pseudo import pseudo_sheets
 from morphogen.metrics.intervals import Interval
 from morphogen.slides.recolouring import Stains
 from morphogen.tasks.evaluation import Evaluation, SetScores
@@ -108,6 +110,21 @@ def test_recolouring_takes_the_stains_of_the_target():
     assert distances[1] < distances[0]
 
 
+def test_a_little_blood_does_not_set_the_stains():
+    """Three per cent of the tissue in another colour: the robust estimate stays, that of the extremes does not."""
+    images = np.stack([painted(2, n)[0] for n in range(4)])
+    bloody = images.copy()
+    bloody[:, :8, :10] = (190, 40, 20)
+    turned, changed = {}, {}
+    for robust in (True, False):
+        clean, other = (Stains.of(each, robust=robust) for each in (images, bloody))
+        angles = np.degrees(np.arccos(np.clip((clean.matrix[:2] * other.matrix[:2]).sum(1), -1, 1)))
+        turned[robust] = float(angles.max())
+        changed[robust] = float(np.abs(np.log(other.amounts / clean.amounts)).max())
+    assert turned[True] < 9 and turned[False] > 20
+    assert changed[True] < 0.3 and changed[False] > 1
+
+
 def test_baseline_sheets(found, segmenter, data):
     plan = Plan(found.annotated, found.unannotated, data, SynthesisConfig(count=4), 3, images=1)
     for focus in (True, False):
@@ -116,7 +133,7 @@ def test_baseline_sheets(found, segmenter, data):
         for number, sheet in enumerate(made):  # with the focus: what a synthetic image begins at
             assert np.array_equal(sheet.pixels, plan[number].begin) == focus
             assert np.array_equal(sheet.classes, plan[number].layout.labels)
-    pseudo = baselines.pseudo_sheets(segmenter, baselines.as_style(found.unannotated), 32)
+    pseudo = pseudo_sheets(segmenter, as_style(found.unannotated), 32)
     assert len(pseudo) == 2 and all(sheet.labelled for sheet in pseudo)
     assert set(np.unique(pseudo[0].classes)) <= {0, 1, 2}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from morphogen.layout.data import read_sources
 from morphogen.layout.sampling.augment import flipped, random_affine, warped
 from morphogen.layout.sampling.crops import LayoutCrops, Places, SegmentationCrops
 from morphogen.layout.sampling.styles import StyleSampler
+from morphogen.layout.sources.arrays import in_memory
 from morphogen.layout.sources.sheets import ImageSheet, tissue_cells
 from morphogen.slides.recolouring import colour_map, recoloured
 
@@ -81,6 +84,26 @@ def test_rare_classes_are_drawn_as_often_as_asked(sheets):
         assert 0 <= top <= 48 and 0 <= left <= 48
     # anywhere: a crop of 16 touches the 8 rows of class 1 with top < 8, 8/49 of the draws
     assert abs(np.mean(shown) - (0.5 + 0.5 * 8 / 49)) < 0.07
+
+
+def test_images_that_were_cut_out_by_class_are_taken_as_they_come(sheets):
+    """Crops of 8 sheets, and the same crops as sheets: drawn from either, as much foreground comes."""
+    config, random = DataConfig(crop=16), np.random.default_rng(0)
+    places = Places(sheets, 16, 0.5, 2)
+    cut = []
+    for number in range(300):
+        sheet, top, left = places.draw(random)
+        labels = sheet.labels(top, left, 16)
+        cut.append(in_memory(f"c{number}", "C", sheet.image(top, left, 16), labels, balanced=True))
+    again = [replace(sheet, balanced=False) for sheet in cut]
+
+    def foreground(real, synthetic):
+        items = SegmentationCrops(real, synthetic, config, 2, ratio=1.0)
+        return np.mean([float(items[k]["labels"].float().mean()) for k in range(400)])
+
+    shown = foreground(sheets, [])
+    assert foreground(sheets, cut) == pytest.approx(shown, rel=0.12)
+    assert foreground(sheets, again) > 1.3 * shown
 
 
 def test_items_are_functions_of_their_generator(found, data):

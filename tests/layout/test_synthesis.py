@@ -18,7 +18,7 @@ from morphogen.layout.predict import synthesize
 from morphogen.layout.sampling.augment import blurred
 from morphogen.layout.sampling.focus import blur_of, refocused
 from morphogen.layout.sampling.looks import Look, Restyling
-from morphogen.layout.scoring.baselines import in_memory
+from morphogen.layout.sources.arrays import in_memory
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.agreement import agreement, shown_iou
 from morphogen.layout.synthesis.plan import Plan
@@ -166,6 +166,14 @@ def test_pairing_by_density_needs_a_segmenter_and_follows_it(found, data):
     assert shares[1] > shares[0] + 0.2
 
 
+def test_layouts_do_not_depend_on_what_is_drawn_of_the_styles(found, data):
+    one, two = (Plan(found.annotated, found.unannotated, data, CONFIG, 3, images=count) for count in (1, 2))
+    for number in range(4):
+        assert np.array_equal(one[number].begin, two[number].begin)
+        assert one[number].layout.matrix == two[number].layout.matrix
+        assert len(one[number].style) == 1 and len(two[number].style) == 2
+
+
 def test_nothing_to_take_layouts_or_styles_from(found, data):
     for layouts, styles, word in (((), found.unannotated, "layouts"), (found.annotated, (), "unannotated")):
         with pytest.raises(InputError, match=f"there are no {word}"):
@@ -286,7 +294,7 @@ def test_an_image_takes_the_stains_and_the_focus_of_a_style():
     soft = in_memory("soft", "P2", blurred(tissue_like(2), 1.0), labels)
     both = [sharp, soft]
     with_focus, colours = Restyling(both, 32), Restyling(both, 32, focus=False)
-    for source, target, left in ((sharp, soft, 0.1), (soft, sharp, 0.8)):  # to sharpen has its limits
+    for source, target, left in ((sharp, soft, 0.2), (soft, sharp, 0.8)):  # to sharpen has its limits
         look = Look.of_patient([target], 32)
         before = blur_of(source.pixels[None])
         made = with_focus(source.pixels, source, look)

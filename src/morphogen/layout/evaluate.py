@@ -21,6 +21,7 @@ from morphogen.layout.scoring.scores import patient_items, score_segmenter, set_
 from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.segmenter.train import train_segmenter
 from morphogen.layout.sources.sheets import Sheet
+from morphogen.layout.synthesis.pseudo import pseudo_sheets
 from morphogen.tasks.evaluation import Evaluation, against_first, paired_differences, write_results
 
 PROTOCOL = "layout-1"
@@ -82,7 +83,7 @@ def compare(
             found.annotated, found.unannotated, count, config.data, len(names), seed, focus=focus
         )
         arm(name, found.annotated, sheets)
-    pseudo = baselines.pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop)
+    pseudo = pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop)
     arm(baselines.PSEUDO, found.annotated, pseudo)
     arm(baselines.SYNTHETIC, [], synthetic)
     arm(baselines.BOTH, found.annotated, synthetic)

@@ -99,6 +99,7 @@ def synthesize(
         "settings": config.to_dict(),
         "sampler": chosen.to_dict(),
         "model": model.identity,
+        "draws": 2,  # which layout and which look a seed gives: the second way to draw them
     }
     facts |= {"balance": data.balance, "layouts": [s.identity() for s in layouts]}
     facts |= {"styles": [s.identity(labels=False) for s in styles]}

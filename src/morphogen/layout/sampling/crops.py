@@ -30,10 +30,14 @@ class Places:
 
     With probability ``balance`` a foreground class is drawn, then a sheet that shows it, then one of its pixels, which
     lies in the crop at a uniform place; otherwise a sheet, then a place anywhere on it. Every step is uniform.
+
+    Sheets that were cut out by class when they were made (synthetic images) are taken as they come: drawn by class once
+    more they would show more foreground than the crops of the others.
     """
 
     def __init__(self, sheets: Sequence[Sheet], crop: int, balance: float, classes: int) -> None:
-        self.sheets, self.crop, self.balance = list(sheets), crop, balance
+        self.sheets, self.crop = list(sheets), crop
+        self.balance = 0.0 if all(sheet.balanced for sheet in self.sheets) else balance
         self.showing = {
             label: shown
             for label in range(1, classes)

@@ -30,7 +30,7 @@ class Look:
     def of(cls, images: np.ndarray) -> Look | None:
         """Of images (N, H, W, 3) uint8 together; None where they show no stain."""
         try:
-            stains = Stains.of(images)
+            stains = Stains.of(images, robust=True)
         except MorphogenError:
             return None
         return cls(stains, blur_of(images)) if stains.amounts.max() >= FAINT else None

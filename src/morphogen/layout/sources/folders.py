@@ -53,7 +53,10 @@ def image_folder(
         mask = found.get(_key(name)) if classes is not None else None
         if classes is not None and mask is not None:
             labels = partial(_labels, mask, classes)
-        sheets.append(ImageSheet(name, patients[name], path, partial(read_image, path), labels, mask=mask))
+        pixels = partial(read_image, path)
+        sheets.append(
+            ImageSheet(name, patients[name], path, pixels, labels, mask=mask, balanced=manifest.is_file())
+        )
     if found and not any(sheet.labelled for sheet in sheets):
         raise InputError(
             f"none of the {len(found)} masks has the name of an image",

@@ -72,6 +72,11 @@ class Sheet(Protocol):
     def labelled(self) -> bool: ...
 
     @property
+    def balanced(self) -> bool:
+        """Whether it was cut out by class when it was made: to draw it by class again would be once too often."""
+        ...
+
+    @property
     def present(self) -> tuple[int, ...]:
         """Classes it shows; empty without labels."""
         ...
@@ -111,6 +116,7 @@ class ImageSheet:
     read_labels: Callable[[], np.ndarray] | None = None
     kind: str = ""  # class of the whole image, where the source has one (flowers)
     mask: Path | None = None
+    balanced: bool = False  # cut out by class when it was made
 
     @property
     def labelled(self) -> bool:
@@ -168,7 +174,8 @@ class ImageSheet:
 
     def identity(self, labels: bool = True) -> list[Any]:
         mask = fingerprint(self.mask) if labels and self.labelled and self.mask is not None else ""
-        return [self.name, self.patient, fingerprint(self.path), mask]
+        drawn = ["balanced"] if labels and self.balanced else []
+        return [self.name, self.patient, fingerprint(self.path), mask, *drawn]
 
 
 def _window(values: np.ndarray, top: int, left: int, side: int) -> np.ndarray:

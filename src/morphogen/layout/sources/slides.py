@@ -142,6 +142,11 @@ class SlideSheet:
         return {**self.__dict__, "opened": {}}
 
     @property
+    def balanced(self) -> bool:
+        """Never: a slide is whole."""
+        return False
+
+    @property
     def slide(self) -> Any:
         """The open slide, as QuPath shows it: polygons count from the corner of its bounds."""
         if "slide" not in self.opened:

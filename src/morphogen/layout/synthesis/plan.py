@@ -95,6 +95,8 @@ class Plan:
         random = numpy_generator(self.config.seed, "synthesize", number)
         patient = self._patient(number, random)
         chosen, images = self._style(patient, random)
+        # Of its own: the same layouts come whatever is drawn of the styles, so that arms can be compared by image.
+        random = numpy_generator(self.config.seed, "layouts", number)
         layout = self._layout(random)
         if self.config.pairing == "density" and self.share is not None:
             wanted = float(np.mean([self.share(image) for image in images]))
