@@ -1,18 +1,15 @@
-"""Trainings and scores behind the tables of docs/stain.md: data, models, methods side by side."""
+"""Trainings and scores behind the tables of simulated tissue in docs/stain.md: models, methods side by side."""
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from morphogen.core.files import read_json, write_json
-from morphogen.demo.writers.folders import write_mist
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.stain.config import (
     ApplyConfig,
@@ -20,86 +17,31 @@ from morphogen.stain.config import (
     SamplerConfig,
     TrainConfig,
 )
-from morphogen.stain.data import FoundPairs, Pair, find_pairs
-from morphogen.stain.evaluate import Evaluation, evaluate_methods, write_results
+from morphogen.stain.data import Pair
+from morphogen.stain.evaluate import evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import Stained
-from morphogen.stain.pairs.geometry import align, read_aligned
+from morphogen.stain.pairs.geometry import read_aligned
 from morphogen.stain.predict import stain_image
-from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.scoring.figures import density_of, panel
 from morphogen.stain.scoring.pages import write_page
-from morphogen.stain.targets.files import read_image
 from morphogen.stain.train import train_model
 from morphogen.tasks import save_png
 
 KINDS = ("residual", "diffusion", "regression")
 SAMPLES = 24
-KIND_OF = {"ER": "er", "Ki67": "er", "HER2": "her2"}  # what the simulator has of the like
-SIMULATED = {"er": "IHC", "her2": "simulated HER2"}  # stains of the simulator, and their labels
 PAIRS = 256  # simulated, for training
 TISSUE: dict[str, Any] = {"size": 256, "patients": 24, "val_patients": 4, "mpp": 0.5}
-TILE = 64  # px, on real pairs
-
-REAL = [  # name, H&E, IHC, stain
-    ("bci-00345", "bci/valA/00345_test_0.png", "bci/valB/00345_test_0.png", "HER2"),
-    ("bci-00820", "bci/valA/00820_test_2+.png", "bci/valB/00820_test_2+.png", "HER2"),
-    ("bci-00901", "bci/valA/00901_test_1+.png", "bci/valB/00901_test_1+.png", "HER2"),
-    ("mist", "mist_er/he.jpg", "mist_er/er.jpg", "ER"),
-    ("restained", "restained_ki67/HE.png", "restained_ki67/IHC.png", "Ki67"),
-]
 
 
-def real_pairs(data: Path, out: Path, *, inner: bool = False) -> Path:
-    """Left two thirds of every image for training, right third for the test; the table of pairs.
-
-    The images are registered (rigid) from their left parts alone; pairs that do not match stay as they are.
-    ``inner``: the same again within the left two thirds, for choices; the right third of the image is then not
-    looked at.
-    """
-    rows, motions = [], {}
-    for name, he_file, ihc_file, stain in REAL:
-        he, ihc = read_image(data / he_file), read_image(data / ihc_file)
-        if inner:
-            cut = he.shape[1] * 2 // 3
-            he, ihc = he[:, :cut], ihc[:, :cut]
-        cut = he.shape[1] * 2 // 3
-        found = estimate_motion(he[:, :cut], ihc[:, :cut])
-        if found.sure:
-            affine = tuple(found.matrix.ravel())
-            he, ihc = align(Pair(name, data / he_file, data / ihc_file, affine=affine), he, ihc)
-        cut = he.shape[1] * 2 // 3
-        motions[name] = {
-            "sure": found.sure,
-            "score": found.score,
-            "turn": found.turn,
-            "map": found.matrix.tolist(),
-        }
-        print(f"{name}: {he.shape[1]} × {he.shape[0]} px, {motions[name]}")
-        for split, columns in (("train", slice(0, cut)), ("test", slice(cut, None))):
-            for kind, image in (("he", he), ("ihc", ihc)):
-                save_png(out / kind / split / f"{name}.png", np.ascontiguousarray(image[:, columns]))
-            row = {"name": name, "he": f"he/{split}/{name}.png", "ihc": f"ihc/{split}/{name}.png"}
-            rows.append(row | {"stain": stain, "patient": name, "split": split})
-    write_json(out / "registration.json", motions)
-    with open(out / "pairs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return out / "pairs.csv"
-
-
-def settings(
-    steps: int, kind: str, mpp: float | None, stains: tuple[str, ...], start: Path | None = None
-) -> TrainConfig:
+def settings(steps: int, kind: str) -> TrainConfig:
     """The small model as documented; the regression differs in its objective alone. ``residual``: half the steps are
     the regression's, the others those of a diffusion of what it leaves over."""
     config = TrainConfig.recipe("small", steps, residual=kind == "residual")
     return config.replace(
-        data=config.data.replace(mpp=mpp),
-        model=config.model.replace(stains=stains, regression=kind == "regression"),
-        start=None if start is None else str(start),
+        data=config.data.replace(mpp=TISSUE["mpp"]),
+        model=config.model.replace(regression=kind == "regression"),
     )
 
 
@@ -112,18 +54,15 @@ def trained(pairs: Any, out: Path, config: TrainConfig, precision: str) -> tuple
     return StainTransfer.from_pretrained(out / "model"), float(read_json(out / "seconds.json"))
 
 
-Models = dict[str, StainTransfer]  # by stain
-
-
 def stained(
-    models: Models, pairs: Sequence[Pair], solver: str, samples: int, precision: str
+    model: StainTransfer, pairs: Sequence[Pair], solver: str, samples: int, precision: str
 ) -> dict[str, Stained]:
     """Every pair's H&E through one solver."""
     made = {}
     for pair in pairs:
         config = ApplyConfig(sampler=SamplerConfig.named(solver), samples=samples, stain=pair.stain)
         made[pair.name] = stain_image(
-            models[pair.stain], read_aligned(pair)[0], config, name=pair.name, precision=precision
+            model, read_aligned(pair)[0], config, name=pair.name, precision=precision
         )
     return made
 
@@ -135,13 +74,10 @@ NAMES = {"residual": "residual diffusion", "diffusion": "diffusion"}
 
 
 def methods_of(
-    train: Sequence[Pair], test: Sequence[Pair], models: dict[str, Models], precision: str
+    train: Sequence[Pair], test: Sequence[Pair], models: dict[str, StainTransfer], precision: str
 ) -> tuple[dict[str, Method], dict[str, dict[str, Stained]], dict[str, float]]:
     """All methods by name, the K samples of each diffusion by kind, and seconds per megapixel of each solver."""
-    maps = {
-        stain: ColourMap().fit(read_aligned(pair) for pair in train if pair.stain == stain)
-        for stain in {pair.stain for pair in train}
-    }
+    colours = ColourMap().fit(read_aligned(pair) for pair in train)
     seconds: dict[str, float] = {}
     pixels = sum(read_aligned(pair)[0].shape[0] * read_aligned(pair)[0].shape[1] for pair in test) / 1e6
 
@@ -163,7 +99,7 @@ def methods_of(
     methods |= {
         "diffusion, expected stain (1 evaluation)": _of(expected),
         "regression U-Net": _of(plain),
-        "colour map fitted per stain": lambda pair, he: maps[pair.stain](he),
+        "colour map fitted per stain": lambda pair, he: colours(he),
         "colour deconvolution": lambda pair, he: deconvolution(he),
         "H&E as it is": lambda pair, he: identity(he),
     }
@@ -176,10 +112,9 @@ def mean_of(kind: str) -> str:
 
 
 def measure(
-    name: str,
     train: Sequence[Pair],
     test: Sequence[Pair],
-    models: dict[str, tuple[Models, float]],
+    models: dict[str, tuple[StainTransfer, float]],
     out: Path,
     precision: str,
 ) -> dict[str, Stained]:
@@ -188,7 +123,7 @@ def measure(
         train, test, {kind: each for kind, (each, _) in models.items()}, precision
     )
     doubts = {mean_of(kind): _doubts(several[kind]) for kind in NAMES}
-    config = EvaluateConfig(tile=TILE if name == "real" else 32)
+    config = EvaluateConfig(tile=32)
     evaluations = evaluate_methods(test, methods, config, uncertainty=doubts)
     facts = {
         "seconds of training": {kind: time for kind, (_, time) in models.items()},
@@ -245,71 +180,6 @@ def truth_table(root: Path, test: Sequence[Pair], out: Path, several: dict[str, 
     return figures
 
 
-def beside_simulated(pairs: list[Pair], stain: str, root: Path) -> tuple[list[Pair], tuple[str, ...]]:
-    """Real pairs of a stain and simulated ones of its kind (nuclear or membrane), and the labels of both."""
-    target = KIND_OF[stain]
-    folder = write_mist(root / target, PAIRS, 16, target=target, **TISSUE)
-    label = SIMULATED[target]
-    simulated = [replace(pair, stain=label) for pair in find_pairs(folder, "train").pairs]
-    return [*pairs, *simulated], (label, stain)
-
-
-def real_models(
-    kind: str, train: FoundPairs, start: Path, out: Path, steps: int, precision: str, *, beside: bool
-) -> tuple[Models, float]:
-    """One model per real stain, trained further from the one that knows simulated tissue (``start``). ``beside``:
-    with simulated pairs as every other sample. By stain, and the seconds of all.
-    """
-    models, total = {}, 0.0
-    for stain in sorted({pair.stain for pair in train.pairs}):
-        pairs = [pair for pair in train.pairs if pair.stain == stain]
-        stains: tuple[str, ...] = (stain,)
-        if beside:
-            pairs, stains = beside_simulated(pairs, stain, out.parent.parent / "simulated-stains")
-        config = settings(steps, kind, None, stains, start)
-        config = config.replace(data=config.data.replace(balance_stains=beside))
-        found = replace(train, pairs=pairs)
-        models[stain], seconds = trained(found, out / stain, config, precision)
-        total += seconds
-    return models, total
-
-
-CHOICES = [(150, False), (300, True), (600, True)]  # steps, with simulated pairs as every other sample
-FEWER = 8  # samples for the choice
-
-
-def choices(kind: str, data: Path, start: Path, out: Path, precision: str) -> list[dict[str, Any]]:
-    """Scores of the second training's lengths on the last third of the left part; a row each."""
-    table = real_pairs(data, out / "data", inner=True)
-    train, test = find_pairs(table, "train"), find_pairs(table, "test")
-    rows = []
-    for steps, beside in CHOICES:
-        what = f"{steps} steps, " + ("simulated pairs beside" if beside else "real pairs alone")
-        folder = out / kind / what.replace(" ", "-").replace(",", "")
-        if not (folder / "scores.json").is_file():
-            models, seconds = real_models(kind, train, start, folder, steps, precision, beside=beside)
-            made = {"regression U-Net": stained(models, test.pairs, "mean", 1, precision)}
-            if kind != "regression":
-                several = stained(models, test.pairs, "fast", FEWER, precision)
-                made = {
-                    f"{NAMES[kind]}, expected stain (1 evaluation)": made["regression U-Net"],
-                    f"{NAMES[kind]}, mean of {FEWER} samples": {
-                        name: replace(each, sample=each.mean) for name, each in several.items()
-                    },
-                    f"{NAMES[kind]}, one sample": several,
-                }
-            methods = {name: _of(images) for name, images in made.items()}
-            found = [
-                {"method": e.method, "training": what, "seconds": seconds, **_figures(e)}
-                for e in evaluate_methods(test.pairs, methods, EvaluateConfig(tile=TILE))
-            ]
-            write_json(folder / "scores.json", found)
-        rows += read_json(folder / "scores.json")
-        for row in rows[-1 if kind == "regression" else -3 :]:
-            print(row)
-    return rows
-
-
 def _of(images: dict[str, Stained]) -> Method:
     return lambda pair, he: images[pair.name].sample
 
@@ -320,9 +190,3 @@ def _means(images: dict[str, Stained]) -> Method:
 
 def _doubts(images: dict[str, Stained]) -> Callable[[Pair], np.ndarray]:
     return lambda pair: images[pair.name].uncertainty
-
-
-def _figures(evaluation: Evaluation) -> dict[str, float]:
-    intervals = evaluation.scores.intervals
-    keys = ("dab_tile_correlation", "dab_tile_correlation_pooled", "dab_tile_mae", "ssim")
-    return {key: intervals[key].value for key in keys}

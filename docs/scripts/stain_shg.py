@@ -50,7 +50,6 @@ FOLDS = {
     **{f"inner{k}": f"Trained within 1B and 2B, every third core held out ({k + 1} of 3)" for k in range(3)},
 }
 TILE, WEIGHT = 16, 0.5
-EFFECTS = 1.5  # spread of the effects of images; chosen on 1B-2B and 2B-1B
 SAMPLES, AVERAGED = 20, 16  # 19 samples are the fewest that have a 90 % interval
 REGRESSION = 40  # steps; chosen on inner0, where 40 of 40, 80, 120, 160, 200 gave the highest r
 PARTS = ("colour", "plain", "diffusion")
@@ -74,7 +73,14 @@ def prepare(data: Path, out: Path) -> Path:
             Image.fromarray((~_opened(white)).astype(np.uint8) * 255).save(mask)
         shg = (data / "SHG" / f"{path.stem}.png").resolve()
         rows.append(
-            {"name": path.stem, "he": str(path.resolve()), "ihc": str(shg), "stain": "SHG", "mask": mask}
+            {
+                "name": path.stem,
+                "he": str(path.resolve()),
+                "ihc": str(shg),
+                "stain": "SHG",
+                "group": array_of(path.stem),
+                "mask": mask,
+            }
         )
     with open(out / "pairs.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -82,6 +88,11 @@ def prepare(data: Path, out: Path) -> Path:
         writer.writerows(rows)
     (out / "target.yaml").write_text("channels: [SHG]\n")
     return out / "pairs.csv"
+
+
+def array_of(name: str) -> str:
+    """The array of a core: 1B, 2B, or X of another scanner."""
+    return name[0] if name[0] == "X" else name[:2]
 
 
 def _opened(white: np.ndarray) -> np.ndarray:
@@ -92,7 +103,7 @@ def _opened(white: np.ndarray) -> np.ndarray:
 
 def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
     """Training and test pairs: a group held out, one group from another, or every third core of 1B and 2B."""
-    group = {pair.name: pair.name[0] if pair.name[0] == "X" else pair.name[:2] for pair in pairs}
+    group = {pair.name: array_of(pair.name) for pair in pairs}
     breast = [pair for pair in pairs if group[pair.name] != "X"]
     cores = [pair for pair in breast if "ROI" not in pair.name]
     if name == "X":
@@ -109,10 +120,10 @@ def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
     return [p for p in breast if p.name not in apart], [p for p in cores if p.name in apart]
 
 
-def settings(kind: str, steps: int) -> TrainConfig:
+def settings(kind: str, steps: int, parts: int = 4) -> TrainConfig:
     """How they are trained: the same network and crops. ``plain`` has as many steps as ``ours`` has in its regression,
     which more than some forty steps on so few cores make worse, and in the diffusion around it; the regressions of the
-    cross-fitting come on top."""
+    cross-fitting, as many as ``parts``, come on top."""
     given: dict[str, Any] = {
         "model.encoder": "none",
         "model.attention": [],
@@ -136,7 +147,7 @@ def settings(kind: str, steps: int) -> TrainConfig:
         "mean_share": REGRESSION / steps,
         "mean_lr": 2e-4,
         "objective.residual_spread": 1.0,
-        "objective.cross_fit": 4,
+        "objective.cross_fit": parts,
         "objective.image_effects": True,
         "objective.noise_scales": 6,
         "objective.residual_knots": 12,
@@ -163,7 +174,7 @@ def sampled(
     for pair in pairs:
         he = read_aligned(pair)[0]
         # The mean that is asked for is the regression's answer under the effects that the samples take.
-        apply = APPLY.replace(samples=SAMPLES, effect_spread=EFFECTS, mean_weight=0.0)
+        apply = APPLY.replace(samples=SAMPLES, mean_weight=0.0)
         out = stain_image(model, he, apply, name=pair.name)
         mean = (1 - WEIGHT) * out.mean + WEIGHT * out.samples[:AVERAGED].mean(axis=0)
         made[pair.name] = Made(mean, out.samples, out.uncertainty)
@@ -212,12 +223,17 @@ def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int, parts: Sequ
     train, test = fold(pairs, name)
     target = measured(train[0].target, [pair.ihc for pair in train])
     train, test = ([replace(pair, target=target) for pair in each] for each in (train, test))
+    # What is held out in the cross-fitting is what is held out in the test: whole arrays, or cores of arrays.
+    arrays = {pair.group for pair in train}
+    if name.startswith("inner"):
+        train = [replace(pair, group=None) for pair in train]
+    parts_held = len(arrays) if len(arrays) > 1 and not name.startswith("inner") else 4
     kinds = {"colour": [], "plain": ["plain"], "diffusion": ["ours"]}
     models: dict[str, StainTransfer] = {}
     seconds = {}
     for kind in [kind for part in parts for kind in kinds[part]]:
         begun = time.perf_counter()
-        config = settings(kind, steps)
+        config = settings(kind, steps, parts_held)
         models[kind] = train_model(FoundPairs(train, []), config, out / kind, where=name).model
         seconds[kind] = time.perf_counter() - begun
     methods: dict[str, ChannelMethod] = {}

@@ -294,6 +294,27 @@ def test_patients_of_names_with_dots(tmp_path, caplog):
         find_pairs(tmp_path, "val")
 
 
+def test_groups_of_folders_and_tables(tmp_path, caplog):
+    names = ["a", "b", "c"]
+    for kind in ("valA", "valB"):
+        images(tmp_path / kind, [f"{name}.png" for name in names])
+    known = tmp_path / "patients.csv"
+    known.write_text("name,group,patient\na.png,array 1,P\nb.png,array 1,P\nc.png,array 2,Q\n")
+    found = find_pairs(tmp_path, "val").pairs
+    assert [(pair.group, pair.patient) for pair in found] == [("array 1", "P")] * 2 + [("array 2", "Q")]
+    assert [pair.unit for pair in found] == ["P", "P", "Q"]  # intervals stay over patients
+    known.write_text("name,group\na,1\nb,1\n")
+    found = find_pairs(tmp_path, "val").pairs
+    assert [(pair.group, pair.patient) for pair in found] == [("1", None)] * 2 + [(None, None)]
+    assert "1 of 3 images have no group, the first is 'c'" in caplog.text
+    known.write_text("name,scanner\na,1\n")
+    with pytest.raises(InputError, match="no column is called patient or group"):
+        find_pairs(tmp_path, "val")
+    table = tmp_path / "pairs.csv"
+    table.write_text("he,ihc,group\nvalA/a.png,valB/a.png,X\nvalA/b.png,valB/b.png,\n")
+    assert [pair.group for pair in find_pairs(table).pairs] == ["X", None]
+
+
 @pytest.mark.parametrize(
     "text",
     [

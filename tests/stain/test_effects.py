@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 from morphogen.core.errors import ConfigError
 from morphogen.slides.pyramid.writer import PyramidWriter
@@ -164,6 +165,35 @@ def test_effects_are_kept_with_the_model(make_channels, tmp_path):
     on = config(image_effects=True).replace(start=str(tmp_path / "run" / "model"))
     further = train_model(fewer, on, tmp_path / "on", where=table).model
     assert len(further.config.image_effects) == 2 and further.config.normalise == "strength"
+
+
+def test_effects_hold_from_one_array_to_the_other(make_channels, tmp_path):
+    """Two arrays, one three times as bright. A regression that has not seen an array is off by that factor, one that
+    has seen another core of it by less; a patient on both arrays leaves no array to hold out."""
+    table = make_channels(1, n=4)
+    lines = table.read_text().splitlines()
+    for k in (1, 3):
+        path = table.parent / "target" / f"p{k}.png"
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
+
+    def slopes(name, column, values, parts=2):
+        head, *rows = lines
+        text = [f"{head},{column}", *(f"{row},{value}" for row, value in zip(rows, values, strict=True))]
+        table.write_text("\n".join(text) + "\n")
+        (table.parent / "target.yaml").write_text("channels: [SHG]\ntransform: linear\n")
+        given = config(image_effects=True, cross_fit=parts)
+        model = given.model.replace(colour_start=True, colour_degree=2)
+        given = given.replace(model=model, mean_lr=1e-9)
+        made = train_model(find_pairs(table), given, tmp_path / name, where=table).model
+        return np.array(made.config.image_effects)[:, 0, 1]
+
+    held = slopes("held", "group", ["bright", "dim"] * 2)
+    np.testing.assert_allclose(held, [3, 1 / 3, 3, 1 / 3], rtol=0.25)
+    apart = slopes("apart", "patient", ["a", "b", "c", "d"], parts=4)
+    assert held[0] > 1.4 * apart[0] and held[1] < 0.8 * apart[1]
+    assert slopes("one", "group", ["all"] * 4) == pytest.approx(slopes("none", "group", [""] * 4))
+    with pytest.raises(ConfigError, match=r"2 groups \(arrays, slides or scanners\) cannot be parted into 4"):
+        slopes("many", "group", ["bright", "dim"] * 2, parts=4)
 
 
 def test_effects_that_cannot_be(make_pairs, make_channels, tmp_path):

@@ -87,6 +87,25 @@ def test_serial_sections_are_registered_as_well_as_by_landmarks(name, shared):
     assert median(found.matrix) < 1.1 * median(best) + 0.5
 
 
+def test_the_table_keeps_what_else_is_known_of_pairs(tmp_path):
+    """Masks, nuclei and groups of the pairs that are registered."""
+    he, ihc, _ = turned_pair(3, 5, 2)
+    for name, image in (("he", he), ("ihc", ihc), ("seen", np.full(he.shape[:2], 255, np.uint8))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    Image.fromarray(np.zeros(he.shape[:2], np.uint8)).save(tmp_path / "cells.png")
+    (tmp_path / "pairs.csv").write_text(
+        "name,he,ihc,group,mask,nuclei\na,he.png,ihc.png,array 1,seen.png,cells.png\n"
+        "b,he.png,ihc.png,array 2,,\n"
+    )
+    out = tmp_path / "elsewhere/registered.csv"
+    register_table(tmp_path / "pairs.csv", out)
+    given, found = (find_pairs(path).pairs for path in (tmp_path / "pairs.csv", out))
+    for a, b in zip(given, found, strict=True):
+        assert (a.group, a.name) == (b.group, b.name) and b.affine is not None
+        for own, other in ((a.mask, b.mask), (a.nuclei, b.nuclei)):
+            assert own is other is None or own.resolve() == other.resolve()
+
+
 def test_tissue_of_other_patients_does_not_match(shared):
     base = shared / "data/pairs"
     bci = [base / "bci" / f"val{side}" / f"{name}.png" for side, name in
@@ -129,6 +148,7 @@ def test_the_table_holds_what_was_found(tmp_path, capsys):
     assert spread.read_bytes() == out.read_bytes()
     dropped = register_table(tmp_path / "in/pairs.csv", tmp_path / "dropped.csv", drop_unmatched=True)
     assert (dropped.pairs, dropped.unsure) == (1, ["b"])
+    assert "group" not in out.read_text() and "mask" not in out.read_text()
     (tmp_path / "in/none.csv").write_text("he,ihc\nhe.png,other.png\n")
     with pytest.raises(InputError, match="no pair matches"):
         register_table(tmp_path / "in/none.csv", tmp_path / "none.csv", drop_unmatched=True)

@@ -313,7 +313,7 @@ def test_a_regression_never_answers_for_the_pairs_it_has_seen(make_pairs, images
         assert {pair.name for pair in seen}.isdisjoint(
             pair.name for pair, group in zip(pairs, groups, strict=True) if group == number
         )
-    with pytest.raises(ConfigError, match="cannot be parted into 9 groups"):
+    with pytest.raises(ConfigError, match="4 patients or images cannot be parted into 9. Use 4"):
         groups_of(pairs, 9)
     model = around(regression())
     first, second = regression(seed=8), regression(seed=9)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.slides.formats.channels import channel_facts, read_channels
+from morphogen.slides.formats.channels import channel_facts, read_channels, save_channels
+from morphogen.slides.formats.regions import ChannelRegions
 from morphogen.slides.pyramid import PyramidWriter
 from morphogen.stain import StainTransfer, stain_folder, stain_image, stain_slide
 from morphogen.stain.config import (
@@ -132,6 +133,32 @@ def test_bad_targets_are_named_in_one_sentence(make_channels, tmp_path):
     assert "of two sizes" in sentence(other_size) and "p2" in sentence(other_size)
     assert "NaN" in sentence(not_finite, count=2, dtype="float32", suffix=".npy")
     assert "channel 'membrane'" in sentence(nothing, count=2, suffix=".npy")
+
+
+def test_channels_are_taken_by_the_names_that_files_give_them(make_channels):
+    """One file of three has its channels in another order and two more: its values go where the names say."""
+    table = make_channels(2, "uint16", ".ome.tif")
+    path, target = table.parent / "target" / "p1.ome.tif", find_pairs(table).pairs[0].target
+    plain = read_channels(path)
+    wide = np.concatenate([plain + 9, plain[..., ::-1], plain[..., :1] + 3], axis=2)
+    save_channels(path, wide, ("CD3", "CD8", "Membrane", "dna", "blank"))
+    assert not check_pairs(find_pairs(table)).bad
+    np.testing.assert_array_equal(read_target(path, target), plain)
+    with ChannelRegions(path, target.channels) as slide:
+        np.testing.assert_array_equal(slide.read_box(3, 5, 20, 30, 20, 30), plain[5:35, 3:23])
+    save_channels(path, plain, ("first", "second"))  # as they stand, which is said
+    report = check_pairs(find_pairs(table))
+    np.testing.assert_array_equal(read_target(path, target), plain)
+    assert not report.bad and "1 of 3 targets have other names" in report.warnings[0]
+    assert "p1 with first, second: they are taken in their order as DNA, membrane" in report.warnings[0]
+    save_channels(path, plain, ("membrane", "CD8"))
+    with pytest.raises(InputError, match="has 'membrane' as channel 1, not 2; it calls them membrane, CD8"):
+        read_target(path, target)
+    save_channels(path, wide, ("a", "b", "c", "DNA", "DNA"))
+    with pytest.raises(
+        InputError, match="has 5 channels, not 2 .DNA, membrane.; it calls them a, b, c, DNA, DNA"
+    ):
+        read_target(path, target)
 
 
 def test_saturated_and_empty_channels_are_warned_about(make_channels):

@@ -3,7 +3,7 @@
 import pytest
 
 from morphogen.core.errors import InputError
-from morphogen.tasks import folds, hold_out, split_items
+from morphogen.tasks import folds, held_together, hold_out, split_items
 
 PATIENTS = {"s1": "A", "s2": "A", "s3": "B", "s4": ""}
 
@@ -39,6 +39,27 @@ def test_what_is_not_there_or_on_both_sides_is_refused():
 def test_folds_leave_one_unit_out():
     assert folds(["A", "A", "B"]) == [([2], [0, 1]), ([0, 1], [2])]
     assert folds(["A", "A"]) == []
+
+
+def test_what_shares_a_label_of_any_kind_is_held_out_together():
+    patients = ["A", "B", "B", "C", "", ""]
+    assert held_together(["1", "1", "2", "3", "", ""], patients) == [
+        0,
+        0,
+        0,
+        1,
+        2,
+        3,
+    ]  # B lies on both 1 and 2
+    assert held_together(["", "", "", "", "C", ""], patients) == [
+        0,
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]  # array C is not patient C
+    assert held_together(["x", "y", "x", "y"], ["p", "q", "q", ""]) == [0, 0, 0, 0]
 
 
 def test_whole_units_are_held_out():

@@ -8,9 +8,10 @@ per pair;
 ``HE_20x`` and ``IHC_20x``;
 * HEMIT as published: ``<root>/{train,val,test}/{input,label}``;
 * two folders, one of H&E and one of IHC, likewise;
-* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, split, shift_x, shift_y, affine, mask,
-  nuclei``;
-  paths relative to the CSV.
+* a CSV with the columns ``he, ihc`` and, optionally, ``name, stain, patient, group, split, shift_x, shift_y, affine,
+  mask, nuclei``; paths relative to the CSV.
+
+``patients.csv`` in a root says whose each pair is (``patient``) and of which array, slide or scanner (``group``).
 
 ``target.yaml`` beside them says what the targets are, when they are no pictures in colour
 (:class:`~morphogen.stain.targets.config.TargetConfig`).
@@ -55,7 +56,7 @@ class Pair:
     ``name`` is the file name without suffix. ``affine`` (a b tx c d ty) and then ``shift`` (dy, dx) take a pixel of
     the H&E to that of the IHC which shows the same (:mod:`morphogen.stain.pairs.geometry`). ``mask`` says, on the
     pixels of the H&E, where the target was scanned, ``nuclei`` which nucleus a pixel is of (0 none); ``target`` what
-    the second image is.
+    the second image is; ``group`` the array, slide or scanner, within which images are more alike.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Pair:
     mask: Path | None = None
     nuclei: Path | None = None
     target: TargetConfig = COLOUR
+    group: str | None = None
 
     def identity(self) -> list[Any]:
         """What a cache or a run that goes on must find unchanged."""
@@ -173,34 +175,40 @@ def splits_of(root: Path | str) -> tuple[str, ...]:
 
 
 def _with_patients(found: FoundPairs, root: Path) -> FoundPairs:
-    """The pairs with the patients of ``patients.csv`` (name, patient), whose names may carry the images' suffix."""
+    """The pairs with the patients and groups of ``patients.csv`` (name and patient, group or both), whose names may
+    carry the images' suffix."""
     path = root / "patients.csv"
     if not path.is_file() or not found.pairs:
         return found
-    table = read_table(path, ("name", "patient"))
-    stems = {clean(pair.name) for pair in found.pairs}
-    patients = {}
-    for name, patient in table.by_name("name", "patient").items():
-        patients[name if name in stems else without_suffix(name, _SUFFIXES)] = patient
-    without = [pair.name for pair in found.pairs if not patients.get(clean(pair.name))]
-    if len(without) == len(found.pairs):
+    table, pairs = read_table(path, ("name",)), found.pairs
+    table.column("patient", "group")
+    for column in ("patient", "group"):
+        if column in table.columns:
+            told = _told(table, column, pairs)
+            pairs = [replace(pair, **{column: told.get(clean(pair.name)) or None}) for pair in pairs]
+    return FoundPairs(pairs, found.alone)
+
+
+def _told(table: Table, column: str, pairs: list[Pair]) -> dict[str, str]:
+    """What a column of ``patients.csv`` says of the pairs, by name; :class:`InputError` where it knows none of them."""
+    stems = {clean(pair.name) for pair in pairs}
+    told = {}
+    for name, value in table.by_name("name", column).items():
+        told[name if name in stems else without_suffix(name, _SUFFIXES)] = value
+    without = [pair.name for pair in pairs if not told.get(clean(pair.name))]
+    if len(without) == len(pairs):
         raise InputError(
-            f"none of the {len(without)} images has a patient in it; the first is '{without[0]}'."
-            f"{nearest(without[0], patients)}",
-            where=path,
+            f"none of the {len(without)} images has a {column} in it; the first is '{without[0]}'."
+            f"{nearest(without[0], told)}",
+            where=table.path,
             fix="The column name holds the images' file names",
         )
     if without:
         log.warning(
-            "%s: %d of %d images have no patient, the first is '%s'",
-            path,
-            len(without),
-            len(found.pairs),
-            without[0],
+            "%s: %d of %d images have no %s, the first is '%s'",
+            *(table.path, len(without), len(pairs), column, without[0]),
         )
-    return FoundPairs(
-        [replace(pair, patient=patients.get(clean(pair.name)) or None) for pair in found.pairs], found.alone
-    )
+    return told
 
 
 def _sides(root: Path, split: str) -> tuple[Path, Path] | None:
@@ -260,8 +268,9 @@ def _from_table(path: Path, split: str, target: TargetConfig) -> FoundPairs:
         shift = row.integer("shift_y") or 0, row.integer("shift_x") or 0
         affine = read_affine(row.text("affine"), row.where)
         mask, nuclei = (row.file(key) if row.text(key) else None for key in ("mask", "nuclei"))
-        stain, patient = row.text("stain", "IHC"), row.text("patient") or None
-        pairs.append(Pair(name, he, ihc, stain, patient, shift, affine, mask, nuclei, target))
+        stain = row.text("stain", "IHC")
+        patient, group = (row.text(key) or None for key in ("patient", "group"))
+        pairs.append(Pair(name, he, ihc, stain, patient, shift, affine, mask, nuclei, target, group))
     alone = [str(path) for pair in pairs for path in pair.files if not path.is_file()]
     here = [pair for pair in pairs if all(path.is_file() for path in pair.files)]
     return FoundPairs(here, [f"{name} (missing)" for name in alone])

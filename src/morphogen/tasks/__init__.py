@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         sort_sources,
         spread_sources,
     )
-    from morphogen.tasks.splits import Split, folds, hold_out, split_items
+    from morphogen.tasks.splits import Split, folds, held_together, hold_out, split_items
     from morphogen.tasks.streams.noise import ImageNoise
     from morphogen.tasks.streams.pixels import array_reader
     from morphogen.tasks.windows import WindowModel, WindowPlan, plan_windows, scale_between
@@ -92,7 +92,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "streams.noise": ["ImageNoise"],
         "streams.pixels": ["array_reader"],
-        "splits": ["Split", "folds", "hold_out", "split_items"],
+        "splits": ["Split", "folds", "held_together", "hold_out", "split_items"],
         "windows": ["WindowModel", "WindowPlan", "plan_windows", "scale_between"],
     },
 )

@@ -98,6 +98,32 @@ def split_items(
     return Split(by, chosen, tuple(test), {n: patients[n] for n in (*chosen, *test)}, shared, what)
 
 
+def held_together(*labels: Sequence[str]) -> list[int]:
+    """Numbers of the units of items that are held out together: items that share any label, directly or over others.
+    ``labels``: of each kind (array, patient), one per item, ``""`` = not known; an item without any is alone.
+
+    >>> held_together(["array 1", "array 1", "array 2", "", ""], ["A", "B", "C", "C", ""])
+    [0, 0, 1, 1, 2]
+    """
+    count = len(labels[0])
+    root = list(range(count))
+
+    def first(item: int) -> int:
+        while root[item] != item:
+            item = root[item]
+        return item
+
+    for kind in labels:
+        seen: dict[str, int] = {}
+        for item, label in enumerate(kind):
+            if label:
+                a, b = first(seen.setdefault(label, item)), first(item)
+                root[max(a, b)] = min(a, b)
+    firsts = [first(item) for item in range(count)]
+    numbers = {item: number for number, item in enumerate(dict.fromkeys(firsts))}
+    return [numbers[item] for item in firsts]
+
+
 def folds(units: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """Inner folds over TRAINING items, (positions of fit, positions of validation) each.
 

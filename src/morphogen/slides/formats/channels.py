@@ -14,6 +14,7 @@ import numpy as np
 from morphogen.core.devices import check_memory
 from morphogen.core.errors import InputError, SlideError
 from morphogen.core.files import atomic_path
+from morphogen.slides.formats.scale import ome_image
 from morphogen.slides.formats.tiff import main_series
 from morphogen.slides.images import (
     IMAGE_SUFFIXES,
@@ -34,11 +35,46 @@ _MOST = 64  # channels; a longer axis is no channel axis
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """What a file of channels is: (height, width), number of channels, ``uint8``, ``uint16`` or ``float32``."""
+    """What a file of channels is: (height, width), number of channels, ``uint8``, ``uint16`` or ``float32``; what an
+    OME-TIFF calls each of them, where it names all."""
 
     size: tuple[int, int]
     channels: int
     dtype: str
+    names: tuple[str, ...] = ()
+
+    def places(self, wanted: tuple[str, ...], path: Path | str) -> list[int]:
+        """Numbers of the channels that are ``wanted``: those of these names where the file has them all, else all as
+        they stand, where they are as many. :class:`InputError` where they are not, and where a name stands elsewhere.
+
+        >>> ChannelFacts((9, 9), 3, "uint8", ("CD3", "DAPI", "CD8")).places(("DAPI", "CD3"), "a.ome.tif")
+        [1, 0]
+        """
+        has, asked = ([name.strip().lower() for name in names] for names in (self.names, wanted))
+        if has and all(has.count(name) == 1 for name in asked):
+            return [has.index(name) for name in asked]
+        called = f"; it calls them {_listed(self.names)}" if has else ""
+        if self.channels != len(wanted):
+            raise InputError(
+                f"has {self.channels} channels, not {len(wanted)} ({_listed(wanted)}){called}", where=path
+            )
+        for place, name in enumerate(asked):
+            if name in has and has[place] != name:
+                raise InputError(
+                    f"has '{wanted[place]}' as channel {has.index(name) + 1}, not {place + 1}{called}",
+                    where=path,
+                    fix=f"The names wanted are {_listed(wanted)}: say all as the file does",
+                )
+        return list(range(self.channels))
+
+    def renamed(self, wanted: tuple[str, ...]) -> bool:
+        """Whether the file has other names for what is wanted."""
+        has, asked = ({name.strip().lower() for name in names} for names in (self.names, wanted))
+        return bool(has) and not asked <= has
+
+
+def _listed(names: tuple[str, ...], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def channel_facts(path: Path | str) -> ChannelFacts:
@@ -56,7 +92,10 @@ def channel_facts(path: Path | str) -> ChannelFacts:
             ]
             if len(others) > 1:
                 raise SlideError(f"is a stack with axes {series.axes}, not one image of channels", where=path)
-            return ChannelFacts((shape[0], shape[1]), others[0] if others else 1, _kind(series.dtype, path))
+            count = others[0] if others else 1
+            return ChannelFacts(
+                (shape[0], shape[1]), count, _kind(series.dtype, path), _names(file, series, count)
+            )
     with open_flat(path) as image:
         check_pixels(image.width, image.height, path)
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
@@ -65,8 +104,17 @@ def channel_facts(path: Path | str) -> ChannelFacts:
         )
 
 
-def read_channels(path: Path | str) -> np.ndarray:
-    """(H, W, C) uint8, uint16 or float32: the samples of a file as they are.
+def _names(file: Any, series: Any, count: int) -> tuple[str, ...]:
+    """What the OME-XML calls each of ``count`` channels; empty where it does not name all."""
+    found = ome_image(file, series)
+    named = [] if found is None else found[2].findall("{*}Channel")
+    names = tuple((each.get("Name") or "").strip() for each in named)
+    return names if len(names) == count and all(names) else ()
+
+
+def read_channels(path: Path | str, names: tuple[str, ...] = ()) -> np.ndarray:
+    """(H, W, C) uint8, uint16 or float32: the samples of a file as they are; with ``names`` the channels of these names
+    (:meth:`ChannelFacts.places`).
 
     Grey and RGB images of PNG and its like, TIFF and OME-TIFF with one axis of channels, NPY arrays (H, W), (H, W, C)
     or (C, H, W). Float samples must be finite. Raises :class:`SlideError` for what cannot be read so.
@@ -75,11 +123,19 @@ def read_channels(path: Path | str) -> np.ndarray:
     (512, 512, 1)
     """
     path = Path(path)
+    facts = channel_facts(path)
+    array = _samples(path, facts)
+    chosen = facts.places(names, path) if names else list(range(facts.channels))
+    if chosen != list(range(facts.channels)):
+        array = np.ascontiguousarray(array[..., chosen])
+    return _finite(array, path)
+
+
+def _samples(path: Path, facts: ChannelFacts) -> np.ndarray:
     if path.suffix.lower() == NPY:
         array = _laid_out(_npy(path), path)
         check_memory(4 * array.size, "to be read", path, "Cut it into tiles")
-        return _finite(np.array(array, dtype=_kind(array.dtype, path)), path)
-    facts = channel_facts(path)
+        return np.array(array, dtype=_kind(array.dtype, path))
     wanted = facts.size[0] * facts.size[1] * facts.channels * 4
     check_memory(wanted, "to be decoded", path, "Cut it into tiles")
     if sniff(path) == "TIFF":
@@ -93,7 +149,7 @@ def read_channels(path: Path | str) -> np.ndarray:
             array, axes = array[..., None], f"{axes}C"
         other = next(axis for axis in axes if axis not in "YX")
         array = array.transpose([axes.index(axis) for axis in ("Y", "X", other)])
-        return _finite(np.ascontiguousarray(array, dtype=facts.dtype), path)
+        return np.ascontiguousarray(array, dtype=facts.dtype)
     with open_flat(path) as image:
         mode = {("uint8", 1): "L", ("uint8", 3): "RGB"}.get((facts.dtype, facts.channels))
         array = np.asarray(image if mode is None else image.convert(mode))

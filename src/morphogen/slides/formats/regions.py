@@ -34,11 +34,13 @@ class ChannelRegions:
     (256, 256, 1)
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, names: tuple[str, ...] = ()) -> None:
         import zarr
 
         self.path, facts = Path(path), channel_facts(path)
-        self.size, self.channels, self.dtype = facts.size, facts.channels, facts.dtype
+        self._chosen = facts.places(names, path) if names else list(range(facts.channels))
+        self._all = facts.channels
+        self.size, self.channels, self.dtype = facts.size, len(self._chosen), facts.dtype
         with ExitStack() as stack:
             file = stack.enter_context(open_tiff(self.path))
             series = main_series(file)
@@ -84,6 +86,6 @@ class ChannelRegions:
             ) from error
         others = [k for k, axis in enumerate(self._axes) if axis not in "YX"]
         order = [*others, self._axes.index("Y"), self._axes.index("X")]
-        found = found.transpose(order).reshape(self.channels, y1 - y0, x1 - x0)
+        found = found.transpose(order).reshape(self._all, y1 - y0, x1 - x0)[self._chosen]
         out[:, y0 - top : y1 - top, x0 - left : x1 - left] = found
         return out

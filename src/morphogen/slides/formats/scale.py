@@ -122,12 +122,14 @@ def _aperio(description: str) -> Scale:
     return Scale(value, "Aperio MPP", None, magnification)
 
 
-def _ome_scale(file: Any, series: Any) -> Scale:
-    """PhysicalSize of the image of the OME-XML that the series is, and its nominal magnification."""
+def ome_image(
+    file: Any, series: Any
+) -> tuple[ElementTree.Element, ElementTree.Element, ElementTree.Element] | None:
+    """Of the OME-XML of a TIFF its root, the image that the series is, and its pixels; ``None`` where it has none."""
     try:
         root = ElementTree.fromstring(file.ome_metadata or "")
     except ElementTree.ParseError:
-        return Scale()
+        return None
     images = root.findall("{*}Image")
     width, height = (int(series.shape[series.axes.index(axis)]) for axis in "XY")
     chosen = next(
@@ -140,8 +142,15 @@ def _ome_scale(file: Any, series: Any) -> Scale:
         images[0] if images else None,
     )
     pixels = chosen.find("{*}Pixels") if chosen is not None else None
-    if chosen is None or pixels is None:
+    return None if chosen is None or pixels is None else (root, chosen, pixels)
+
+
+def _ome_scale(file: Any, series: Any) -> Scale:
+    """PhysicalSize of the image of the OME-XML that the series is, and its nominal magnification."""
+    found = ome_image(file, series)
+    if found is None:
         return Scale()
+    root, chosen, pixels = found
     magnification = _power(root, chosen)
     sizes: list[float | None] = []
     for axis in "XY":

@@ -48,9 +48,10 @@ class ObjectiveConfig(Config):
     cross_fit: int = Field(
         0,
         ge=0,
-        description="model.residual: groups of pairs (by patient, where known) for each of which a regression is "
-        "trained without it: the diffusion learns what that leaves over, as of pairs never seen. 0 = what the "
-        "regression leaves over of the pairs it was trained on, which is less.",
+        description="model.residual: parts of the pairs (whole groups, such as arrays or scanners, where the data name "
+        "them, else whole patients) for each of which a regression is trained without it: the diffusion learns what "
+        "that leaves over, as of pairs never seen. 0 = what the regression leaves over of the pairs it was trained on, "
+        "which is less.",
     )
     noise_scales: int = Field(
         0,

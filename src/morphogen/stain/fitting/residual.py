@@ -29,6 +29,7 @@ from morphogen.stain.pairs.crops import PairDataset, cells_seen
 from morphogen.stain.recipes.folder import Start
 from morphogen.stain.recipes.sampling import image_effects, local_unit, pixels_of_cell
 from morphogen.stain.recipes.units import LocalUnit
+from morphogen.tasks.splits import held_together
 
 log = logging.getLogger("morphogen.stain")
 
@@ -163,15 +164,25 @@ class Centre:
 
 
 def groups_of(pairs: Sequence[Pair], groups: int) -> list[int]:
-    """The group of every pair; those of one patient share it. :class:`ConfigError` with fewer patients than groups."""
-    units = list(dict.fromkeys(pair.unit for pair in pairs))
-    if len(units) < groups:
+    """The part of every pair. Whole arrays, slides or scanners share it where the data name several
+    (:attr:`~morphogen.stain.data.Pair.group`), else those of one patient. :class:`ConfigError` with fewer of them than
+    parts.
+    """
+    patients = [pair.patient or "" for pair in pairs]
+    units, words = (
+        held_together([pair.group or "" for pair in pairs], patients),
+        "groups (arrays, slides or scanners)",
+    )
+    if max(units) == 0 or not any(pair.group for pair in pairs):
+        units, words = held_together(patients), "patients or images"
+    count = max(units) + 1
+    if count < groups:
         raise ConfigError(
-            f"{len(units)} patients or images cannot be parted into {groups} groups",
+            f"{count} {words} cannot be parted into {groups}",
             where="objective.cross_fit",
+            fix=f"Use {count}, or 0" if count > 1 else "Use 0",
         )
-    number = {unit: k % groups for k, unit in enumerate(units)}
-    return [number[pair.unit] for pair in pairs]
+    return [unit % groups for unit in units]
 
 
 def without_each(pairs: Sequence[Pair], groups: Sequence[int]) -> list[list[Pair]]:

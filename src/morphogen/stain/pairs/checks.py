@@ -28,7 +28,7 @@ _OVERVIEW = 512  # px of the longer side that stain statistics are taken from
 @dataclass(frozen=True)
 class ImageFacts:
     """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank); of channels
-    their type and which are ``empty`` or ``saturated``."""
+    their type, which are ``empty`` or ``saturated``, and what the file calls them when it has other names."""
 
     size: tuple[int, int] | None
     problem: str | None
@@ -36,6 +36,7 @@ class ImageFacts:
     dtype: str | None = None
     empty: tuple[str, ...] = ()
     saturated: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
 
 
 def magenta_share(image: np.ndarray) -> float | None:
@@ -77,10 +78,7 @@ def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
     try:
         facts = channel_facts(path)
         size = facts.size[1], facts.size[0]
-        if facts.channels != target.width:
-            count = f"the image has {facts.channels} channels, not {target.width}"
-            return ImageFacts(size, f"{count} ({shortened(list(target.channels))})", None)
-        pixels = read_channels(path).reshape(-1, target.width)
+        pixels = read_channels(path, target.channels).reshape(-1, target.width)
     except InputError as error:
         return ImageFacts(None, f"the image {error.what}", None)
     most = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else np.inf
@@ -89,7 +87,8 @@ def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
         tuple(name for name, found in zip(target.channels, each, strict=True) if found)
         for each in (flat, full & ~flat)
     )
-    return ImageFacts(size, None, None, facts.dtype, empty, saturated)
+    renamed = facts.names if facts.renamed(target.channels) else ()
+    return ImageFacts(size, None, None, facts.dtype, empty, saturated, renamed)
 
 
 def _inspect(item: tuple[Path, TargetConfig]) -> ImageFacts:
@@ -109,6 +108,13 @@ def _channel_warnings(pairs: Sequence[Pair], facts: Sequence[ImageFacts]) -> lis
             f"channel '{channel}' has {word} in {len(names)} of {len(pairs)} images: {shortened(names)}."
             for channel, names in found.items()
         ]
+    others = [(pair, each.renamed) for pair, each in zip(pairs, facts, strict=True) if each.renamed]
+    if others:
+        (pair, names), target = others[0], pairs[0].target
+        warnings.append(
+            f"{len(others)} of {len(pairs)} targets have other names for their channels, the first is {pair.name} with "
+            f"{shortened(names)}: they are taken in their order as {shortened(target.channels)}."
+        )
     return warnings
 
 

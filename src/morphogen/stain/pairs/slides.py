@@ -44,12 +44,13 @@ class SlidePair:
     affine: np.ndarray | None = None
     he_mpp: float | None = None
     ihc_mpp: float | None = None
+    group: str | None = None
 
 
 def slide_table(path: Path | str) -> list[SlidePair] | None:
     """Slide pairs of a CSV with the columns of a pair table whose files are slides, else ``None``.
 
-    Optional columns: ``stain, patient, split``; ``affine``, six numbers ``a b tx c d ty``; ``he_mpp,
+    Optional columns: ``stain, patient, group, split``; ``affine``, six numbers ``a b tx c d ty``; ``he_mpp,
     ihc_mpp``.
     """
     path = Path(path)
@@ -74,6 +75,7 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
                 None if numbers is None else np.array(numbers).reshape(2, 3),
                 row.micrometres("he_mpp"),
                 row.micrometres("ihc_mpp"),
+                row.text("group") or None,
             )
         )
     return pairs
@@ -120,11 +122,13 @@ def cut_slide_pairs(
     A finished folder is used as it is; a run that was killed goes on.
     """
     out = writable_folder(out)
+    grouped = any(pair.group for pair in pairs)
     job = Job(
         {
             "slides": {p.he.name: [fingerprint(p.he), fingerprint(p.ihc)] for p in pairs},
             "maps": content_hash([[p.stain, p.affine, p.he_mpp, p.ihc_mpp] for p in pairs]),
             "patients and splits": content_hash([[p.patient, p.split] for p in pairs]),
+            **({"groups": [p.group for p in pairs]} if grouped else {}),
             "tile": tile,
             "mpp": mpp,
             "min_tissue": min_tissue,
@@ -164,6 +168,7 @@ def cut_slide_pairs(
                         "ihc": f"ihc/{files[1].name}",
                         "stain": pair.stain,
                         "patient": pair.patient or pair.he.stem,
+                        **({"group": pair.group or ""} if grouped else {}),
                         "split": pair.split,
                         "slide": name_of(pair.he),
                         **{key: f"{value:.10g}" for key, value in zip(BOX, (x, y, side), strict=True)},
@@ -181,13 +186,8 @@ def cut_slide_pairs(
 
 
 def channels_of(path: Path, target: TargetConfig) -> ChannelRegions:
-    """A slide of the channels of ``target``; :class:`InputError` when it has others."""
-    slide = ChannelRegions(path)
-    if slide.channels != target.width:
-        raise InputError(
-            f"has {slide.channels} channels, not {target.width} ({', '.join(target.channels)})", where=path
-        )
-    return slide
+    """The channels of ``target`` of a slide; :class:`InputError` when it has others."""
+    return ChannelRegions(path, target.channels)
 
 
 def tile_suffix(target: TargetConfig) -> str:

@@ -30,8 +30,10 @@ from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.registration.shift import register_pairs
 
 _OVERVIEW = 1024  # px of the longer side at which whole slides are registered
-_COLUMNS = ("name", "he", "ihc", "stain", "patient", "split", "shift_x", "shift_y", "affine", "score")
-_SLIDE_COLUMNS = ("he", "ihc", "stain", "patient", "split", "affine", "he_mpp", "ihc_mpp", "score")
+_MAP = ("shift_x", "shift_y", "affine", "score")
+_COLUMNS = ("name", "he", "ihc", "stain", "patient", "group", "split", "mask", "nuclei", *_MAP)
+_SLIDE_COLUMNS = ("he", "ihc", "stain", "patient", "group", "split", "affine", "he_mpp", "ihc_mpp", "score")
+_RARE = ("group", "mask", "nuclei")  # left out where no pair has one
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,10 @@ def _row(pair: Pair, split: str, out: Path, score: float | None) -> dict[str, An
         "ihc": _relative(pair.ihc, out),
         "stain": pair.stain,
         "patient": pair.patient or "",
+        "group": pair.group or "",
         "split": split,
+        "mask": "" if pair.mask is None else _relative(pair.mask, out),
+        "nuclei": "" if pair.nuclei is None else _relative(pair.nuclei, out),
         "shift_x": pair.shift[1] or "",
         "shift_y": pair.shift[0] or "",
         "affine": _numbers(pair.affine),
@@ -140,7 +145,8 @@ def _write(out: Path, columns: tuple[str, ...], rows: list[dict[str, Any]], jour
             fix="Leave --drop-unmatched out to keep them",
         )
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    shown = [column for column in columns if column not in _RARE or any(row[column] for row in rows)]
+    writer = csv.DictWriter(text, shown, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     write_text(out, text.getvalue())
@@ -198,6 +204,7 @@ def _slide_row(pair: SlidePair, out: Path, affine: Any, score: float | None) -> 
         "ihc": _relative(pair.ihc, out),
         "stain": pair.stain,
         "patient": pair.patient or "",
+        "group": pair.group or "",
         "split": pair.split,
         "affine": _numbers(affine),
         "he_mpp": pair.he_mpp or "",

@@ -42,12 +42,7 @@ def read_target(path: Path | str, target: TargetConfig) -> np.ndarray:
     """(H, W, 3) uint8 of a picture in colour, or (H, W, C) samples of named channels as they are."""
     if target.colour:
         return read_image(path)
-    array = read_channels(path)
-    if array.shape[2] != target.width:
-        raise InputError(
-            f"has {array.shape[2]} channels, not {target.width} ({', '.join(target.channels)})", where=path
-        )
-    return array
+    return read_channels(path, target.channels)
 
 
 def read_made(path: Path | str, target: TargetConfig) -> np.ndarray:
