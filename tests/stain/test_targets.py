@@ -241,7 +241,20 @@ def test_five_channels_from_training_to_slides(make_channels, tmp_path, residual
     np.testing.assert_allclose(again.mean, again.samples.mean(axis=0), rtol=1e-3, atol=2)
     np.testing.assert_allclose(again.uncertainty, again.samples.std(axis=0, ddof=1), rtol=1e-3, atol=2)
     with tifffile.TiffFile(out / "mean" / "p1.ome.tif") as file:
-        assert all(f'Name="{name}"' in file.ome_metadata for name in NAMES)
+        assert channel_facts(out / "mean" / "p1.ome.tif").names == NAMES
+        assert (file.series[0].axes, file.series[0].shape) == ("CYX", (5, 64, 64))
+        about = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert [int(each["Color"]) % 2**32 >> 8 for each in about["Channel"]] == [
+            int(colour[1:], 16) for colour in target.shown
+        ]
+    sized = apply.replace(mpp=0.25)
+    for folder in ("sized", "twice"):
+        stain_folder(model, table.parent / "he", tmp_path / folder, sized)
+    files = [tmp_path / folder / "p1.ome.tif" for folder in ("sized", "twice")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with tifffile.TiffFile(files[0]) as file:
+        about = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert (about["PhysicalSizeX"], about["PhysicalSizeYUnit"]) == (0.25, "µm")
     settings = EvaluateConfig(tile=16, resamples=200)
     found, *rest = evaluate_folder(
         out, find_pairs(table), tmp_path / "scores", settings, training=find_pairs(table), where=table

@@ -184,7 +184,7 @@ def save_layers(
         if format == "tiff" and layer.suffix == ".png":
             save_png(path, pixels)
         elif format == "tiff":
-            save_channels(path, pixels, layer.names)
+            save_channels(path, pixels, layer.names, colours=layer.colours, mpp=mpp, facts=layer.facts)
         else:
             with atomic_path(path) as temporary:
                 write_image(

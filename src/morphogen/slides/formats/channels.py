@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from morphogen.slides.images import (
     short,
     sniff,
 )
+from morphogen.slides.pyramid.tiff import SOFTWARE, ome_xml
 
 NPY = ".npy"
 CHANNEL_SUFFIXES = (*IMAGE_SUFFIXES, NPY)
@@ -158,21 +160,38 @@ def _samples(path: Path, facts: ChannelFacts) -> np.ndarray:
     return np.ascontiguousarray(array.reshape(*facts.size, facts.channels), dtype=facts.dtype)
 
 
-def save_channels(path: Path, pixels: np.ndarray, names: tuple[str, ...] = ()) -> None:
-    """(H, W, C) or (H, W), uint8 or uint16, as a lossless OME-TIFF with the names of its channels, atomically."""
+def save_channels(
+    path: Path,
+    pixels: np.ndarray,
+    names: Sequence[str] = (),
+    *,
+    colours: Sequence[str] = (),
+    mpp: float | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """(H, W, C) or (H, W), uint8 or uint16, as a lossless OME-TIFF with the names and ``colours`` (``#rrggbb``) of its
+    channels, µm per pixel and ``facts``, atomically. The bytes depend on the arguments alone."""
     import tifffile
 
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    about: dict[str, Any] = {"axes": "CYX", **({"Channel": {"Name": list(names)}} if names else {})}
+    count, height, width = planes.shape
+    text = ome_xml(
+        *(path.name, width, height, count, None if mpp is None else (mpp, mpp)),
+        facts=facts,
+        names=names or [""] * count,
+        colours=colours,
+        dtype=planes.dtype.name,
+    )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         tifffile.imwrite(
             file,
             np.ascontiguousarray(planes),
-            ome=True,
+            description=text.encode(),
             photometric="minisblack",
             compression="zlib",
             predictor=True,
-            metadata=about,
+            metadata=None,
+            software=SOFTWARE,
         )
 
 

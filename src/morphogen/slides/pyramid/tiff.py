@@ -176,7 +176,7 @@ def ome_xml(
     width: int,
     height: int,
     channels: int,
-    mpp: tuple[float, float],
+    mpp: tuple[float, float] | None,
     magnification: float | None = None,
     facts: Mapping[str, object] | None = None,
     *,
@@ -185,8 +185,13 @@ def ome_xml(
     dtype: str = "uint8",
 ) -> str:
     """OME-XML (schema 2016-06) of one RGB or grey plane, or of a plane for each of ``names``, drawn in its colour
-    (``#rrggbb``); ``facts`` become a map annotation."""
-    objective = ref = notes = link = ""
+    (``#rrggbb``); ``mpp`` µm per pixel (x, y), where it is known; ``facts`` become a map annotation."""
+    objective = ref = notes = link = size = ""
+    if mpp is not None:
+        size = "".join(
+            f' PhysicalSize{axis}="{value!r}" PhysicalSize{axis}Unit="µm"'
+            for axis, value in zip("XY", mpp, strict=True)
+        )
     if magnification:
         objective = (
             f'<Instrument ID="Instrument:0"><Objective ID="Objective:0" '
@@ -219,8 +224,7 @@ def ome_xml(
         f"Creator={quoteattr(SOFTWARE)}>{objective}"
         f'<Image ID="Image:0" Name={quoteattr(name)}>{ref}'
         f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="{dtype}" SizeX="{width}" SizeY="{height}" '
-        f'SizeC="{channels}" SizeZ="1" SizeT="1"{interleaved} '
-        f'PhysicalSizeX="{mpp[0]!r}" PhysicalSizeXUnit="µm" PhysicalSizeY="{mpp[1]!r}" PhysicalSizeYUnit="µm">'
+        f'SizeC="{channels}" SizeZ="1" SizeT="1"{interleaved}{size}>'
         f"{planes}"
         f"</Pixels>{link}</Image>{notes}</OME>"
     )
