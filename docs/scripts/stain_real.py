@@ -30,7 +30,7 @@ from morphogen.stain.pairs.geometry import read_aligned, shared_side
 from morphogen.stain.predict import stain_image
 from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
-from morphogen.stain.scoring.figures import panel
+from morphogen.stain.scoring.figures import in_a_row, uncertainty_picture
 from morphogen.stain.targets.files import read_image
 from morphogen.stain.train import train_model
 from morphogen.tasks import held_together, save_png
@@ -38,7 +38,6 @@ from morphogen.tasks import held_together, save_png
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
 FOLDS, CROP, TILE = 3, 128, 32
 SAMPLES, STEPS, REGRESSION = 12, 400, 60
-LONGEST = 512  # px; all are brought to about 1 µm per pixel, the crops as they come
 INLIERS = 25  # matching corners from which two images show one field
 OURS, ONE, START, PLAIN = (
     f"mean of {SAMPLES} samples",
@@ -47,14 +46,19 @@ OURS, ONE, START, PLAIN = (
     "regression U-Net",
 )
 NUCLEAR = ("ER", "PR", "Ki67")
+SHOWN = (
+    "restained-ki67",
+    "mist-er",
+    "bci_HER2_d",
+)  # of the picture: one of each kind of stain, and the re-stained one
 APPLY = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(window=512, overlap=0, batch=1))
 
 
 def sources(data: Path) -> list[tuple[str, Path, Path, str, float]]:
-    """Name, H&E, IHC, stain and the factor that brings it to about 1 µm per pixel, of all pairs with brown at hand."""
+    """Name, H&E, IHC, stain and the factor to about 1 µm per pixel, the scale of the crops, of all pairs."""
     out = []
     for he in sorted((data / "bci" / "valA").glob("*.png")):
-        out.append((f"bci-{he.stem}", he, data / "bci" / "valB" / he.name, "HER2", 391 / 1024))
+        out.append((f"bci-{he.stem.split('_')[0]}", he, data / "bci" / "valB" / he.name, "HER2", 391 / 1024))
     for he in sorted((data / "mist_bci_crops" / "HE").glob("*.jpg")):
         stain = he.stem.split("_")[1]
         label = "nuclear" if stain in NUCLEAR else stain
@@ -247,14 +251,23 @@ def measure(pairs: list[Pair], out: Path) -> None:
     write_results(out / "scores", evaluations, pairs, config, facts)
     for pair in pairs:
         he, real = read_aligned(pair)
-        rows = [
-            panel(he, made[ONE][pair.name], real, doubt[pair.name]),
-            panel(he, made[OURS][pair.name], real),
-        ]
-        rows.append(panel(he, made[PLAIN][pair.name], real))
-        width = rows[0].shape[1]
-        rows = [np.pad(r, ((0, 8), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
-        save_png(out / "panels" / f"{pair.name}.png", np.concatenate(rows))
+        shown = [he, made[ONE][pair.name], real, made[OURS][pair.name], made[PLAIN][pair.name]]
+        strip = in_a_row([*shown, uncertainty_picture(doubt[pair.name])])
+        save_png(out / "panels" / f"{pair.name}.png", strip)
+
+
+def picture(out: Path) -> None:
+    """Three images held out: H&E, one sample, the real stain, the mean of samples, the regression, uncertainty."""
+    rows = []
+    for name in SHOWN:
+        row = Image.fromarray(read_image(out / "panels" / f"{name}.png"))
+        rows.append(row.resize((1200, round(row.height * 1200 / row.width))))
+    sheet = Image.new("RGB", (1200, sum(row.height + 8 for row in rows) - 8), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + 8
+    sheet.save(PAGE.parent / "images" / "stain-real.jpg", quality=88)
 
 
 def _of(images: dict[str, np.ndarray]) -> Any:
@@ -321,6 +334,8 @@ def main() -> None:
         print(f"\n{name}\n\n{table}", flush=True)
         if arguments.write:
             PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), name, table, Path(__file__).name))
+    if arguments.write:
+        picture(out)
 
 
 if __name__ == "__main__":

@@ -260,6 +260,12 @@ def test_five_channels_from_training_to_slides(make_channels, tmp_path, residual
         out, find_pairs(table), tmp_path / "scores", settings, training=find_pairs(table), where=table
     )
     assert {"crps", "coverage50", "DNA tile_correlation", "dice", "risk"} <= set(found.scores.values)
+    some = find_pairs(table, target=TargetConfig(channels=("CD8", "DNA")))
+    part, *_ = evaluate_folder(out, some, None, settings, where=table)
+    for name in ("CD8", "DNA"):
+        for key in ("tile_correlation", "tile_mae", "dice"):
+            whole = found.scores.values[f"{name} {key}"].value
+            assert part.scores.values[f"{name} {key}"].value == pytest.approx(whole, nan_ok=True)
     by_name = {each.method: each.scores.values for each in rest}
     assert by_name["colour map"]["tile_correlation"].value > 0.95  # the channels follow the colours
     assert len(list((tmp_path / "scores" / "panels").iterdir())) == 4

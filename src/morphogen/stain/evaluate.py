@@ -159,7 +159,7 @@ def _known(predicted: Path, facts: dict[str, Any] | None) -> dict[str, Any]:
 
 def as_stated(found: FoundPairs, predicted: Path, config: EvaluateConfig) -> FoundPairs:
     """Pairs with the target that the settings, their data or the predicted images state; thresholds that the data leave
-    open are those of the model that made the images."""
+    open are those of the model that made the images, of some of its channels too, by name."""
     if not found.pairs:
         return found
     run = predicted / "run.json"
@@ -167,12 +167,26 @@ def as_stated(found: FoundPairs, predicted: Path, config: EvaluateConfig) -> Fou
     stated = config.target or found.pairs[0].target
     if stated.colour and config.target is None and stated.vector is None:
         stated = made
-    if stated.channels == made.channels and not made.colour:
+    if stated.colour or made.colour:
+        return replace(found, pairs=[replace(pair, target=stated) for pair in found.pairs])
+    if made.dtype == "float32" and stated.channels != made.channels:  # all share the step of their levels
+        raise ConfigError(
+            f"these images hold {', '.join(made.channels)} in levels of their own",
+            where="target.channels",
+            fix="Score all channels of a model of floats, in their order",
+        )
+    if set(stated.channels) <= set(made.channels):
+        places = [made.channels.index(name) for name in stated.channels]
         rest = {
-            key: getattr(made, key) for key in ("dtype", "full", "threshold") if getattr(stated, key) is None
+            "dtype": made.dtype,
+            **{key: _at(places, getattr(made, key)) for key in ("full", "threshold")},
         }
-        stated = stated.replace(**rest)
+        stated = stated.replace(**{key: value for key, value in rest.items() if getattr(stated, key) is None})
     return replace(found, pairs=[replace(pair, target=stated) for pair in found.pairs])
+
+
+def _at(places: Sequence[int], values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values[place] for place in places)
 
 
 def _evaluate_channels(
