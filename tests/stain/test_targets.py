@@ -170,6 +170,13 @@ def test_saturated_and_empty_channels_are_warned_about(make_channels):
     assert len(warnings) == 2
     assert any("'DNA' has saturated pixels in 1 of 3 images: p0" in each for each in warnings)
     assert any("'membrane' has the same value everywhere" in each for each in warnings)
+    values[..., 1] = np.random.default_rng(0).integers(0, 3000, (64, 64))
+    for top, said in ((4095, "'DNA'"), (4000, None)):  # a camera of 12 bits, and the brightest of a picture
+        values[..., 0] = np.minimum(values[..., 0], 300)
+        values[:20, :, 0] = top
+        np.save(table.parent / "target" / "p0.npy", values)
+        warnings = check_pairs(find_pairs(table)).warnings
+        assert [said in each for each in warnings] == ([True] if said else [])
 
 
 def test_targets_that_cannot_be():

@@ -22,6 +22,7 @@ from morphogen.tasks.checks import CheckReport, inspected, shortened, usable
 _TISSUE_DENSITY = 0.1  # mean optical density above which a pixel holds stain
 _SWAP_MARGIN = 0.03  # in magenta share; in the pairs at hand H&E has 0.13 to 0.29, immunostains −0.01 to 0.10
 _SATURATED = 0.05  # share of pixels at the largest value from which a channel is cut off
+_TOPS = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]  # of detectors; files of 16 bits hold those of fewer
 _OVERVIEW = 512  # px of the longer side that stain statistics are taken from
 
 
@@ -81,8 +82,10 @@ def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
         pixels = read_channels(path, target.channels).reshape(-1, target.width)
     except InputError as error:
         return ImageFacts(None, f"the image {error.what}", None)
-    most = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else np.inf
-    full, flat = (pixels >= most).mean(axis=0) > _SATURATED, ~(pixels != pixels[0]).any(axis=0)
+    top = pixels.max(axis=0)
+    full = (pixels == top).mean(axis=0) > _SATURATED
+    full &= np.isin(top, _TOPS) if pixels.dtype.kind == "u" else False
+    flat = ~(pixels != pixels[0]).any(axis=0)
     empty, saturated = (
         tuple(name for name, found in zip(target.channels, each, strict=True) if found)
         for each in (flat, full & ~flat)
