@@ -93,6 +93,9 @@ def test_the_layout_of_hemit(tmp_path):
     for side in ("input", "label"):
         (tmp_path / "val" / side).mkdir(parents=True)
         tifffile.imwrite(tmp_path / "val" / side / "[1,2]_patch_0_0.tif", np.full((64, 64, 3), 90, np.uint8))
+    tifffile.imwrite(tmp_path / "val" / "label" / "[1,2]_patch_0_0.tif", np.full((64, 64, 3), 20, np.uint8))
+    (warning,) = check_pairs(find_pairs(tmp_path, "val")).warnings  # nobody said that it is no picture
+    assert "1 of 1 targets lie on black" in warning and "target.yaml" in warning
     (tmp_path / "target.yaml").write_text("channels: [DAPI, panCK, CD3]\n")
     (pair,) = find_pairs(tmp_path, "val").pairs
     assert pair.he.parent.name == "input" and pair.target.channels == ("DAPI", "panCK", "CD3")

@@ -23,13 +23,15 @@ _TISSUE_DENSITY = 0.1  # mean optical density above which a pixel holds stain
 _SWAP_MARGIN = 0.03  # in magenta share; in the pairs at hand H&E has 0.13 to 0.29, immunostains −0.01 to 0.10
 _SATURATED = 0.05  # share of pixels at the largest value from which a channel is cut off
 _TOPS = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]  # of detectors; files of 16 bits hold those of fewer
+_DARK = 40  # median level of a picture below which it was not taken in transmitted light
 _OVERVIEW = 512  # px of the longer side that stain statistics are taken from
 
 
 @dataclass(frozen=True)
 class ImageFacts:
     """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank); of channels
-    their type, which are ``empty`` or ``saturated``, and what the file calls them when it has other names."""
+    their type, which are ``empty`` or ``saturated``, and what the file calls them when it has other names; whether a
+    picture lies on black."""
 
     size: tuple[int, int] | None
     problem: str | None
@@ -38,6 +40,7 @@ class ImageFacts:
     empty: tuple[str, ...] = ()
     saturated: tuple[str, ...] = ()
     renamed: tuple[str, ...] = ()
+    dark: bool = False
 
 
 def magenta_share(image: np.ndarray) -> float | None:
@@ -69,7 +72,8 @@ def inspect_image(path: Path) -> ImageFacts:
     if not picture.colour:
         return ImageFacts(size, f"the image {GREY}", None)
     step = max(1, round(max(picture.pixels.shape) / _OVERVIEW))
-    return ImageFacts(size, None, magenta_share(np.ascontiguousarray(picture.pixels[::step, ::step])))
+    pixels = np.ascontiguousarray(picture.pixels[::step, ::step])
+    return ImageFacts(size, None, magenta_share(pixels), dark=bool(np.median(pixels) < _DARK))
 
 
 def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
@@ -153,6 +157,12 @@ def check_pairs(found: FoundPairs, *, crop: int = 0, threads: int = 8) -> CheckR
     for channel in report.good[0].target.channels if report.good else ():
         if all(channel in each.empty for each in targets):
             report.bad.setdefault("targets without signal", []).append(f"channel '{channel}' in every image")
+    dark = [pair.name for pair, each in zip(report.good, targets, strict=True) if each.dark]
+    if len(dark) > len(report.good) / 2:
+        report.warnings.append(
+            f"{len(dark)} of {len(report.good)} targets lie on black, as fluorescence does: {shortened(dark)}. "
+            "They are read as pictures in colour; a target.yaml beside them (channels: [DAPI, …]) makes them channels."
+        )
     if swapped:
         report.warnings.append(
             f"{len(swapped)} of {len(report.good)} pairs look swapped (the H&E image is brown and blue, the IHC image "
