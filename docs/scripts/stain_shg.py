@@ -73,14 +73,7 @@ def prepare(data: Path, out: Path) -> Path:
             Image.fromarray((~_opened(white)).astype(np.uint8) * 255).save(mask)
         shg = (data / "SHG" / f"{path.stem}.png").resolve()
         rows.append(
-            {
-                "name": path.stem,
-                "he": str(path.resolve()),
-                "ihc": str(shg),
-                "stain": "SHG",
-                "group": array_of(path.stem),
-                "mask": mask,
-            }
+            {"name": path.stem, "he": str(path.resolve()), "ihc": str(shg), "stain": "SHG", "mask": mask}
         )
     with open(out / "pairs.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -88,11 +81,6 @@ def prepare(data: Path, out: Path) -> Path:
         writer.writerows(rows)
     (out / "target.yaml").write_text("channels: [SHG]\n")
     return out / "pairs.csv"
-
-
-def array_of(name: str) -> str:
-    """The array of a core: 1B, 2B, or X of another scanner."""
-    return name[0] if name[0] == "X" else name[:2]
 
 
 def _opened(white: np.ndarray) -> np.ndarray:
@@ -103,7 +91,7 @@ def _opened(white: np.ndarray) -> np.ndarray:
 
 def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
     """Training and test pairs: a group held out, one group from another, or every third core of 1B and 2B."""
-    group = {pair.name: array_of(pair.name) for pair in pairs}
+    group = {pair.name: pair.name[0] if pair.name[0] == "X" else pair.name[:2] for pair in pairs}
     breast = [pair for pair in pairs if group[pair.name] != "X"]
     cores = [pair for pair in breast if "ROI" not in pair.name]
     if name == "X":
@@ -120,10 +108,10 @@ def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
     return [p for p in breast if p.name not in apart], [p for p in cores if p.name in apart]
 
 
-def settings(kind: str, steps: int, parts: int = 4) -> TrainConfig:
+def settings(kind: str, steps: int) -> TrainConfig:
     """How they are trained: the same network and crops. ``plain`` has as many steps as ``ours`` has in its regression,
     which more than some forty steps on so few cores make worse, and in the diffusion around it; the regressions of the
-    cross-fitting, as many as ``parts``, come on top."""
+    cross-fitting come on top."""
     given: dict[str, Any] = {
         "model.encoder": "none",
         "model.attention": [],
@@ -147,7 +135,7 @@ def settings(kind: str, steps: int, parts: int = 4) -> TrainConfig:
         "mean_share": REGRESSION / steps,
         "mean_lr": 2e-4,
         "objective.residual_spread": 1.0,
-        "objective.cross_fit": parts,
+        "objective.cross_fit": 4,
         "objective.image_effects": True,
         "objective.noise_scales": 6,
         "objective.residual_knots": 12,
@@ -223,17 +211,12 @@ def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int, parts: Sequ
     train, test = fold(pairs, name)
     target = measured(train[0].target, [pair.ihc for pair in train])
     train, test = ([replace(pair, target=target) for pair in each] for each in (train, test))
-    # What is held out in the cross-fitting is what is held out in the test: whole arrays, or cores of arrays.
-    arrays = {pair.group for pair in train}
-    if name.startswith("inner"):
-        train = [replace(pair, group=None) for pair in train]
-    parts_held = len(arrays) if len(arrays) > 1 and not name.startswith("inner") else 4
     kinds = {"colour": [], "plain": ["plain"], "diffusion": ["ours"]}
     models: dict[str, StainTransfer] = {}
     seconds = {}
     for kind in [kind for part in parts for kind in kinds[part]]:
         begun = time.perf_counter()
-        config = settings(kind, steps, parts_held)
+        config = settings(kind, steps)
         models[kind] = train_model(FoundPairs(train, []), config, out / kind, where=name).model
         seconds[kind] = time.perf_counter() - begun
     methods: dict[str, ChannelMethod] = {}

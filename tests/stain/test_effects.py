@@ -168,8 +168,8 @@ def test_effects_are_kept_with_the_model(make_channels, tmp_path):
 
 
 def test_effects_hold_from_one_array_to_the_other(make_channels, tmp_path):
-    """Two arrays, one three times as bright. A regression that has not seen an array is off by that factor, one that
-    has seen another core of it by less; a patient on both arrays leaves no array to hold out."""
+    """Two arrays, one three times as bright. A regression that has not seen an array is off by that factor; one that
+    has seen two cores of one and one of the other lies between."""
     table = make_channels(1, n=4)
     lines = table.read_text().splitlines()
     for k in (1, 3):
@@ -183,17 +183,14 @@ def test_effects_hold_from_one_array_to_the_other(make_channels, tmp_path):
         (table.parent / "target.yaml").write_text("channels: [SHG]\ntransform: linear\n")
         given = config(image_effects=True, cross_fit=parts)
         model = given.model.replace(colour_start=True, colour_degree=2)
-        given = given.replace(model=model, mean_lr=1e-9)
+        given = given.replace(model=model, training=given.training.replace(steps=2), mean_lr=1e-9)
         made = train_model(find_pairs(table), given, tmp_path / name, where=table).model
         return np.array(made.config.image_effects)[:, 0, 1]
 
     held = slopes("held", "group", ["bright", "dim"] * 2)
     np.testing.assert_allclose(held, [3, 1 / 3, 3, 1 / 3], rtol=0.25)
     apart = slopes("apart", "patient", ["a", "b", "c", "d"], parts=4)
-    assert held[0] > 1.4 * apart[0] and held[1] < 0.8 * apart[1]
-    assert slopes("one", "group", ["all"] * 4) == pytest.approx(slopes("none", "group", [""] * 4))
-    with pytest.raises(ConfigError, match=r"2 groups \(arrays, slides or scanners\) cannot be parted into 4"):
-        slopes("many", "group", ["bright", "dim"] * 2, parts=4)
+    np.testing.assert_allclose(apart, [9 / 5, 3 / 7, 9 / 5, 3 / 7], rtol=0.25)
 
 
 def test_effects_that_cannot_be(make_pairs, make_channels, tmp_path):

@@ -1,5 +1,7 @@
 """Diffusion of what a regression leaves over: what it adds up to, how it is trained, kept and continued."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -315,6 +317,15 @@ def test_a_regression_never_answers_for_the_pairs_it_has_seen(make_pairs, images
         )
     with pytest.raises(ConfigError, match="4 patients or images cannot be parted into 9. Use 4"):
         groups_of(pairs, 9)
+    arrays = [replace(pair, group=group) for pair, group in zip(pairs, "xyxy", strict=True)]
+    assert groups_of(arrays, 2) == [0, 1, 0, 1]  # whole arrays
+    with pytest.raises(
+        ConfigError, match=r"2 groups \(arrays, slides or scanners\) cannot be parted into 4. Use 2"
+    ):
+        groups_of(arrays, 4)
+    both = [replace(pair, patient=patient) for pair, patient in zip(arrays, "abbc", strict=True)]
+    assert groups_of(both, 3) == [0, 1, 1, 2]  # a patient on both arrays leaves no array to hold out
+    assert groups_of([replace(pair, group="x") for pair in pairs], 4) == [0, 1, 2, 3]
     model = around(regression())
     first, second = regression(seed=8), regression(seed=9)
     crossed = OutOfFold([first, second], torch.tensor(groups))
