@@ -103,7 +103,7 @@ def test_all_problems_are_in_one_report(make_pairs, tmp_path, caplog):
     assert "6 of 9 pairs cannot be used" in text and "--skip-bad" in text
     for part in (
         "1 without a partner", "1 of two sizes (p2: 80 × 64 and 64 × 64 px)", "cannot be read as an image", "p3.png",
-        "2 where the image is grey, not RGB", "p5.png", "p7.png",
+        "2 where the image holds one channel that no target.yaml names", "p5.png", "p7.png",
         "smaller than the crop of 64 px (p6: 40 × 40 px)",
     ):  # fmt: skip
         assert part in error.value.what  # the printed sentence is cut in its middle

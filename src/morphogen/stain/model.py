@@ -198,10 +198,10 @@ class StainTransfer(Pretrained):
         return HE + 1 + self.stains.index(stain)
 
     def target_pixels(self, images: Tensor) -> Tensor:
-        """Targets, uint8 (B, H, W, 3) or intensities (B, H, W, C), → (B, C, H, W) around −1…1 on the model's device."""
-        if self.config.target.colour:
-            return self.pixels(images)
-        return spread(sent(images, self.device).permute(0, 3, 1, 2), self.config.target)
+        """Targets, uint8 (B, H, W, 3) or intensities (B, H, W, C), → (B, C, H, W) around −1…1 on the model's device; of
+        any size, since whole images are looked at too."""
+        planes = sent(images, self.device).permute(0, 3, 1, 2)
+        return planes.float() / 127.5 - 1 if self.config.target.colour else spread(planes, self.config.target)
 
     def condition(
         self, latents: Tensor, tokens: Tensor | None, label: int | Tensor, base: Tensor | None = None

@@ -242,7 +242,7 @@ def train_model(
     out = writable_folder(out)
     device = resolve_device(device)
     pairs, skipped = prepared(found, config, where)
-    held = prepared(validation, config, where)[0] if validation is not None else []
+    held = prepared(validation, config, where, learned=False)[0] if validation is not None else []
     target = measured(pairs[0].target, [pair.ihc for pair in pairs])
     pairs, held = ([replace(pair, target=target) for pair in each] for each in (pairs, held))
     config = config.replace(model=config.model.replace(target=target))

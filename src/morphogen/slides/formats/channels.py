@@ -230,7 +230,9 @@ def _kind(dtype: Any, path: Path) -> str:
     name = np.dtype(dtype).newbyteorder("=").name
     name = {"bool": "uint8", "float64": "float32", "float16": "float32"}.get(name, name)
     if name not in KINDS:
-        raise SlideError(f"holds {name} samples", where=path, fix=f"Save it as {', '.join(KINDS)}")
+        raise SlideError(
+            f"holds {name} samples, not {', '.join(KINDS)}", where=path, fix="Save it as one of these"
+        )
     return name
 
 

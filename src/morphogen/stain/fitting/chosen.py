@@ -14,12 +14,14 @@ from morphogen.stain.recipes.folder import Start
 from morphogen.stain.registration.shift import register_pairs
 
 
-def prepared(found: FoundPairs, config: TrainConfig, where: object = None) -> tuple[list[Pair], int]:
-    """Checked and, where asked for, registered pairs; and how many were left out."""
+def prepared(
+    found: FoundPairs, config: TrainConfig, where: object = None, *, learned: bool = True
+) -> tuple[list[Pair], int]:
+    """Checked and, where asked for, registered pairs; and how many were left out. ``learned``: not only looked at."""
     data = config.data
     if data.target is not None:
         found = replace(found, pairs=[replace(pair, target=data.target) for pair in found.pairs])
-    pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where)
+    pairs, report = usable_pairs(found, crop=data.crop, skip_bad=data.skip_bad, where=where, learned=learned)
     if data.register_pairs != "none":
         moved = register_pairs(pairs, data.register_pairs, data.max_shift)
         # What leaves less than a crop is of no use.

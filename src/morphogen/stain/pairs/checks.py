@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from morphogen.core.errors import InputError
 from morphogen.slides.colour import optical_density
 from morphogen.slides.formats.channels import channel_facts, read_channels
 from morphogen.slides.images import decode
-from morphogen.stain.data import COLOUR, FoundPairs, Pair
+from morphogen.stain.data import FoundPairs, Pair
 from morphogen.stain.pairs.geometry import shared_box
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import GREY
@@ -30,8 +30,8 @@ _OVERVIEW = 512  # px of the longer side that stain statistics are taken from
 @dataclass(frozen=True)
 class ImageFacts:
     """One image file: (width, height), what is wrong with it, and its magenta share (``None`` when blank); of channels
-    their type, which are ``empty`` or ``saturated``, and what the file calls them when it has other names; whether a
-    picture lies on black."""
+    their type, which are ``empty``, ``saturated`` or ``negative``, and what the file calls them when it has other
+    names; whether a picture lies on black."""
 
     size: tuple[int, int] | None
     problem: str | None
@@ -39,6 +39,7 @@ class ImageFacts:
     dtype: str | None = None
     empty: tuple[str, ...] = ()
     saturated: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
     renamed: tuple[str, ...] = ()
     dark: bool = False
 
@@ -89,24 +90,46 @@ def inspect_channels(path: Path, target: TargetConfig) -> ImageFacts:
     top = pixels.max(axis=0)
     full = (pixels == top).mean(axis=0) > _SATURATED
     full &= np.isin(top, _TOPS) if pixels.dtype.kind == "u" else False
+    below = (pixels < 0).mean(axis=0) > _SATURATED
+    pixels = np.maximum(pixels, 0)  # as it is learned
     flat = ~(pixels != pixels[0]).any(axis=0)
-    empty, saturated = (
+    empty, saturated, negative = (
         tuple(name for name, found in zip(target.channels, each, strict=True) if found)
-        for each in (flat, full & ~flat)
+        for each in (flat, full & ~flat, below & ~flat)
     )
     renamed = facts.names if facts.renamed(target.channels) else ()
-    return ImageFacts(size, None, None, facts.dtype, empty, saturated, renamed)
+    return ImageFacts(size, None, None, facts.dtype, empty, saturated, negative, renamed)
 
 
-def _inspect(item: tuple[Path, TargetConfig]) -> ImageFacts:
+def inspect_target(path: Path, target: TargetConfig) -> ImageFacts:
+    """The second image of a pair; where it is taken for a picture in colour and holds channels, the problem says so."""
+    if not target.colour:
+        return inspect_channels(path, target)
+    facts = inspect_image(path)
+    if facts.problem is None or not path.is_file():
+        return facts
+    try:
+        found = channel_facts(path)
+    except InputError:
+        return facts
+    count = f"{found.channels} channels" if found.channels > 1 else "one channel"
+    called = f" ({shortened(found.names)})" if found.names else ""
+    return replace(facts, problem=f"the image holds {count}{called} that no target.yaml names")
+
+
+def _inspect(item: tuple[Path, TargetConfig | None]) -> ImageFacts:
     path, target = item
-    return inspect_image(path) if target.colour else inspect_channels(path, target)
+    return inspect_image(path) if target is None else inspect_target(path, target)
 
 
 def _channel_warnings(pairs: Sequence[Pair], facts: Sequence[ImageFacts]) -> list[str]:
     """Channels that show nothing or are cut off, by name and image."""
     warnings = []
-    for word, kind in (("the same value everywhere", "empty"), ("saturated pixels", "saturated")):
+    for word, kind in (
+        ("the same value everywhere", "empty"),
+        ("saturated pixels", "saturated"),
+        ("values below 0, which count as 0,", "negative"),
+    ):
         found: dict[str, list[str]] = {}
         for pair, each in zip(pairs, facts, strict=True):
             for channel in getattr(each, kind):
@@ -125,17 +148,19 @@ def _channel_warnings(pairs: Sequence[Pair], facts: Sequence[ImageFacts]) -> lis
     return warnings
 
 
-def check_pairs(found: FoundPairs, *, crop: int = 0, threads: int = 8) -> CheckReport[Pair]:
+def check_pairs(
+    found: FoundPairs, *, crop: int = 0, threads: int = 8, learned: bool = False
+) -> CheckReport[Pair]:
     """Look at every image of every pair; nothing is raised, everything is in the report.
 
     Checked: a partner for each file; readable 8-bit RGB; one size per pair, at least ``crop``; and that the
     H&E is redder than the IHC (a pair that looks swapped is kept and warned about). Of targets that are channels: their
-    number, one type, finite values, and some signal in each.
+    number, one type, finite values; and, where they are to be ``learned``, some signal of each in some pair.
     """
     report: CheckReport[Pair] = CheckReport()
     for name in found.alone:
         report.add("without a partner", name)
-    items = [item for pair in found.pairs for item in ((pair.he, COLOUR), (pair.ihc, pair.target))]
+    items = [item for pair in found.pairs for item in ((pair.he, None), (pair.ihc, pair.target))]
     facts = inspected(_inspect, items, threads=threads)
     swapped = []
     kinds = Counter(each.dtype for each in facts if each.dtype is not None and each.problem is None)
@@ -154,9 +179,15 @@ def check_pairs(found: FoundPairs, *, crop: int = 0, threads: int = 8) -> CheckR
         if a.magenta is not None and b.magenta is not None and a.magenta < b.magenta - _SWAP_MARGIN:
             swapped.append(pair.name)
     report.warnings += _channel_warnings(report.good, targets)
-    for channel in report.good[0].target.channels if report.good else ():
-        if all(channel in each.empty for each in targets):
-            report.bad.setdefault("targets without signal", []).append(f"channel '{channel}' in every image")
+    silent = [
+        name
+        for name in (report.good[0].target.channels if report.good and learned else ())
+        if all(name in each.empty for each in targets)
+    ]
+    if silent:
+        told = "channel" if len(silent) == 1 else "channels"
+        kind = f"whose {told} '{shortened(silent)}' shows the same everywhere in all of them"
+        report.bad[kind], report.good, targets = [pair.name for pair in report.good], [], []
     dark = [pair.name for pair, each in zip(report.good, targets, strict=True) if each.dark]
     if len(dark) > len(report.good) / 2:
         report.warnings.append(
@@ -190,11 +221,16 @@ def _problem(pair: Pair, a: ImageFacts, b: ImageFacts, crop: int) -> tuple[str, 
 
 
 def usable_pairs(
-    found: FoundPairs, *, crop: int = 0, skip_bad: bool = False, where: object = None
+    found: FoundPairs,
+    *,
+    crop: int = 0,
+    skip_bad: bool = False,
+    where: object = None,
+    learned: bool = False,
 ) -> tuple[list[Pair], CheckReport[Pair]]:
     """Checked pairs, with warnings logged.
 
     :class:`InputError` with one report of all problems, unless ``skip_bad``; or when no pair is left.
     """
-    report = check_pairs(found, crop=crop)
+    report = check_pairs(found, crop=crop, learned=learned)
     return usable(report, skip_bad=skip_bad, where=where, what="pairs"), report

@@ -60,7 +60,7 @@ class TargetConfig(Config):
         for name in channels:
             path_name(name, "channel", suffix=".png", error=ConfigError)
         if len(set(channels)) != len(channels):
-            raise ValueError(f"channels are {list(channels)}, but each may be named once")
+            raise ValueError("each may be named once")
         return channels
 
     @model_validator(mode="after")
