@@ -97,6 +97,9 @@ def test_bad_tables_are_refused(slides, tmp_path):
     path = table(slides, [["he.ome.tif", "same.ome.tif", "ER", "A", "tain", ""]])
     with pytest.raises(InputError, match="unknown split 'tain'"):
         slide_table(path)
+    path = table(slides, [["he.ome.tif", "same.ome.tif", "ER", "A", split, ""] for split in ("", "val")])
+    with pytest.raises(InputError, match="some rows have no split and others do"):
+        slide_table(path)
     assert slide_table(tmp_path) is None
 
 
@@ -159,7 +162,8 @@ def test_whole_slides_of_channels_are_scored(signals, tmp_path, capsys):
 
 
 def test_whole_slides_in_colour_are_scored(slides, tmp_path, capsys):
-    path = table(tmp_path, [[str(slides / "he.ome.tif"), str(slides / "same.ome.tif"), "ER", "", "val", ""]])
+    path = table(tmp_path, [[str(slides / "he.ome.tif"), str(slides / "same.ome.tif"), "ER", "", "", ""]])
+    assert [pair.split for pair in slide_table(path)] == [""]  # of any split
     (tmp_path / "made").symlink_to(slides)
     more = [
         "--out",

@@ -34,13 +34,13 @@ BOX = ("x", "y", "side")  # of a tile in level-0 pixels of the H&E, columns of t
 @dataclass(frozen=True)
 class SlidePair:
     """Two slides of one tissue. ``affine`` (2, 3) takes level-0 pixels of the H&E to those of the IHC;
-    ``None`` means that both show the same micrometres at the same place."""
+    ``None`` means that both show the same micrometres at the same place. ``split`` is empty in a table without."""
 
     he: Path
     ihc: Path
     stain: str = "IHC"
     patient: str | None = None
-    split: str = "train"
+    split: str = ""
     affine: np.ndarray | None = None
     he_mpp: float | None = None
     ihc_mpp: float | None = None
@@ -61,8 +61,8 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
         return None
     pairs = []
     for row in rows:
-        split = split_name(row.text("split")) or "train"
-        if split not in SPLITS:
+        split = split_name(row.text("split"))
+        if split and split not in SPLITS:
             raise InputError(f"unknown split '{split}'.{nearest(split, SPLITS)}", where=row.where)
         numbers = read_affine(row.text("affine"), row.where)
         pairs.append(
@@ -78,6 +78,8 @@ def slide_table(path: Path | str) -> list[SlidePair] | None:
                 row.text("group") or None,
             )
         )
+    if len({bool(pair.split) for pair in pairs}) > 1:
+        raise InputError("some rows have no split and others do", where=path, fix="Give every row one")
     return pairs
 
 
@@ -127,7 +129,7 @@ def cut_slide_pairs(
         {
             "slides": {p.he.name: [fingerprint(p.he), fingerprint(p.ihc)] for p in pairs},
             "maps": content_hash([[p.stain, p.affine, p.he_mpp, p.ihc_mpp] for p in pairs]),
-            "patients and splits": content_hash([[p.patient, p.split] for p in pairs]),
+            "patients and splits": content_hash([[p.patient, p.split or "train"] for p in pairs]),
             **({"groups": [p.group for p in pairs]} if grouped else {}),
             "tile": tile,
             "mpp": mpp,

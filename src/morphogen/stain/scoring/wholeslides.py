@@ -23,7 +23,7 @@ from morphogen.core.reading.tables import Row
 from morphogen.metrics.intervals import moments, moments_correlation
 from morphogen.slides import open_slide
 from morphogen.slides.images import name_of
-from morphogen.stain.data import COLOUR, pair_table, split_name, stated_target
+from morphogen.stain.data import COLOUR, pair_table, stated_target
 from morphogen.stain.pairs.slides import (
     BOX,
     SlidePair,
@@ -68,7 +68,7 @@ def cut_fields(
     they are. :class:`InputError` for a slide that is not there.
     """
     target = config.target or stated_target(data) or COLOUR
-    wanted = [pair for pair in slides if pair.split == split]
+    wanted = [pair for pair in slides if pair.split in ("", split)]
     if not wanted:
         found = ", ".join(sorted({pair.split for pair in slides}))
         raise InputError(f"no row has the split '{split}', only {found}", where=data)
@@ -78,7 +78,7 @@ def cut_fields(
     }
     size = {"tile": config.field, "mpp": config.mpp or 0.5}
     table = cut_slide_pairs(wanted, out / "fields", target=target, **size)  # type: ignore[arg-type]
-    rows = [row for row in pair_table(table).rows if split_name(row.text("split")) == split]
+    rows = pair_table(table).rows
     if target != COLOUR:
         write_json(table.parent / "target.yaml", target.to_dict())  # JSON is YAML
     by_name = {name_of(pair.he): pair for pair in wanted}
