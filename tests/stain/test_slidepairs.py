@@ -1,5 +1,7 @@
 """Pairs cut from two slides: the same tissue in both, also through a rotation and another µm/px."""
 
+import csv
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,6 +64,18 @@ def test_pairs_show_the_same_tissue_in_both_images(slides, tmp_path):
     assert cut_slide_pairs(pairs, tmp_path / "pairs", tile=128, mpp=1.0, min_tissue=0.0) == out
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "pairs").rglob("*.png")}
     assert len(read_pairs(path, "val", tmp_path / "run", tile=128, mpp=1.0).pairs) >= 4
+
+
+def test_tiles_that_the_other_slide_does_not_show_are_left_out(slides, tmp_path, caplog):
+    """The other slide begins 150 px of the H&E to the right: what lies before is no glass, nobody looked."""
+    path = table(slides, [["he.ome.tif", "same.ome.tif", "ER", "A", "train", "0.5 0 -75 0 0.5 0"]])
+    out = cut_slide_pairs(slide_table(path), tmp_path / "pairs", tile=64, mpp=1.0, min_tissue=0.0)
+    left = [float(row["x"]) for row in csv.DictReader(out.read_text().splitlines())]
+    assert left and min(left) >= 150 - 0.02 * 128
+    assert "tiles of he.ome.tif lie beyond what the other slide shows" in caplog.text
+    path = table(slides, [["he.ome.tif", "same.ome.tif", "ER", "A", "train", "0.5 0 -900 0 0.5 0"]])
+    with pytest.raises(InputError, match="the other slide shows none of the tissue.*stain register"):
+        cut_slide_pairs(slide_table(path), tmp_path / "none", tile=64, mpp=1.0, min_tissue=0.0)
 
 
 def test_rotation_by_any_angle_agrees_with_the_box_it_turns():

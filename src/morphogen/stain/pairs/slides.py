@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,11 @@ from morphogen.stain.data import COLOUR, SPLITS, FoundPairs, find_pairs, pair_ta
 from morphogen.stain.pairs.panels import as_pairs
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.files import stated_target
+from morphogen.tasks.checks import shortened
 from morphogen.tasks.folders import save_png
 from morphogen.tasks.sources import is_slide
+
+log = logging.getLogger("morphogen.stain")
 
 BOX = ("x", "y", "side")  # of a tile in level-0 pixels of the H&E, columns of the table of tiles
 
@@ -146,7 +150,7 @@ def cut_slide_pairs(
     if manifest is not None and manifest.get("mark") in (job.mark, former):
         return table
     goes_on = job.begin(out / RECORD, "pairs cut from slides")
-    rows = []
+    rows, beyond = [], []
     for pair in pairs:
         with open_pair(pair, "he") as he, _second(pair, target) as signal:
             windows = tissue_windows(he, tile, mpp=mpp, min_tissue=min_tissue)
@@ -156,7 +160,11 @@ def cut_slide_pairs(
                 if pair.affine is not None
                 else np.array([[1, 0, 0], [0, 1, 0]]) * he.require_mpp() / _micrometres(pair, signal)
             )
-            for box in progress(list(windows.boxes[::step]), what=f"{pair.he.stem}: cutting tiles"):
+            boxes = list(windows.boxes[::step])
+            inside = [box for box in boxes if _shown(signal, affine, *(float(value) for value in box[:3]))]
+            if len(inside) < len(boxes):
+                beyond.append(f"{len(boxes) - len(inside)} of {len(boxes)} tiles of {pair.he.name}")
+            for box in progress(inside, what=f"{pair.he.stem}: cutting tiles"):
                 x, y, side, _ = (float(value) for value in box)
                 name = f"{pair.he.stem}_{round(x)}_{round(y)}"
                 files = [out / "he" / f"{name}.png", out / "ihc" / f"{name}{tile_suffix(target)}"]
@@ -176,6 +184,14 @@ def cut_slide_pairs(
                         **{key: f"{value:.10g}" for key, value in zip(BOX, (x, y, side), strict=True)},
                     }
                 )
+    if beyond:
+        log.warning("%s lie beyond what the other slide shows and are left out.", shortened(beyond))
+    if not rows and beyond:
+        raise InputError(
+            "the other slide shows none of the tissue of this one",
+            where=pairs[0].he,
+            fix="Register them with `morphogen stain register`, or give their map in the column affine",
+        )
     if not rows:
         raise InputError("no tissue was found in any of the H&E slides", where=pairs[0].he)
     text = io.StringIO()
@@ -185,6 +201,15 @@ def cut_slide_pairs(
     write_text(table, text.getvalue())
     Manifest.write(out, kind="pairs cut from slides", mark=job.mark, pairs=len(rows), mpp=mpp, tile=tile)
     return table
+
+
+def _shown(signal: Slide | ChannelRegions, affine: np.ndarray, x: float, y: float, side: float) -> bool:
+    """Whether another slide shows the square (x, y, side) of this one's level 0, to a fiftieth of its side."""
+    width, height = (signal.width, signal.height) if isinstance(signal, Slide) else signal.size[::-1]
+    low, high = 0.02 * side, 0.98 * side
+    corners = np.array([[x + a, y + b, 1] for a in (low, high) for b in (low, high)])
+    u, v = affine @ corners.T
+    return bool((u >= 0).all() and (v >= 0).all() and (u <= width).all() and (v <= height).all())
 
 
 def channels_of(path: Path, target: TargetConfig) -> ChannelRegions:
