@@ -70,6 +70,8 @@ def test_every_sample_is_as_bright_as_one_of_the_images():
     assert alike == pytest.approx([255 * (0.1 / 3 + 0.25)] * 4, abs=0.02)
     far = of_samples(around(), image, samples=30, antithetic=False, effect_spread=3.0)
     assert sorted(set(far)) == pytest.approx([0, 255 * (0.25 - 0.2 / 3), 255 * (0.7 / 3 + 2.5 / 4)], abs=0.02)
+    own = of_samples(around(effect_spread=2.0), image, samples=30, antithetic=False, effect_spread=1.5)
+    assert own == far  # the model's own factor and that of the call
     middle = around()(torch.from_numpy(image[None, :64, :64]), "mean", samples=2)
     assert middle.samples.unique().tolist() == pytest.approx([255 / 4])
 
@@ -153,6 +155,7 @@ def test_effects_are_kept_with_the_model(make_channels, tmp_path):
     given = config(image_effects=True, cross_fit=2, residual_knots=3)
     made = train_model(find_pairs(table), given, tmp_path / "run", where=table).model
     assert np.array(made.config.image_effects).shape == (4, 2, 2)
+    assert (made.config.effect_spread, made.mean.config.effect_spread) == (1.5, 1.0)
     assert made.mean.config.image_effects is None and made.mean.config.normalise == "strength"
     again = StainTransfer.from_pretrained(tmp_path / "run" / "model")
     assert again.identity == made.identity

@@ -168,6 +168,11 @@ class ModelConfig(Config):
         "answer as a whole: offset and slope. Every sample takes those of one image. null = none, or measured when "
         "training begins (objective.image_effects).",
     )
+    effect_spread: float = Field(
+        1.0,
+        ge=0,
+        description="image_effects: factor on their distance from their mean (objective.effect_spread).",
+    )
     colour_start: bool = Field(
         False,
         description="small, x0: begin as a polynomial of each pixel's colour, fitted to the training pairs; the "
@@ -213,7 +218,7 @@ class ModelConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What a model is, for hashes: what models of before did not know is left out where it is the default."""
         later = ("target", "balance", "colour_start", "colour_degree", "see_mean", "noise_shares")
-        newest = ("residual_knots", "normalise", "image_effects")
+        newest = ("residual_knots", "normalise", "image_effects", "effect_spread")
         return known_before(self, *later, *newest) | {"encoder_weights": None}
 
     @property
@@ -377,8 +382,8 @@ class ApplyConfig(Config):
     effect_spread: float = Field(
         1.0,
         ge=0,
-        description="Models with image_effects: factor on the effects' distance from their mean, where new images are "
-        "less alike than training images: another scanner, another organ.",
+        description="Models with image_effects: factor on the effects' distance from their mean beside the model's, "
+        "where new images are less alike than training images: another scanner, another organ.",
     )
     show: Literal["sample", "mean"] = Field(
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."

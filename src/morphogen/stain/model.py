@@ -324,7 +324,8 @@ class StainTransfer(Pretrained):
             for key, value in condition.items()
         }
         centres = None if base is None else base[:, None]
-        if centres is not None and (effects := image_effects(self.config, effect_spread)) is not None:
+        spread = self.config.effect_spread * effect_spread
+        if centres is not None and (effects := image_effects(self.config, spread)) is not None:
             # The expected stain is that of an image of middling brightness.
             draws = torch.full((len(start),), 0.5) if sampler.solver == "mean" else noise(OF_IMAGE)
             around = effects.applied(centres[:, 0].repeat_interleave(samples, 0), effects.drawn(draws))

@@ -358,7 +358,14 @@ def _trained(
         "model": config.model.identity(),
         "objective": known_before(
             config.objective,
-            *("residual_spread", "cross_fit", "noise_scales", "residual_knots", "image_effects"),
+            *(
+                "residual_spread",
+                "cross_fit",
+                "noise_scales",
+                "residual_knots",
+                "image_effects",
+                "effect_spread",
+            ),
         ),
         "data": known_before(config.data, "target", "stain_jitter"),
         "pairs": content_hash([pair.identity() for pair in pairs]),

@@ -165,6 +165,7 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
             noise_shares=config.noise_shares or model.config.noise_shares,
             residual_knots=config.residual_knots or model.config.residual_knots,
             image_effects=config.image_effects,  # those of other images are none of these
+            effect_spread=config.effect_spread,
             see_mean=seen,
         )
         model.network.colours = None  # the regression's answer holds what colour tells

@@ -20,6 +20,7 @@ _NOT_OF_LATENTS = (
     "noise_shares",
     "residual_knots",
     "image_effects",
+    "effect_spread",
     "colour_start",
     "colour_degree",
     "see_mean",

@@ -65,12 +65,17 @@ def parts(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
         residual_scale=None,
         noise_shares=None,
         image_effects=None,
+        effect_spread=1.0,
         regression=True,
         # An answer holds no noise that could be named.
         prediction="x0" if config.model.colour_start else config.model.prediction,
     )
     objective = config.objective.replace(  # these are of the diffusion
-        cross_fit=0, noise_scales=0, residual_knots=0, image_effects=False
+        cross_fit=0,
+        noise_scales=0,
+        residual_knots=0,
+        image_effects=False,
+        effect_spread=ObjectiveConfig().effect_spread,
     )
     training = _shorter(config, first)
     if config.mean_lr is not None:
@@ -234,6 +239,7 @@ def attach(
     model.mean, centre = mean, Centre(crossed)
     model.config = model.config.replace(residual=True)
     if objective.image_effects:
+        model.config = model.config.replace(effect_spread=objective.effect_spread)
         centre = replace(centre, numbers=torch.tensor(dataset.numbers))
     wanted = {
         "image_effects": objective.image_effects,

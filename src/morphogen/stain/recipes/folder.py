@@ -86,6 +86,7 @@ def _own(path: Path, changes: dict[str, Any]) -> Parts:
             residual=False,
             residual_scale=None,
             image_effects=None,
+            effect_spread=1.0,
             regression=True,
             stains=tuple(model.fact("mean_stains", list[str])),
         )
