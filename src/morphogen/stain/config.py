@@ -389,9 +389,7 @@ class ApplyConfig(Config):
         "sample", description="What the main image is with several samples: one sample (sharp) or their mean."
     )
     stain: str | None = Field(None, description="Target stain of a model with several. null = its only one.")
-    mpp: float | None = Field(
-        None, gt=0, description="µm per pixel of the input, where its file does not say."
-    )
+    mpp: float | None = Field(None, gt=0, description="µm per pixel of the input, if its file does not say.")
     seed: int = Field(0, ge=0, description="Seed of all noise.")
     quality: int = Field(90, ge=1, le=100, description="JPEG quality of pyramid tiles and of .jpg outputs.")
 
