@@ -182,10 +182,12 @@ def _with_patients(found: FoundPairs, root: Path) -> FoundPairs:
         return found
     table, pairs = read_table(path, ("name",)), found.pairs
     table.column("patient", "group")
-    for column in ("patient", "group"):
-        if column in table.columns:
-            told = _told(table, column, pairs)
-            pairs = [replace(pair, **{column: told.get(clean(pair.name)) or None}) for pair in pairs]
+    if "patient" in table.columns:
+        told = _told(table, "patient", pairs)
+        pairs = [replace(pair, patient=told.get(clean(pair.name)) or None) for pair in pairs]
+    if "group" in table.columns:
+        told = _told(table, "group", pairs)
+        pairs = [replace(pair, group=told.get(clean(pair.name)) or None) for pair in pairs]
     return FoundPairs(pairs, found.alone)
 
 
