@@ -213,6 +213,15 @@ def test_tables_of_embeddings(tmp_path):
     assert table.names == list("abcd") and table.groups == list("AABB") and table.labels == list("wxyz")
     train, held = table.split(0.5, seed=1)
     assert {*train.groups} != {*held.groups} and len(train) == len(held) == 2
+    assert table.facts["encoder"] is None
+    named = anndata.AnnData(X=features(4, 6), obs=obs, uns={"encoder": "uni"})
+    named.write_h5ad(tmp_path / "n.h5ad")
+    assert read_tiles(tmp_path / "n.h5ad", PX).facts["encoder"] == "uni"
+    assert read_tiles([tmp_path / "n.h5ad", tmp_path / "t.h5ad"], PX).facts["encoder"] == "uni"
+    named.uns["encoder"] = "gigapath"
+    named.write_h5ad(tmp_path / "m.h5ad")
+    with pytest.raises(InputError, match="of 'gigapath' and of 'uni' cannot be one set"):
+        read_tiles([tmp_path / "n.h5ad", tmp_path / "m.h5ad"], PX)
     anndata.AnnData(X=features(4, 6), obs=obs.drop(columns="path")).write_h5ad(tmp_path / "u.h5ad")
     with pytest.raises(InputError, match="no column 'path'"):
         read_tiles(tmp_path / "u.h5ad", PX)

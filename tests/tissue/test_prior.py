@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from morphogen.core.errors import CheckpointError, InputError
 from morphogen.metrics.expression import morans_i, spatial_weights
 from morphogen.tissue import EmbeddingGrid, TileTable
-from morphogen.tissue.canvases.sources import grid_of_table
+from morphogen.tissue.canvases.sources import grid_from, grid_of_table
 from morphogen.tissue.priors.check import check_prior
 from morphogen.tissue.priors.config import PriorConfig
 from morphogen.tissue.priors.field import GridField
@@ -77,6 +78,8 @@ def test_a_prior_learns_smooth_grids(tmp_path):
     assert grid.shape == (4, 4) and (grid.patch == prior(seed=1).patch).all()
     assert (grid.patch != again(seed=2).patch).any()
     assert again((7, 9), label="class1", guidance=2.0).shape == (7, 9)
+    with pytest.raises(InputError, match="0 × 3 has no cells"):
+        grid_from(SimpleNamespace(device="cpu"), prior=tmp_path / "model", shape=(0, 3))
     check = json.loads((tmp_path / "check.json").read_text())
     assert set(check["moran"]) == {"drawn", "training", "held_out"}
     blank = TissuePrior.fresh(config, prior.space, prior.labels)

@@ -306,5 +306,12 @@ def tiles_for(
         group=group,
     )
     table = read_tiles(sources, config, cache=Path(out) / "features", spread=spread)
+    said = table.facts.get("encoder")
+    if None not in (name, said) and said != name:
+        raise InputError(
+            f"the embeddings are of '{said}', the model was trained on those of '{name}'",
+            where="tiles",
+            fix="Encode with the model's own encoder",
+        )
     model.vectors("patch", table.features["patch"][:1])  # of the model's width, or an error
     return table if most is None or most >= len(table) else table.take(_spread(len(table), most))

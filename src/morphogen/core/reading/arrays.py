@@ -25,4 +25,10 @@ def read_arrays(path: Path | str, kind: str = "a file of arrays") -> dict[str, n
             return {name: read[name] for name in read.files}
     except DAMAGED as error:
         line = " ".join(str(error).split())[:120] or type(error).__name__
+        if line.startswith("Object arrays"):
+            raise InputError(
+                f"is not {kind}: it holds a pickle, which can run code when it is read",
+                where=path,
+                fix="Save plain arrays of numbers",
+            ) from None
         raise InputError(f"is not {kind}, or damaged ({line})", where=path, fix="Copy it again") from None

@@ -96,7 +96,13 @@ class CanvasPlan:
         height: int | None = None,
     ) -> None:
         factor, side = model.first_stage.factor, model.tile_px
-        self.height, self.width = height or grid.shape[0] * side, width or grid.shape[1] * side
+        self.height = grid.shape[0] * side if height is None else height
+        self.width = grid.shape[1] * side if width is None else width
+        for name, values in (("patch", grid.patch), ("region", grid.region)):
+            if values is not None:
+                model.vectors(
+                    name, values[:1, :1]
+                )  # of the model's width, or an error before anything is written
         for name, extent, cells in (
             ("height", self.height, grid.shape[0]),
             ("width", self.width, grid.shape[1]),

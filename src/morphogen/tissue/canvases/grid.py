@@ -192,8 +192,6 @@ def conditions(
     fields = {"patch": torch.from_numpy(grid.patch)}
     if grid.region is not None:
         fields["region"] = torch.from_numpy(grid.region)
-    for name, values in fields.items():
-        vectors(name, values[:1, :1])  # of the model's width, or an error before anything is drawn
 
     def of(positions: Sequence[tuple[int, int]]) -> Tensor:
         return context(

@@ -67,7 +67,8 @@ def grid_from(
 
         drawn = TissuePrior.from_pretrained(prior, device=model.device)
         side = drawn.config.side
-        return drawn((shape[0] or side, shape[1] or side), label=label, seed=seed)
+        rows, columns = (side if extent is None else extent for extent in shape)
+        return drawn((rows, columns), label=label, seed=seed)
     assert grid is not None
     if grid.suffix.lower() != ".csv":
         return EmbeddingGrid.load(grid)

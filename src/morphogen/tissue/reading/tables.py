@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from morphogen.core.errors import InputError, nearest
+from morphogen.core.reading.text import clean
 from morphogen.core.writing.h5ad import open_h5ad
 from morphogen.slides.images import read_image
 from morphogen.tissue.config import DataConfig
@@ -21,9 +23,18 @@ def read_tables(paths: Sequence[Path], config: DataConfig) -> TileTable:
     """Tiles of ``.h5ad`` tables.
 
     ``X`` (N, D) holds the embeddings, ``obs["path"]`` (or ``image``, ``file``) the tile's image relative to the table;
-    ``obs["patient"]``, ``obs["slide"]`` and ``obs["label"]`` are used where they are there.
+    ``obs["patient"]``, ``obs["slide"]`` and ``obs["label"]`` are used where they are there; ``uns["encoder"]`` names
+    the encoder of the embeddings.
     """
-    return joined([_read(path, config) for path in paths], {"encoder": None, "layout": "h5ad"})
+    parts = [_read(path, config) for path in paths]
+    named = sorted({name for part in parts if (name := part.facts["encoder"]) is not None})
+    if len(named) > 1:
+        raise InputError(
+            f"embeddings of '{named[0]}' and of '{named[1]}' cannot be one set",
+            where=paths[0],
+            fix="Encode all with one encoder",
+        )
+    return joined(parts, {"encoder": named[0] if named else None, "layout": "h5ad"})
 
 
 def _read(path: Path, config: DataConfig) -> TileTable:
@@ -64,5 +75,11 @@ def _read(path: Path, config: DataConfig) -> TileTable:
         tile_px=px,
         mpp=config.tile_mpp,
         labels=[str(each) for each in table.obs["label"]] if "label" in table.obs else [],
-        facts=codecs(files),
+        facts={"encoder": _encoder(table.uns), **codecs(files)},
     )
+
+
+def _encoder(uns: Mapping[str, Any]) -> str | None:
+    """The encoder that a table says its embeddings are of."""
+    named = uns.get("encoder")
+    return clean(named) if isinstance(named, str) and named.strip() else None
