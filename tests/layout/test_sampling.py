@@ -10,7 +10,7 @@ import torch
 
 from morphogen.layout.config import DataConfig
 from morphogen.layout.data import read_sources
-from morphogen.layout.sampling.augment import flipped, random_affine, warped
+from morphogen.layout.sampling.augment import flipped, random_affine, reach, warped
 from morphogen.layout.sampling.crops import LayoutCrops, Places, SegmentationCrops
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.arrays import in_memory
@@ -149,6 +149,21 @@ def test_affine_layouts_keep_their_labels():
     assert np.array_equal(warped(labels, np.eye(2, 3), labels=True), labels)
     scales = [np.sqrt(abs(np.linalg.det(random_affine(random, 32)[:, :2]))) for _ in range(200)]
     assert min(scales) > 0.7 and max(scales) < 1.3
+
+
+def test_what_an_affine_map_brings_in_is_the_tissue_beside_the_crop():
+    """Of a picture whose level is its column, any map gives the column that each pixel came from, corners included."""
+    column = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        matrix = random_affine(random, 32)
+        beyond = reach(matrix, 32)
+        window = column[100 - beyond : 132 + beyond, 100 - beyond : 132 + beyond]
+        made = warped(window, matrix, beyond=beyond)
+        y, x = np.mgrid[:32, :32]
+        back = np.linalg.inv(matrix[:, :2]) @ np.stack([x - matrix[0, 2], y - matrix[1, 2]]).reshape(2, -1)
+        assert np.abs(made.ravel() - (100 + back[0])).max() < 1.1  # rounded places and levels
+    assert reach(np.eye(2, 3), 32) == 0
 
 
 def test_recolouring_by_the_identity_changes_nothing():

@@ -12,9 +12,14 @@ from morphogen.tasks.streams.turns import turn_of, turned
 
 def flipped(random: np.random.Generator, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """The arrays mirrored together: left–right and top–bottom, each with probability ½."""
-    across, along = random.random(2) < 0.5
-    turn = turn_of(along, across)
+    turn = random_flip(random)
     return tuple(turned(array, turn) for array in arrays)
+
+
+def random_flip(random: np.random.Generator) -> int:
+    """Mirrored left–right and top–bottom, each with probability ½: the number of a turn."""
+    across, along = random.random(2) < 0.5
+    return turn_of(along, across)
 
 
 def random_affine(random: np.random.Generator, side: int) -> np.ndarray:
@@ -31,12 +36,25 @@ def random_affine(random: np.random.Generator, side: int) -> np.ndarray:
     return np.concatenate([matrix, offset[:, None]], axis=1)
 
 
-def warped(array: np.ndarray, matrix: np.ndarray, labels: bool = False) -> np.ndarray:
-    """An image or label map under an affine map, mirrored beyond its edges; labels keep their values."""
-    size = array.shape[1], array.shape[0]
+def reach(matrix: np.ndarray, side: int) -> int:
+    """Pixels beyond a square of ``side`` px that an affine map about it brings in."""
+    inverse = cv2.invertAffineTransform(matrix)
+    corners = np.array([(x, y, 1.0) for x in (0, side - 1) for y in (0, side - 1)]) @ inverse.T
+    return max(0, math.ceil(max(-corners.min(), corners.max() - (side - 1))))
+
+
+def warped(array: np.ndarray, matrix: np.ndarray, labels: bool = False, beyond: int = 0) -> np.ndarray:
+    """A square image or label map under an affine map, mirrored beyond its edges; labels keep their values.
+
+    beyond: pixels of ``array`` on every side of the square that is mapped (:func:`reach`), so that tissue comes in at
+    the corners and no mirror image of it.
+    """
+    side = array.shape[0] - 2 * beyond
     how = cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR
+    moved = matrix.copy()
+    moved[:, 2] -= matrix[:, :2] @ (beyond, beyond)
     return cv2.warpAffine(
-        np.ascontiguousarray(array), matrix, size, flags=how, borderMode=cv2.BORDER_REFLECT_101
+        np.ascontiguousarray(array), moved, (side, side), flags=how, borderMode=cv2.BORDER_REFLECT_101
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.seeds import numpy_generator
 from morphogen.layout.config import DataConfig, SynthesisConfig
-from morphogen.layout.sampling.augment import flipped, random_affine, warped
+from morphogen.layout.sampling.augment import random_affine, random_flip, reach, warped
 from morphogen.layout.sampling.crops import Places
 from morphogen.layout.sampling.looks import Look, Restyling
 from morphogen.layout.sampling.styles import StyleSampler
 from morphogen.layout.sources.sheets import Sheet
+from morphogen.tasks.streams.turns import turned
 
 CANDIDATES = 8  # layouts that the pairing by density chooses from
 
@@ -131,10 +132,14 @@ class Plan:
     def _layout(self, random: np.random.Generator) -> Drawn:
         sheet, top, left = self.places.draw(random)
         side = self.data.crop
-        labels, image = flipped(random, sheet.labels(top, left, side), sheet.image(top, left, side))
-        matrix = np.eye(2, 3)
-        if self.config.layouts == "affine":
+        turn, matrix, beyond = random_flip(random), np.eye(2, 3), 0
+        affine = self.config.layouts == "affine"
+        if affine:
             matrix = random_affine(random, side)
-            labels, image = warped(labels, matrix, labels=True), warped(image, matrix)
+            beyond = reach(matrix, side)
+        window = top - beyond, left - beyond, side + 2 * beyond
+        labels, image = turned(sheet.labels(*window), turn), turned(sheet.image(*window), turn)
+        if affine:
+            labels, image = warped(labels, matrix, True, beyond), warped(image, matrix, beyond=beyond)
         flat = tuple(round(float(value), 6) for value in matrix.ravel())
         return Drawn(np.ascontiguousarray(labels), image, sheet, top, left, flat)
