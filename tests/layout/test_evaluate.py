@@ -11,6 +11,7 @@ from morphogen.core.errors import InputError
 from morphogen.layout.config import SynthesisConfig
 from morphogen.layout.evaluate import compare, evaluate_segmenters, verdict
 from morphogen.layout.predict import synthesize
+from morphogen.layout.sampling.augment import blurred
 from morphogen.layout.sampling.stains import recolour
 from morphogen.layout.scoring import baselines
 from morphogen.layout.scoring.scores import patient_items, score_segmenter
@@ -21,7 +22,7 @@ from morphogen.layout.scoring.synthetic import (
     evaluate_synthetic,
     memorisation,
 )
-from morphogen.layout.sources.arrays import as_style
+from morphogen.layout.sources.arrays import as_style, in_memory
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.plan import Plan
 from morphogen.layout.synthesis.pseudo import pseudo_sheets
@@ -126,13 +127,17 @@ def test_a_little_blood_does_not_set_the_stains():
 
 
 def test_baseline_sheets(found, segmenter, data):
-    plan = Plan(found.annotated, found.unannotated, data, SynthesisConfig(count=4), 3, images=1)
+    soft = [
+        in_memory(sheet.name, sheet.patient, blurred(sheet.pixels, 1.5), sheet.classes)
+        for sheet in found.unannotated
+    ]
+    plan = Plan(found.annotated, soft, data, SynthesisConfig(count=4), 3, images=2)
     for focus in (True, False):
-        made = baselines.recoloured_sheets(found.annotated, found.unannotated, 4, data, 3, focus=focus)
+        made = baselines.recoloured_sheets(found.annotated, soft, 4, data, 3, focus=focus)
         assert [sheet.patient for sheet in made] == ["P3"] * 4
         for number, sheet in enumerate(made):  # with the focus: what a synthetic image begins at
             assert np.array_equal(sheet.pixels, plan[number].begin) == focus
-            assert np.array_equal(sheet.classes, plan[number].layout.labels)
+            assert np.array_equal(sheet.classes, plan[number].layout.labels) and sheet.balanced
     pseudo = pseudo_sheets(segmenter, as_style(found.unannotated), 32)
     assert len(pseudo) == 2 and all(sheet.labelled for sheet in pseudo)
     assert set(np.unique(pseudo[0].classes)) <= {0, 1, 2}

@@ -25,7 +25,7 @@ from morphogen.layout.synthesis.plan import Plan
 
 from .conftest import NAMES, painted
 
-CONFIG = SynthesisConfig(count=10, batch=4, seed=5)
+CONFIG = SynthesisConfig(count=10, batch=4, seed=5, layouts="affine")
 
 
 def contents(folder):

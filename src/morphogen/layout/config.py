@@ -245,8 +245,10 @@ class SynthesisConfig(Config):
         "density: quota, with the layout whose share of foreground is nearest to what a segmenter finds in the style.",
     )
     layouts: Literal["affine", "annotated"] = Field(
-        "affine",
-        description="affine: layouts flipped, turned, scaled and sheared: new ones. annotated: only flipped.",
+        "annotated",
+        description="annotated: layouts as they are, flipped. affine: turned, scaled and sheared, too, as STEDM does: "
+        "new ones, of images that were interpolated and whose nuclei have other sizes, which costs a segmenter more "
+        "than it gives (docs/layout.md).",
     )
     style_images: int | None = Field(None, gt=0, description="Style images per image; None: as in training.")
     strength: float | None = Field(

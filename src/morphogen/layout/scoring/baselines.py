@@ -31,7 +31,7 @@ def recoloured_sheets(
     *,
     focus: bool = False,
 ) -> list[ImageSheet]:
-    """``count`` annotated crops, turned and scaled, in the stain colours of unannotated patients, who take turns. With
+    """``count`` annotated crops, flipped, in the stain colours of unannotated patients, who take turns. With
     ``focus`` they are as sharp or blurred as those, too: what the synthetic images of this seed begin at, one by one,
     so that the two differ by what the diffusion model does to them."""
     if not unannotated:
