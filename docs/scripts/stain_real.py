@@ -4,7 +4,8 @@
 among the pairs, registers every pair, parts them into three folds (images of one field in one), trains on two, three
 times, and scores all images by models that have not seen them: a plain regression, and the diffusion of what a
 regression that begins as a colour map leaves over, set as they were for second harmonics; nothing is chosen here. Runs
-and scores that are there already are taken as they are. ``--write`` puts the tables into the page.
+and scores that are there already are taken as they are. ``--folds 0 1`` makes some of the folds, ``--write`` puts the
+tables into the page.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 from stain_tables import markdown, written
 
-from morphogen.core.files import file_hash, read_json, write_json
+from morphogen.core.files import atomic_path, file_hash, read_json, write_json
 from morphogen.stain.config import ApplyConfig, EvaluateConfig, SamplerConfig, TrainConfig, WindowConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import evaluate_methods, write_results
@@ -37,7 +38,7 @@ from morphogen.tasks import held_together, save_png
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
 FOLDS, CROP, TILE = 3, 128, 32
-SAMPLES, STEPS, REGRESSION = 12, 400, 60
+SAMPLES, STEPS, REGRESSION = 6, 400, 60
 INLIERS = 25  # matching corners from which two images show one field
 OURS, ONE, START, PLAIN = (
     f"mean of {SAMPLES} samples",
@@ -197,7 +198,16 @@ def settings(kind: str) -> TrainConfig:
 
 
 def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str, np.ndarray]]:
-    """What every method makes of the test images of a fold, by method and name; uncertainty as ``doubt``."""
+    """What every method makes of the test images of a fold, by method and name; uncertainty as ``doubt``. Kept in
+    ``made.npz``."""
+    kept = out / f"fold{fold}" / "made.npz"
+    if kept.is_file():
+        with np.load(kept) as file:
+            found: dict[str, dict[str, np.ndarray]] = {}
+            for key in file.files:
+                method, _, name = key.rpartition("|")
+                found.setdefault(method, {})[name] = file[key]
+        return found
     train = [pair for pair in pairs if pair.group != str(fold)]
     test = [pair for pair in pairs if pair.group == str(fold)]
     models: dict[str, StainTransfer] = {}
@@ -217,22 +227,27 @@ def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str
     }
     for pair in test:
         he, apply = read_aligned(pair)[0], APPLY.replace(stain=pair.stain)
-        found = stain_image(
+        several = stain_image(
             models["ours"], he, apply.replace(samples=SAMPLES, mean_weight=0.5), name=pair.name
         )
-        made[OURS][pair.name], made[ONE][pair.name] = found.mean, found.sample
-        made["doubt"][pair.name] = found.uncertainty
+        made[OURS][pair.name], made[ONE][pair.name] = several.mean, several.sample
+        made["doubt"][pair.name] = several.uncertainty
         for key, model in ((START, regression), (PLAIN, models["plain"])):
             made[key][pair.name] = stain_image(model, he, apply, name=pair.name).sample
         made["colour map"][pair.name] = maps[pair.stain](he)
+    with atomic_path(kept) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file, **{f"{key}|{name}": image for key, each in made.items() for name, image in each.items()}
+        )
     return made
 
 
-def measure(pairs: list[Pair], out: Path) -> None:
-    """Every fold trained and applied, all images scored together."""
+def measure(everything: Sequence[Pair], folds: Sequence[int], out: Path) -> None:
+    """Every fold trained and applied, all their images scored together."""
     made: dict[str, dict[str, np.ndarray]] = {}
-    for fold in range(FOLDS):
-        for key, images in images_of(pairs, fold, out).items():
+    pairs = [pair for pair in everything if int(pair.group or -1) in folds]
+    for fold in folds:
+        for key, images in images_of(everything, fold, out).items():
             made.setdefault(key, {}).update(images)
         print(f"fold {fold} made", flush=True)
     doubt = made.pop("doubt")
@@ -244,8 +259,8 @@ def measure(pairs: list[Pair], out: Path) -> None:
     config = EvaluateConfig(tile=TILE)
     evaluations = evaluate_methods(pairs, methods, config, uncertainty={OURS: lambda pair: doubt[pair.name]})
     seconds = {
-        kind: sum(float(read_json(out / f"fold{k}" / kind / "seconds.json")) for k in range(FOLDS))
-        for kind in ("ours", "plain")
+        title: sum(float(read_json(out / f"fold{k}" / kind / "seconds.json")) for k in folds)
+        for kind, title in (("ours", "diffusion with its regressions"), ("plain", "regression U-Net"))
     }
     facts = {"seconds of training": seconds, "seconds per megapixel": {}}
     write_results(out / "scores", evaluations, pairs, config, facts)
@@ -280,6 +295,8 @@ def by_group(out: Path) -> str:
     with open(out / "scores" / "images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     r = {(row["method"], row["image"]): float(row["dab_tile_correlation"] or "nan") for row in rows}
+    scored = {name for _, name in r}
+    found["pairs"] = [each for each in found["pairs"] if each["name"] in scored]
     groups: dict[str, list[str]] = {}
     for each in found["pairs"]:
         words = "match" if each["sure"] else "do not match"
@@ -322,13 +339,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairs"))
     parser.add_argument("--out", type=Path, default=Path("runs/stain-real"))
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), choices=range(FOLDS))
     parser.add_argument("--write", action="store_true", help="put the tables into docs/stain.md")
     arguments = parser.parse_args()
     out = arguments.out
     pairs = find_pairs(prepare(arguments.data, out)).pairs
     print(pairs_table(out), flush=True)
     if not (out / "scores" / "manifest.json").is_file():
-        measure(pairs, out)
+        measure(pairs, arguments.folds, out)
     tables = {"pairs": pairs_table(out), "real": markdown(out / "scores") + "\n" + by_group(out)}
     for name, table in tables.items():
         print(f"\n{name}\n\n{table}", flush=True)
