@@ -10,6 +10,7 @@ import pytest
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.tissue import UseConfig, evaluate_use
 from morphogen.tissue.predict import Patches, save_png
+from morphogen.tissue.use import _lead
 
 from .conftest import coloured_tiles
 
@@ -72,6 +73,24 @@ def test_good_variations_help_and_wrong_ones_harm(tiny, tmp_path, monkeypatch):
     assert gains["stain"]["low"] <= gains["stain"]["value"] <= gains["stain"]["high"]
     again = evaluate_use(tiny, real, test, tmp_path / "again", CONFIG)
     assert again.accuracy == scores[False].accuracy
+
+
+def test_the_answer_says_in_which_encoder_variations_help():
+    def gains(both: float, low: float):
+        arms = {"variations": 0.05, "stain": 0.04, "both over stain": both}
+        return {
+            "0.01": {arm: {"value": value, "low": low, "high": value + 0.02} for arm, value in arms.items()},
+            "0.1": {arm: {"value": 0.2, "low": 0.1, "high": 0.3} for arm in arms},
+        }
+
+    assert _lead({"a": gains(0.04, 0.01)}).startswith("Variations help beside stain augmentation: at 1 % of")
+    assert _lead({"a": gains(0.04, -0.01)}).startswith("Variations do not help as much as 3 points")
+    assert _lead({"a": gains(0.02, 0.01)}).startswith("Variations do not help as much as 3 points")
+    mixed = _lead({"a": gains(0.01, -0.02), "b": gains(0.04, 0.01)})
+    assert mixed.startswith(
+        "Variations help in b, and do not help in a, beside stain augmentation: at 1 % of"
+    )
+    assert "+1.0 (-2.0 to +3.0) points of balanced accuracy in a, +4.0 (+1.0 to +6.0)" in mixed
 
 
 def test_copies_of_the_tiles_themselves_gain_nothing(tiny, tmp_path, monkeypatch):

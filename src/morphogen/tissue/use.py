@@ -204,19 +204,26 @@ def _gains(
 
 
 def _lead(gains: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
-    """The answer for the smallest share, in the first encoder."""
-    name, shares = next(iter(gains.items()))
-    share = min(shares, key=float)
-    found = shares[share]["both over stain"]
-    helps = found["value"] >= WORTH and found["low"] > 0
-    said = "help" if helps else "do not help as much as 3 points with an interval above 0"
-    alone = ", ".join(
-        f"{what} {_points(shares[share][arm])}"
-        for what, arm in (("variations alone", "variations"), ("recoloured copies alone", "stain"))
-    )
+    """The answer for the smallest share, encoder by encoder."""
+    share = min(next(iter(gains.values())), key=float)
+    found = {name: shares[share] for name, shares in gains.items()}
+    added = {name: arms["both over stain"] for name, arms in found.items()}
+    helped = [name for name, gain in added.items() if gain["value"] >= WORTH and gain["low"] > 0]
+    others = [name for name in added if name not in helped]
+    if not helped:
+        said = "do not help as much as 3 points with an interval above 0"
+    else:
+        said = "help" + (
+            f" in {', '.join(helped)}, and do not help in {', '.join(others)}," if others else ""
+        )
     return (
         f"Variations {said} beside stain augmentation: at {100 * float(share):g} % of the labels they add "
-        f"{_points(found)} points of balanced accuracy to recoloured copies, in {name}; over tiles alone: {alone}."
+        + ", ".join(f"{_points(gain)} points of balanced accuracy in {name}" for name, gain in added.items())
+        + " to recoloured copies; to tiles alone "
+        + ", ".join(f"{_points(arms['variations'])} in {name}" for name, arms in found.items())
+        + ", where recoloured copies add "
+        + ", ".join(_points(arms["stain"]) for arms in found.values())
+        + "."
     )
 
 
