@@ -47,7 +47,9 @@ from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
 
 NOISE_BLOCK = 64
-_STATES = 8  # arrays that a run in memory holds at its peak: x, the prediction, the one before, sums on the way
+_STATES = (
+    8  # arrays that a run in memory holds at its peak: x, the prediction, the one before, sums on the way
+)
 
 
 @dataclass(frozen=True)
