@@ -255,3 +255,14 @@ def test_polygons_have_holes_and_small_ones_are_left_out():
     assert np.array_equal(outer[0], outer[-1]) and outer.min() >= 20 and outer.max() <= 120
     assert hole.min() >= 40 and hole.max() <= 84
     assert feature["properties"]["classification"]["name"] == "tumour"
+
+
+def test_label_maps_of_two_sources_do_not_come_to_lie_in_one_folder(tmp_path, segmenter):
+    for name in ("a", "b"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        Image.fromarray(painted(1, 0)[0]).save(tmp_path / name / "images" / "p.png")
+    folders = [tmp_path / name / "images" for name in ("a", "b")]
+    for sources in (folders, [folders[0], folders[1] / "p.png"]):  # files lie in images/, too
+        with pytest.raises(InputError, match="the label maps of 2 sources would lie in it"):
+            segment_sources(segmenter, sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -85,6 +85,13 @@ def segment_sources(
     sets: list[tuple[Path, Path | list[Path]]] = [(folder, folder) for folder in folders]
     if files:
         sets.append((Path("images"), files))
+    places = [name.name for name, _ in sets]
+    if twice := [name for name in places if places.count(name) > 1]:
+        raise InputError(
+            f"the label maps of {places.count(twice[0])} sources would lie in it",
+            where=out / twice[0],
+            fix="Segment them one after the other, each with an --out of its own",
+        )
     items = [Item(str(path), path, (path, out)) for path in slides]
     items += [
         Item(str(name), None, (source, out if len(sets) == 1 else out / name.name)) for name, source in sets
