@@ -190,7 +190,7 @@ def test_outpainting_keeps_the_image(tiny):
 def test_grids_are_checked(tiny, tmp_path):
     bad = random_grid(2, 2).patch
     bad[1, 0, 3] = np.nan
-    with pytest.raises(InputError, match="1 cells are not all numbers .first: row 1, column 0"):
+    with pytest.raises(InputError, match="not all numbers in 1 of . cells .first: row 1, column 0"):
         EmbeddingGrid(bad)
     with pytest.raises(InputError, match=r"is .rows, columns, D., not \(3, 5\)"):
         EmbeddingGrid(np.zeros((3, 5), np.float32))

@@ -228,7 +228,13 @@ def test_a_prior_without_its_field_is_refused(tmp_path):
     prior = TissuePrior.fresh(PriorConfig(side=2, width=8, depth=1, heads=2), space, ["a"])
     prior.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "field.safetensors").unlink()
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="field.safetensors is missing"):
+        TissuePrior.from_pretrained(tmp_path / "model")
+    manifest = tmp_path / "model" / "manifest.json"  # as a version without fields wrote it
+    listed = json.loads(manifest.read_text())
+    del listed["files"]["field.safetensors"]
+    manifest.write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match="train it again with morphogen tissue prior"):
         TissuePrior.from_pretrained(tmp_path / "model")
 
 

@@ -50,7 +50,7 @@ class EmbeddingGrid:
             if bad.any():
                 row, column = np.argwhere(bad)[0].tolist()
                 raise InputError(
-                    f"{int(bad.sum())} cells are not all numbers (first: row {row}, column {column})",
+                    f"not all numbers in {int(bad.sum())} of {bad.size} cells (first: row {row}, column {column})",
                     where="grid",
                     fix="Encode these cells again, or give others",
                 )

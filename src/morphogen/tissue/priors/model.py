@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from morphogen.checkpoints.folder import ModelFolder
-from morphogen.core.errors import ConfigError, InputError, nearest
+from morphogen.core.errors import CheckpointError, ConfigError, InputError, nearest
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion import CanvasNoise, Schedule, WindowLayout, network_denoiser, windowed
 from morphogen.diffusion.sampler import SamplerConfig, sample
@@ -186,6 +186,12 @@ class TissuePrior(Pretrained):
         space = Components(*read.fact("components_shape", tuple[_Width, _Width]))
         read.restore(space, "components")
         field = GridField(space.kept, config.side)
+        if not (read.path / "field.safetensors").is_file():  # learned neighbours from nothing
+            raise CheckpointError(
+                "this prior is not whole, or of a version before priors had a field of their grids",
+                where=read.path,
+                fix="Copy the whole folder, or train it again with morphogen tissue prior",
+            )
         read.restore(field, "field")
         transformer = component(read.component("network"), DiTTransformer2DModel)
         network = PriorNetwork(transformer, field, Schedule.cosine()).eval()
