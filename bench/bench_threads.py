@@ -27,10 +27,12 @@ _LONG = 3.0  # seconds; what is shorter is run more often
 _PASSIVE = ("OMP_WAIT_POLICY", *SPINNING)
 
 _SERVER = """
-import contextlib, io, json, sys, time
+import contextlib, io, json, os, sys, time
 from morphogen.cli.main import main
-answer = sys.stdout
+import torch
+answer, threads = sys.stdout, torch.get_num_threads()
 for line in sys.stdin:
+    torch.set_num_threads(threads)  # OpenMP code of other libraries (numba's) changes it for the whole process
     said, began, status = io.StringIO(), time.perf_counter(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
@@ -172,7 +174,7 @@ def _rows(name: str, text: str, servers: dict[str, Commands], base: Path, quick:
         out = base / ("made" if way == "defaults" else f"made-{way}") / short
         out.parent.mkdir(exist_ok=True)
         warm = server.run(text.replace("OUT", str(out)).split())
-    rounds = 1 if quick else 2 if warm > _LONG else 4
+    rounds = 1 if quick else 2 if warm > _LONG else 3
     for shared in (False, True):
         took: dict[str, list[float]] = {way: [] for way in servers}
         with busy(shared):
