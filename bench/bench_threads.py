@@ -27,8 +27,10 @@ _LONG = 3.0  # seconds; what is shorter is run more often
 _PASSIVE = ("OMP_WAIT_POLICY", *SPINNING)
 
 _SERVER = """
-import contextlib, io, json, os, sys, time
+import contextlib, io, json, sys, time
 from morphogen.cli.main import main
+from morphogen.core.running.threads import wait_passively
+wait_passively()  # as main does, before torch is loaded
 import torch
 answer, threads = sys.stdout, torch.get_num_threads()
 for line in sys.stdin:
