@@ -75,9 +75,13 @@ def test_a_share_caps_the_threads_of_libraries_and_what_the_user_says_stays(monk
     own: dict[str, str] = {}
     wait_passively(own)
     assert [own[name] for name in COUNTS] == ["1", "1", "1"]
+    assert own["NUMBA_NUM_THREADS"] == "1"
     said = {"OMP_NUM_THREADS": "7"}
     wait_passively(said)
-    assert said["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in said
+    assert said["OMP_NUM_THREADS"] == said["NUMBA_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in said
+    for listed in ({"OMP_NUM_THREADS": "4,2"}, {"MKL_NUM_THREADS": "2"}):  # no one number of OpenMP's
+        wait_passively(listed)
+        assert "NUMBA_NUM_THREADS" not in listed
 
 
 def test_workers_share_the_cores_unless_the_user_named_a_number(monkeypatch):
@@ -87,7 +91,31 @@ def test_workers_share_the_cores_unless_the_user_named_a_number(monkeypatch):
     assert thread_settings(4, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
     assert thread_settings(16, {})["OMP_NUM_THREADS"] == "1"
     ours = thread_settings(1, {})  # a worker's own workers share out its share anew
-    assert thread_settings(8, ours)["OMP_NUM_THREADS"] == "1"
+    assert ours["NUMBA_NUM_THREADS"] == "8"
+    assert thread_settings(8, ours)["OMP_NUM_THREADS"] == thread_settings(8, ours)["NUMBA_NUM_THREADS"] == "1"
+    assert thread_settings(4, {"OMP_NUM_THREADS": "3"})["NUMBA_NUM_THREADS"] == "3"
+    assert thread_settings(4, {"NUMBA_NUM_THREADS": "5"})["NUMBA_NUM_THREADS"] == "5"
+
+
+def test_parallel_code_of_numba_leaves_the_number_that_was_named():
+    code = (
+        "from morphogen.core.running.threads import wait_passively\n"
+        "wait_passively()\n"
+        "import torch, numba, numpy\n"
+        "@numba.njit(parallel=True)\n"
+        "def total(x):\n"
+        "    s = 0.0\n"
+        "    for i in numba.prange(len(x)):\n"
+        "        s += x[i]\n"
+        "    return s\n"
+        "print(total(numpy.ones(100)), torch.get_num_threads())"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, env=clean | {"OMP_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["100.0", "1"]
 
 
 def test_a_command_waits_passively_before_a_library_with_openmp_is_loaded():

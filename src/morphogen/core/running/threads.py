@@ -11,7 +11,8 @@ from other processes, and from their own once another process holds a core. :fun
 instead; it counts for processes that have not loaded a library with OpenMP yet.
 
 The number of threads follows from the cores that the process may use and the kind of work, never from the load of the
-moment: sums are split by it, and a run that goes on must give the same bytes. ``OMP_NUM_THREADS`` decides otherwise.
+moment: sums are split by it, and a run that goes on must give the same bytes. ``OMP_NUM_THREADS`` decides otherwise,
+for numba, too, whose parallel code sets OpenMP's number for the whole process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ R = TypeVar("R")
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LARGE = 50_000_000  # numbers of a network from which its own products fill the cores
 _LANE_BYTES = 3 << 30  # of this machine's memory, for what a lane computes with
+_NUMBA = "NUMBA_NUM_THREADS"
 _OURS = "MORPHOGEN_THREADS"
 # GNU's OpenMP (torch, scikit-learn), Intel's and LLVM's, and OpenBLAS, whose threads spin for 2^n cycles.
 _WAITING = {
@@ -79,7 +81,16 @@ def wait_passively(environment: MutableMapping[str, str] | None = None) -> bool:
     if not any(name in target for name in COUNTS) and cpu_cores() < (os.cpu_count() or 1):
         # Libraries count the cores of the machine; the mark tells our numbers from the user's.
         target.update(dict.fromkeys((*COUNTS, _OURS), str(cpu_cores())))
+    if environment is not None or "numba" not in sys.modules:  # it fails where this changes under it
+        for name, value in _as_numba(target).items():
+            target.setdefault(name, value)
     return "torch" not in sys.modules
+
+
+def _as_numba(environment: Mapping[str, str]) -> dict[str, str]:
+    """As many threads for numba as for OpenMP, where a number is named."""
+    count = environment.get("OMP_NUM_THREADS", "")
+    return {_NUMBA: count} if count.isdecimal() and int(count) > 0 else {}
 
 
 def thread_settings(processes: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -89,7 +100,8 @@ def thread_settings(processes: int, environment: Mapping[str, str] = os.environ)
     share = str(max(1, cpu_cores() // processes))
     ours = {_OURS: share}
     ours |= {name: share for name in COUNTS if name not in environment or _OURS in environment}
-    return {**_WAITING, **environment, **ours}
+    settings = {**_WAITING, **environment, **ours}
+    return settings | (_as_numba(settings) if _NUMBA not in environment or _OURS in environment else {})
 
 
 def lanes(device: torch.device | str = "cpu", numbers: int = 0) -> int:
