@@ -108,5 +108,7 @@ def compared(check: dict[str, Any]) -> str:
     """What :func:`check_prior` found, in a few words; empty where nothing was held out."""
     if not check:
         return ""
-    ratio = check["frechet"] / max(check["frechet_floor"], 1e-12)
-    return f"; drawn grids are {ratio:.2f} × as far from the training ones as held-out ones are"
+    return (
+        f"; Fréchet distance to them: {check['frechet']:.3g} of drawn grids, {check['frechet_floor']:.3g} of "
+        f"{check['grids']['held_out']} held-out ones"
+    )
