@@ -105,23 +105,20 @@ def held_together(*labels: Sequence[str]) -> list[int]:
     >>> held_together(["array 1", "array 1", "array 2", "", ""], ["A", "B", "C", "C", ""])
     [0, 0, 1, 1, 2]
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = len(labels[0])
-    root = list(range(count))
-
-    def first(item: int) -> int:
-        while root[item] != item:
-            item = root[item]
-        return item
-
-    for kind in labels:
-        seen: dict[str, int] = {}
-        for item, label in enumerate(kind):
-            if label:
-                a, b = first(seen.setdefault(label, item)), first(item)
-                root[max(a, b)] = min(a, b)
-    firsts = [first(item) for item in range(count)]
-    numbers = {item: number for number, item in enumerate(dict.fromkeys(firsts))}
-    return [numbers[item] for item in firsts]
+    # Items are the first nodes, so that their units are numbered as they come; a label is a node of its own.
+    nodes = {
+        key: count + number
+        for number, key in enumerate({(k, x) for k, kind in enumerate(labels) for x in kind})
+    }
+    edges = [(item, nodes[k, x]) for k, kind in enumerate(labels) for item, x in enumerate(kind) if x]
+    size = count + len(nodes)
+    ends = tuple(zip(*edges)) or ((), ())
+    graph = coo_array(([1] * len(edges), ends), shape=(size, size))
+    return connected_components(graph, directed=False)[1][:count].tolist()  # type: ignore[no-any-return]
 
 
 def folds(units: Sequence[str]) -> list[tuple[list[int], list[int]]]:
