@@ -233,9 +233,9 @@ def resolve_folder(folder: Path | str) -> Path:
             name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md"]
         )
     except Exception as error:  # offline, unknown, private and gated all come as different exceptions
-        line = " ".join(str(error).split())
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"there is no such local folder, and it could not be fetched as a hub id ({line[:160]})",
+            f"there is no such local folder, and it could not be fetched as a hub id ({line[:120]})",
             where=folder,
             fix="Check the name, go online, or download the folder and give its path",
         ) from None
