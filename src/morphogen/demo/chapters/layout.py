@@ -1,11 +1,9 @@
-"""Labelled images of simulated tissue: one layout in the styles of patients that were never annotated."""
+"""Labelled images of simulated tissue: annotated images in the styles of patients that were never annotated."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from morphogen.demo.workspace import Workspace, shown
 from morphogen.report import Report
@@ -19,6 +17,7 @@ morphogen layout segmenter labelled --annotated P01 P02 --classes tumour lymphoi
 """
 ANNOTATED = ("P01", "P02")
 CLASSES = ("tumour", "lymphoid")
+ROWS = 4  # synthetic images shown
 
 
 def train_layout(tissue: Path, out: Path, steps: int, device: str) -> tuple[Any, Any]:
@@ -34,23 +33,21 @@ def train_layout(tissue: Path, out: Path, steps: int, device: str) -> tuple[Any,
     return found, model
 
 
-def in_styles(model: Any, layouts: np.ndarray, styles: np.ndarray) -> np.ndarray:
-    """Every layout in every style, (L, S, H, W, 3)."""
-    import torch
+def make_images(found: Any, model: Any, out: Path, count: int) -> None:
+    from morphogen.layout import SynthesisConfig, synthesize
 
-    labels = torch.from_numpy(layouts.repeat(len(styles), axis=0))  # a layout with every style in turn
-    images = torch.from_numpy(np.concatenate([styles] * len(layouts)))
-    keys = [number // len(styles) for number in range(len(labels))]  # one layout, one noise
-    made = model(labels, images, seed=0, keys=keys)
-    return made.cpu().numpy().reshape(len(layouts), len(styles), *made.shape[1:])
+    config = SynthesisConfig(count=count)
+    synthesize(model, found.annotated, found.unannotated, config, out, data=model_data(model))
 
 
 def run(work: Workspace, report: Report) -> None:
-    """Train for a minute or two on two annotated patients, and make their layouts in the styles of three others."""
+    """Train for a minute or two on two annotated patients, and make images of their layouts in the styles of others."""
     from morphogen.demo import write_segmentation
-    from morphogen.layout.sampling.styles import StyleSampler
+    from morphogen.layout import SynthesisConfig
     from morphogen.layout.scoring.pages import coloured
     from morphogen.layout.scoring.synthetic import MEASURES, style_match
+    from morphogen.layout.synthesis.plan import Plan, name_of
+    from morphogen.slides.images import read_image
 
     tissue = work.place("data", "labelled", "x").parent
     patients, side = work.size(10, 4), work.size(192, 96)
@@ -65,24 +62,39 @@ def run(work: Workspace, report: Report) -> None:
     )
     steps = work.size(500, 2)
     found, model = train_layout(tissue, work.place("layout", "x").parent, steps, work.device)
-    random = np.random.default_rng(work.seed)
-    styles = StyleSampler(found.unannotated, model_data(model))
-    names = sorted(styles.groups)[:3]
-    lent = np.stack([styles.of_patient(name, random) for name in names])
-    sheets = [sheet for sheet in found.annotated if len(sheet.present) > 1][:3] or list(found.annotated)[:3]
-    layouts = np.stack([_layout(sheet, random) for sheet in sheets])
-    made = in_styles(model, layouts, lent)
+    out = work.place("layout", "synthetic", "x").parent
+    make_images(found, model, out, work.size(20, 2))
     report.text(
         "Two simulated patients are annotated; the others, from other laboratories, are not: their stain, focus, "
-        f"nuclei and compression differ. After {steps} steps of training the model is told a layout and two images of "
-        "a patient, and makes an image of that layout in that style: pixels whose labels are known."
+        f"nuclei and compression differ. After {steps} steps of training, annotated images are made anew in the style "
+        "of each of the others: pixels whose labels are known, as those patients would show them."
     )
-    pictures = [images[0] for images in lent]
-    report.images(pictures, [f"a style image of {name}" for name in names])
-    for number, row in enumerate(made):
+    config = SynthesisConfig(count=ROWS)
+    told = model.config
+    plan = Plan(
+        found.annotated,
+        found.unannotated,
+        model_data(model),
+        config,
+        told.network.classes,
+        images=told.style_images,
+    )
+    for number in range(work.size(ROWS, 1)):
+        pair = plan[number]
+        made = read_image(out / "images" / f"{name_of(number)}.png")
         report.images(
-            [coloured(layouts[number]), *row],
-            ["layout", *(f"in the style of {name}" for name in names)],
+            [
+                pair.layout.image,
+                coloured(pair.layout.labels),
+                pair.style[0],
+                made,
+            ],
+            [
+                f"annotated: {pair.layout.sheet.patient}",
+                "its labels",
+                f"never annotated: {pair.patient}",
+                f"made: these labels in the style of {pair.patient}",
+            ],
         )
     matched = style_match(model, found.annotated, found.unannotated, work.size(40, 2), seed=work.seed)
     report.text(
@@ -92,6 +104,7 @@ def run(work: Workspace, report: Report) -> None:
         "evaluate` answers."
     )
     report.code(shown(train_layout), "python", "The Python that trained it")
+    report.code(shown(make_images), "python", "The Python that made the images")
     report.code(COMMANDS, "bash", "The same from the command line, and the segmentation network")
     work.headlines["synthetic images nearer to their own style (colour)"] = f"{matched['colour']:.0%}"
 
@@ -101,13 +114,3 @@ def model_data(model: Any) -> Any:
     from morphogen.layout import DataConfig
 
     return DataConfig(**model.facts["data"])
-
-
-def _layout(sheet: Any, random: np.random.Generator) -> np.ndarray:
-    """A crop of a sheet's labels around a foreground pixel."""
-    label = max(sheet.present)
-    places = sheet.places(label)
-    row, column = places[random.integers(len(places))] - 32
-    top, left = (int(np.clip(at, 0, size - 64)) for at, size in zip((row, column), sheet.size, strict=True))
-    labels: np.ndarray = sheet.labels(top, left, 64)
-    return labels
