@@ -73,13 +73,8 @@ def style_match(
     """
     config = DataConfig(crop=model.crop, sampling="mp", style_images=max(images, 2))
     draw = StyleSampler(styles, config, max(images, model.config.style_images))
-    patients = sorted(draw.groups)
-    if len(patients) < 2:
-        raise InputError("a style match needs images of two patients at least", where="styles")
+    patients, shown = _patients(draw, seed)
     places = Places(layouts, model.crop, 0.5, model.config.network.classes)
-    shown: dict[str, np.ndarray] = {}
-    for patient in patients:
-        shown[patient] = draw.of_patient(patient, numpy_generator(seed, "match style", patient))
     told = model.config.style_images
     targets = {name: Look.of(each[:told]) for name, each in shown.items()}
     restyling = Restyling(layouts, model.crop)
@@ -106,6 +101,30 @@ def style_match(
             )
             outputs[side] += list(made.cpu().numpy())
     return {name: _share_nearer(measure, shown, outputs, chosen) for name, measure in MEASURES.items()}
+
+
+def style_match_of_real(
+    styles: Sequence[Sheet], crop: int, pairs: int, *, seed: int = 0, images: int = 4
+) -> dict[str, float]:
+    """What :func:`style_match` gives for further real images of both patients in place of outputs: patients look alike,
+    too, so that not even those are always nearer to their own."""
+    draw = StyleSampler(styles, DataConfig(crop=crop, sampling="mp", style_images=images), images)
+    patients, shown = _patients(draw, seed)
+    chosen, further = [], [[], []]  # type: list[list[str]], list[list[np.ndarray]]
+    for number in range(pairs):
+        random = numpy_generator(seed, "match real", number)
+        chosen.append([patients[k] for k in random.choice(len(patients), 2, replace=False)])
+        for side in (0, 1):
+            further[side].append(draw.of_patient(chosen[-1][side], random)[0])
+    return {name: _share_nearer(measure, shown, further, chosen) for name, measure in MEASURES.items()}
+
+
+def _patients(draw: StyleSampler, seed: int) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names, and the style images of each that outputs are compared with."""
+    names = sorted(draw.groups)
+    if len(names) < 2:
+        raise InputError("a style match needs images of two patients at least", where="styles")
+    return names, {name: draw.of_patient(name, numpy_generator(seed, "match style", name)) for name in names}
 
 
 def _share_nearer(
@@ -207,6 +226,8 @@ def evaluate_synthetic(
     if len({sheet.patient for sheet in lent}) > 1:
         matched = style_match(model, layouts, lent, pairs, sampler=sampler, seed=seed)
         figures = {f"style match, {name}": share for name, share in matched.items()}
+        real_match = style_match_of_real(lent, crop, pairs, seed=seed)
+        figures |= {f"style match of real images, {name}": share for name, share in real_match.items()}
     images = crops_of(synthetic, crop, seed=seed)
     unseen = crops_of(held_out, crop, seed=seed)
     figures |= memorisation(images, crops_of([*layouts, *styles], crop, 1000, seed), unseen)
