@@ -86,9 +86,20 @@ def test_panoptic_quality():
 def test_touching_objects_are_parted():
     rows, columns = np.mgrid[:60, :60]
     mask = np.zeros((60, 60), bool)
-    for centre in ((20, 20), (20, 35), (45, 30)):
-        mask |= np.hypot(rows - centre[0], columns - centre[1]) < 9
-    mask[55, 55] = True  # a speck
+    centres = ((20, 20), (20, 35), (45, 30))
+    reach = np.stack([np.hypot(rows - row, columns - column) for row, column in centres])
+    mask = (reach < 9).any(0)
+    mask[55, 50:55] = mask[56, 50:55] = True  # ten pixels are kept
+    mask[5, 50:59] = True  # nine are a speck
     found = instances_of(mask)
-    assert found.max() == 3 and found[20, 20] != found[20, 35] and found[55, 55] == 0
+    assert (
+        found.max() == 4
+        and found[20, 20] != found[20, 35]
+        and found[56, 54] > 0
+        and not found[5, 50:59].any()
+    )
+    # Parted where the discs meet: a pixel is of the disc whose middle is nearer, but for those half-way.
+    nearest, near = reach.argmin(0), (reach < 9).any(0) & (np.abs(reach[0] - reach[1]) > 2)
+    named = np.array([found[centre] for centre in centres])
+    assert np.array_equal(found[near], named[nearest][near])
     assert not instances_of(np.zeros((8, 8))).any()
