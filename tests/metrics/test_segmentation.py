@@ -102,4 +102,10 @@ def test_touching_objects_are_parted():
     nearest, near = reach.argmin(0), (reach < 9).any(0) & (np.abs(reach[0] - reach[1]) > 2)
     named = np.array([found[centre] for centre in centres])
     assert np.array_equal(found[near], named[nearest][near])
+    # Of unequal ones, at the neck between them.
+    large, small = np.hypot(rows - 25, columns - 20), np.hypot(rows - 25, columns - 37)
+    mask = (large < 12) | (small < 7)
+    found = instances_of(mask)
+    wrong = (found == found[25, 20]) != (large**2 - 12**2 < small**2 - 7**2)
+    assert found.max() == 2 and wrong[mask].mean() < 0.02
     assert not instances_of(np.zeros((8, 8))).any()
