@@ -94,6 +94,59 @@ def test_a_canvas_on_disk_has_the_bits_of_one_in_memory(tmp_path, name, kind, wi
     assert torch.equal(canvas.read(slice(3, 40), slice(60, 99)), in_memory[..., 3:40, 60:])
 
 
+@pytest.mark.parametrize("name", ["2m", "ddim", "plms"])
+@pytest.mark.parametrize("windows", ["overlapping", "shifted"])
+def test_eps_that_follows_from_x0_is_not_written(tmp_path, name, windows):
+    """x0 has the bits it has when eps is blended, too; the disk holds one array less, and memory and disk agree."""
+    solver, schedule, options = RUNS[name]
+    noise, times = CanvasNoise(0, SHAPE), timesteps(schedule, 4)
+
+    def made(given):
+        if windows == "shifted":
+            return shifted_windows(oracle(schedule), 16, seed=3, schedule=given)
+        return windowed(oracle(schedule), WindowLayout(SHAPE[-2:], 16, 9), schedule=given)
+
+    start = noise(-1)
+    ours, both = (made(given)(start, times[1]) for given in (schedule, None))
+    assert torch.equal(ours.x0, both.x0)
+    torch.testing.assert_close(ours.eps, both.eps, rtol=1e-4, atol=1e-5)
+    results, arrays = [], []
+    for given in (schedule, None):
+        store = CanvasStore.memmap(tmp_path / str(given is None), SHAPE, block=20)
+        for source in (noise, store.noise(noise)):
+            extra = {} if options is None else {**options, "noise": source}
+            x = solver(made(given), source(-1), times, schedule, **extra)
+            results.append(x if isinstance(x, torch.Tensor) else x.whole())
+        arrays.append(len(list((tmp_path / str(given is None)).glob("*.npy"))))
+    assert torch.equal(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2], rtol=1e-4, atol=1e-4)
+    if name == "2m":  # it asks for x0 alone
+        assert torch.equal(results[0], results[2])
+        assert arrays[0] == arrays[1] - 1
+
+
+def test_a_saved_state_keeps_its_history_on_disk(tmp_path):
+    """PLMS remembers eps, which nobody has written: the state's file must not name arrays that are used again."""
+    noise, times = CanvasNoise(0, SHAPE), timesteps(LINEAR, 8)
+    denoiser = windowed(oracle(LINEAR), WindowLayout(SHAPE[-2:], 16, 9), schedule=LINEAR)
+    expected = plms(denoiser, noise(-1), times, LINEAR)
+    for stop in (3, 5):
+        store = CanvasStore.memmap(tmp_path / str(stop), SHAPE, block=20)
+        state = tmp_path / f"{stop}.pt"
+
+        def dies(at, prediction, stop=stop):
+            # The arrays of the step that is under way are written before the process ends.
+            prediction.x0.store.save(prediction.x0 + 0.0)
+            if at.step == stop:
+                raise KeyboardInterrupt
+
+        run = resumable(plms, state, every=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(denoiser, store.noise(noise)(-1), times, LINEAR, callback=dies)
+        again = CanvasStore.memmap(tmp_path / str(stop), SHAPE, block=20)
+        assert torch.equal(run(denoiser, again.noise(noise)(-1), times, LINEAR).whole(), expected)
+
+
 def test_inversion_on_disk(tmp_path):
     store = CanvasStore.memmap(tmp_path, SHAPE, block=20)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

@@ -135,6 +135,33 @@ def test_a_killed_canvas_goes_on_to_the_same_bytes(tiny, tmp_path, memory_gib, m
         draw_canvas(tiny, grid, tmp_path / "killed", config.replace(seed=1))
 
 
+def test_a_canvas_that_was_begun_with_eps_on_disk_goes_on(tiny, tmp_path, monkeypatch):
+    """Arrays of a run by a version that wrote eps, too: its state names x and x0 alone, and those are read."""
+    grid, config = random_grid(2, 3), quick(memory_gib=0)
+    draw_canvas(tiny, grid, tmp_path / "whole", config)
+    calls, forward, plan = [], tiny.network.forward, CanvasPlan.__init__
+
+    def dies(x, t, *, context):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return forward(x, t, context=context)
+
+    def as_before(self, *given, **named):
+        plan(self, *given, **named)
+        self.schedule = None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny.network, "forward", dies)
+        patched.setattr(CanvasPlan, "__init__", as_before)
+        with pytest.raises(KeyboardInterrupt):
+            draw_canvas(tiny, grid, tmp_path / "killed", config)
+    begun = len(list((tmp_path / "killed" / ".canvas" / "arrays").glob("*.npy")))
+    assert begun > 0 and (tmp_path / "killed" / ".canvas" / "state.pt").exists()
+    draw_canvas(tiny, grid, tmp_path / "killed", config)
+    assert image_of(tmp_path / "killed") == image_of(tmp_path / "whole")
+
+
 def test_memory_and_disk_and_any_batch_give_one_image(tiny, tmp_path):
     grid = random_grid(2, 2)
     images = []

@@ -8,12 +8,13 @@ first window at a pixel has the share 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError
+from morphogen.core.seeds import seed_for
 
 Blend = Literal["uniform", "feather"]
 Position = tuple[int, int]
@@ -145,3 +146,30 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """One number for both axes, or one each."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class Cell(NamedTuple):
+    """A stretch of one axis that a window predicts, and where that window reads."""
+
+    read: int
+    region: slice
+    inside: slice
+
+
+def shifted_cells(
+    size: Sequence[int], window: tuple[int, int], seed: int, t: float
+) -> list[tuple[Cell, Cell]]:
+    """The cells of one step, row by row: (vertical, horizontal)."""
+    rows = _cells(size[0], window[0], seed_for(seed, "rows", repr(float(t))))
+    columns = _cells(size[1], window[1], seed_for(seed, "columns", repr(float(t))))
+    return [(row, column) for row in rows for column in columns]
+
+
+def _cells(size: int, window: int, seed: int) -> list[Cell]:
+    """Cells of a grid that starts at a random offset; the first and the last may be cut by the border."""
+    edges = sorted({0, size, *range(seed % window, size, window)})
+    cells = []
+    for start, stop in zip(edges, edges[1:]):
+        read = max(0, min(start, size - window))
+        cells.append(Cell(read, slice(start, stop), slice(start - read, stop - read)))
+    return cells

@@ -77,6 +77,7 @@ def gradient_guided(
     interval: tuple[float, float] | None = None,
     wanted: str = "wanted",
     space: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+    over: Callable[[Callable[[Tensor, Tensor], Tensor], Any, Any], Any] | None = None,
 ) -> Denoiser:
     """Pull what is predicted towards what a differentiable measure says it should be.
 
@@ -99,6 +100,9 @@ def gradient_guided(
         ``(there, back)``: an exact change of coordinates in which the gradient is taken and ``distance`` is given x0.
         Which way is steepest depends on the coordinates: in latents whose channels stand for unequal amounts of the
         picture, a correction would nearly all lie in the largest. ``None``: those of x.
+    over:
+        ``over(pull, x0, wanted)`` → x0, how ``pull(items, wanted)`` is carried over a canvas, such as
+        :func:`~morphogen.diffusion.map_windows` does. ``None``: x0 is itself a batch of items.
     """
 
     def guide(x: Tensor, t: Time, /, **condition: Any) -> Prediction:
@@ -107,9 +111,14 @@ def gradient_guided(
         if not rate or not _within(t, interval):
             return predicted
         alpha, sigma = schedule.levels_like(t, x)
+        most = float(sigma) / steps
+
+        def pull(items: Tensor, wanted: Tensor) -> Tensor:
+            return items - _polyak(distance, items, wanted, rate, most, space)
+
         x0 = predicted.x0
         for _ in range(steps):
-            x0 = x0 - _polyak(distance, x0, aim, rate, float(sigma) / steps, space)
+            x0 = pull(x0, aim) if over is None else over(pull, x0, aim)
         return Prediction(x0, (x - alpha * x0) / sigma, predicted.variance_position)
 
     return guide

@@ -89,6 +89,8 @@ def resumable(
 
         def save(state: SolverState, prediction: Prediction) -> None:
             if state.step % every == 0 or state.step == len(timesteps):
+                # What is named in the file must be written, and stay: a canvas that is yet to be computed is neither.
+                state = state._replace(history=tuple(written(each) for each in state.history))
                 save_state(path, state, mark)
                 saved[0] = state
             if callback is not None:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from morphogen.core.errors import ConfigError
 from morphogen.core.running.threads import in_lanes
-from morphogen.core.seeds import seed_for
-from morphogen.diffusion.blending import Blend, Blender, Position, WindowLayout, pair
+from morphogen.diffusion.blending import Blend, Blender, Cell, Position, WindowLayout, pair, shifted_cells
 from morphogen.diffusion.canvas import Canvas, CanvasStore
 from morphogen.diffusion.predictions import Denoiser, Prediction
-from morphogen.diffusion.schedules import Time
+from morphogen.diffusion.schedules import Schedule, Time
+
+_AHEAD = 256  # windows whose conditions are made together
 
 
 class PerWindow(NamedTuple):
@@ -48,6 +49,7 @@ def windowed(
     *,
     width: float = 0.5,
     lanes: int = 1,
+    schedule: Schedule | None = None,
 ) -> Denoiser:
     """A denoiser for canvases (B, C, H, W) from one for windows.
 
@@ -64,6 +66,9 @@ def windowed(
         up), so that compiled networks keep one shape.
     lanes:
         Batches beside one another (:func:`~morphogen.core.running.threads.in_lanes`).
+    schedule:
+        With it x0 alone is blended, and eps is what it leaves of x; on a disk it is not written, but computed where
+        it is read.
 
     Conditions wrapped in :class:`PerWindow` or :class:`Crop` are cut for the windows; other tensors are shared by
     all windows. With a :class:`Canvas` for x the result lives in its store, and memory stays within the batch.
@@ -75,10 +80,10 @@ def windowed(
 
         def predict(windows: Tensor, count: int, **conditions: Any) -> Prediction:
             times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
-            return denoiser(windows, times, **conditions)
+            return _blendable(denoiser(windows, times, **conditions), schedule)
 
         fields = _blended(predict, x, layout, blender, batch, condition, lambda part: _like(x), lanes)
-        return Prediction(*fields)
+        return _whole(fields, x, t, schedule)
 
     return denoise
 
@@ -94,6 +99,7 @@ def map_windows(
     scale: int = 1,
     into: CanvasStore | None = None,
     condition: Mapping[str, Any] | None = None,
+    lanes: int = 1,
 ) -> Any:
     """Apply a function window by window and blend its results: decoding a large latent, staining a large image.
 
@@ -118,17 +124,23 @@ def map_windows(
             return into.empty()
         return part.new_zeros(x.shape[0], part.shape[1], *fine.size)
 
-    return _blended(apply, x, layout, Blender(fine, blend, width), batch, condition or {}, field)[0]
+    return _blended(apply, x, layout, Blender(fine, blend, width), batch, condition or {}, field, lanes)[0]
 
 
 def shifted_windows(
-    denoiser: Denoiser, window: int | tuple[int, int], seed: int, batch: int = 8, lanes: int = 1
+    denoiser: Denoiser,
+    window: int | tuple[int, int],
+    seed: int,
+    batch: int = 8,
+    lanes: int = 1,
+    *,
+    schedule: Schedule | None = None,
 ) -> Denoiser:
     """A denoiser for canvases from windows that do not overlap, on a grid moved at random from step to step.
 
     Every pixel is predicted once a step, so a step costs a fraction of overlapping windows; seams move and average
     out over the steps (SpotDiffusion, Frolov et al. 2025). The shift is a function of ``seed`` and t. Works on any
-    size; a window at the border looks inwards and is used for its own cell only. Conditions as for
+    size; a window at the border looks inwards and is used for its own cell only. Conditions and ``schedule`` as for
     :func:`windowed`, but a :class:`PerWindow` must be a function, because the windows move.
     """
     height, width = pair(window)
@@ -137,11 +149,11 @@ def shifted_windows(
         if isinstance(t, Tensor):
             raise ConfigError("shifted windows need one time for the batch, a number", where="windows")
         _check_conditions(condition, x, None)
-        cells = _shifted_cells(x.shape[-2:], (height, width), seed, t)
+        cells = shifted_cells(x.shape[-2:], (height, width), seed, t)
         positions = [(row.read, column.read) for row, column in cells]
 
         def predict(windows: Tensor, count: int, **conditions: Any) -> Prediction:
-            return denoiser(windows, t, **conditions)
+            return _blendable(denoiser(windows, t, **conditions), schedule)
 
         fields: list[Any] = []
         for indices, parts in _evaluate(predict, x, positions, (height, width), batch, condition, lanes):
@@ -149,14 +161,27 @@ def shifted_windows(
             for field, part in zip(fields, parts):
                 if part is not None:
                     _write_cells(field, [cells[index] for index in indices], part)
-        return Prediction(*fields)
+        return _whole(fields, x, t, schedule)
 
     return denoise
 
 
 def shifted_count(size: tuple[int, int], window: int | tuple[int, int], seed: int, t: float) -> int:
     """How many windows :func:`shifted_windows` looks at on a canvas of ``size`` at time ``t``."""
-    return len(_shifted_cells(size, pair(window), seed, t))
+    return len(shifted_cells(size, pair(window), seed, t))
+
+
+def _blendable(predicted: Prediction, schedule: Schedule | None) -> Sequence[Tensor | None]:
+    """The parts of a window's prediction that are put together."""
+    return predicted if schedule is None else (predicted.x0, None, predicted.variance_position)
+
+
+def _whole(fields: Sequence[Any], x: Any, t: Time, schedule: Schedule | None) -> Prediction:
+    """The canvas' prediction, eps from x and x0 where it was left out."""
+    if schedule is None:
+        return Prediction(*fields)
+    alpha, sigma = schedule.levels_like(t, x)
+    return Prediction(fields[0], (x - alpha * fields[0]) / sigma, fields[2])
 
 
 # -- cutting ---------------------------------------------------------------------------------------------------
@@ -196,19 +221,39 @@ def _evaluate(
     """Batch by batch: the windows' indices, and for every field of the prediction one (B, C, h, w) per window."""
     n = x.shape[0]
 
-    def one(indices: list[int]) -> tuple[list[int], list[Any]]:
+    def one(work: tuple[list[int], dict[str, Any]]) -> tuple[list[int], list[Any]]:
+        indices, given = work
         here = [positions[index] for index in indices]
         cut = torch.cat(_cut(x, here, window))
-        conditions = {
-            name: _condition(value, indices, here, window, n, cut.device) for name, value in condition.items()
-        }
+        conditions = {name: _condition(value, here, window, n, cut.device) for name, value in given.items()}
         predicted = predict(cut, len(here), **conditions)
         counting = list(dict.fromkeys(indices))  # without the repetition that fills up the last batch
         return counting, [None if part is None else part.split(n)[: len(counting)] for part in predicted]
 
     batches = list(_batches(len(positions), batch))
-    with closing(in_lanes(one, batches, min(lanes, len(batches)))) as finished:
+    work = _with_rows(batches, positions, condition)
+    with closing(in_lanes(one, work, min(lanes, len(batches)))) as finished:
         yield from finished
+
+
+def _with_rows(
+    batches: list[list[int]], positions: Sequence[Position], condition: Mapping[str, Any]
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Batches with their conditions, :class:`PerWindow` ones as the rows of a batch.
+
+    Functions of the positions are asked for several batches at once: beside a small network, asking costs as much for
+    one as for many.
+    """
+    given = {name: value.of for name, value in condition.items() if isinstance(value, PerWindow)}
+    several = max(1, _AHEAD // len(batches[0]))
+    for first in range(0, len(batches), several):
+        some = batches[first : first + several]
+        indices = [index for each in some for index in each]
+        here = [positions[index] for index in indices]
+        sizes = [len(each) for each in some]
+        rows = {name: (of(here) if callable(of) else of[indices]).split(sizes) for name, of in given.items()}
+        for k, each in enumerate(some):
+            yield each, {**condition, **{name: PerWindow(parts[k]) for name, parts in rows.items()}}
 
 
 def _batches(total: int, batch: int) -> Iterator[list[int]]:
@@ -221,19 +266,11 @@ def _batches(total: int, batch: int) -> Iterator[list[int]]:
 
 
 def _condition(
-    value: Any,
-    indices: list[int],
-    here: list[Position],
-    window: tuple[int, int],
-    n: int,
-    device: torch.device,
+    value: Any, here: list[Position], window: tuple[int, int], n: int, device: torch.device
 ) -> Any:
     if isinstance(value, PerWindow):
-        rows = value.of(here) if callable(value.of) else value.of[indices[0] : indices[-1] + 1]
-        short = len(here) - len(rows)
-        if short:  # the last batch repeats its last window
-            rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
-        return rows.to(device).repeat_interleave(n, dim=0)
+        assert isinstance(value.of, Tensor)
+        return value.of.to(device).repeat_interleave(n, dim=0)
     if isinstance(value, Crop):
         parts = _cut(value.field, here, window)
         return torch.cat([part.expand(n, *part.shape[1:]) for part in parts]).to(device)
@@ -310,7 +347,7 @@ def _move_towards(
             _write(field, rows, across, strip)
 
 
-def _write_cells(field: Any, cells: Sequence[tuple[_Cell, _Cell]], values: Sequence[Tensor]) -> None:
+def _write_cells(field: Any, cells: Sequence[tuple[Cell, Cell]], values: Sequence[Tensor]) -> None:
     """What windows predict for their own cells. Neighbours in a row are written in one go: on a disk every line of a
     window lies on a page of its own."""
     for row, run in groupby(zip(cells, values), key=lambda each: each[0][0]):
@@ -340,30 +377,3 @@ def _check_size(x: Any, size: tuple[int, int]) -> None:
         raise ConfigError(
             f"the layout is for (B, C, {size[0]}, {size[1]}), not {tuple(x.shape)}", where="windows"
         )
-
-
-class _Cell(NamedTuple):
-    """A stretch of one axis that a window predicts, and where that window reads."""
-
-    read: int
-    region: slice
-    inside: slice
-
-
-def _shifted_cells(
-    size: Sequence[int], window: tuple[int, int], seed: int, t: float
-) -> list[tuple[_Cell, _Cell]]:
-    """The cells of one step, row by row: (vertical, horizontal)."""
-    rows = _cells(size[0], window[0], seed_for(seed, "rows", repr(float(t))))
-    columns = _cells(size[1], window[1], seed_for(seed, "columns", repr(float(t))))
-    return [(row, column) for row in rows for column in columns]
-
-
-def _cells(size: int, window: int, seed: int) -> list[_Cell]:
-    """Cells of a grid that starts at a random offset; the first and the last may be cut by the border."""
-    edges = sorted({0, size, *range(seed % window, size, window)})
-    cells = []
-    for start, stop in zip(edges, edges[1:]):
-        read = max(0, min(start, size - window))
-        cells.append(_Cell(read, slice(start, stop), slice(start - read, stop - read)))
-    return cells

@@ -73,8 +73,11 @@ class EncoderGuide:
         found = torch.where(reached, wanted, found)
         return F.huber_loss(found, wanted, reduction="none", delta=1.0).mean(1)
 
-    def around(self, denoiser: Denoiser, schedule: Any, sampler: TissueSampler) -> Denoiser:
-        """``denoiser`` with the pull of ``sampler``; it takes the condition :data:`WANTED` beside its own."""
+    def around(self, denoiser: Denoiser, schedule: Any, sampler: TissueSampler, over: Any = None) -> Denoiser:
+        """``denoiser`` with the pull of ``sampler``; it takes the condition :data:`WANTED` beside its own.
+
+        over: how a canvas is pulled, as for :func:`~morphogen.diffusion.gradient_guided`.
+        """
         return gradient_guided(
             denoiser,
             self.distance,
@@ -84,6 +87,7 @@ class EncoderGuide:
             interval=sampler.encoder_guidance_interval,
             wanted=WANTED,
             space=(self.stage.images, self.stage.latents) if self.exact else None,
+            over=over,
         )
 
 

@@ -27,10 +27,12 @@ from morphogen.core.progress import progress
 from morphogen.core.seeds import seed_for
 from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import (
+    Canvas,
     CanvasNoise,
     CanvasStore,
     PerWindow,
     WindowLayout,
+    map_windows,
     shifted_count,
     shifted_windows,
     windowed,
@@ -126,7 +128,7 @@ class CanvasPlan:
         if config.blend == "uniform" and config.stride is None:
             self.stride = max(1, self.window // 4)  # as published
         self.config, self.shift_seed = config, seed_for(config.seed, "canvas shift")
-        self.lanes = model.lanes
+        self.lanes, self.schedule = model.lanes, model.schedule
 
     @property
     def layout(self) -> WindowLayout:
@@ -159,10 +161,19 @@ class CanvasPlan:
 
         def make(inner: Any) -> Any:
             blend = "uniform" if config.blend == "uniform" else "feather"
-            overlapping = windowed(inner, self.layout, blend, batch, lanes=self.lanes)  # type: ignore[arg-type]
+            overlapping = windowed(
+                inner,
+                self.layout,
+                blend,  # type: ignore[arg-type]
+                batch,
+                lanes=self.lanes,
+                schedule=self.schedule,
+            )
             if config.blend != "shifted":
                 return overlapping
-            moving = shifted_windows(inner, self.window, self.shift_seed, batch, self.lanes)
+            moving = shifted_windows(
+                inner, self.window, self.shift_seed, batch, self.lanes, schedule=self.schedule
+            )
             last = set(self.overlapped)
 
             def denoise(x: Any, t: Any, /, **condition: Any) -> Any:
@@ -171,6 +182,18 @@ class CanvasPlan:
             return denoise
 
         return make
+
+    def pulled(self, pull: Callable[..., Tensor], x0: Any, wanted: Any) -> Any:
+        """``pull`` on every cell of the grid, each towards its own vector."""
+        return map_windows(
+            lambda items, wanted: pull(items, wanted),
+            x0,
+            WindowLayout(self.size, self.window, self.window),
+            batch=self.config.batch,
+            into=x0.store if isinstance(x0, Canvas) else None,
+            condition={WANTED: wanted},
+            lanes=self.lanes,
+        )
 
     def borders(self, factor: int) -> tuple[list[int], list[int]]:
         """Columns and rows of pixels where windows of the overlapped steps begin: for the seam score."""
@@ -217,10 +240,10 @@ def draw_latents(
             encoder_guidance_interval=(max(low, config.encoder_guidance_until), high)
         )
         given[WANTED] = PerWindow(conditions(grid, plan.window, _alone, lambda name, of: guide.wanted(of)))
-        whole = around
+        plain = around
 
         def around(guided: Any) -> Any:
-            return whole(guide.around(guided, model.schedule, pulled))
+            return guide.around(plain(guided), model.schedule, pulled, plan.pulled)
 
     if known is not None and keep is not None:
         alpha, sigma = model.schedule.levels(plan.times[0])

@@ -243,7 +243,7 @@ class TissuePrior(Pretrained):
             noise=noise,
             condition={"label": torch.tensor([self.label(label)], device=self.device)},
             null_condition={"label": null},
-            around=lambda inner: windowed(inner, layout, "feather", batch),
+            around=lambda inner: windowed(inner, layout, "feather", batch, schedule=self.schedule),
         )
         vectors = self.space.inverse(drawn[0].permute(1, 2, 0))[:rows, :columns]
         facts = {"from": "prior", "prior": self.identity[:16], "label": label, "seed": seed}
