@@ -78,7 +78,7 @@ def windowed(
     def denoise(x: Any, t: Time, /, **condition: Any) -> Prediction:
         _check_size(x, layout.size)
 
-        def predict(windows: Tensor, count: int, **conditions: Any) -> Prediction:
+        def predict(windows: Tensor, count: int, **conditions: Any) -> Sequence[Tensor | None]:
             times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
             return _blendable(denoiser(windows, times, **conditions), schedule)
 
@@ -152,7 +152,7 @@ def shifted_windows(
         cells = shifted_cells(x.shape[-2:], (height, width), seed, t)
         positions = [(row.read, column.read) for row, column in cells]
 
-        def predict(windows: Tensor, count: int, **conditions: Any) -> Prediction:
+        def predict(windows: Tensor, count: int, **conditions: Any) -> Sequence[Tensor | None]:
             return _blendable(denoiser(windows, t, **conditions), schedule)
 
         fields: list[Any] = []
