@@ -11,8 +11,8 @@ from bench.harness import Row, child_peak_memory, compare
 from morphogen.diffusion import PerWindow
 from morphogen.diffusion.sampler import guided_by
 from morphogen.tissue import CanvasConfig, EmbeddingGrid, ModelConfig, TissueSampler, new_model
-from morphogen.tissue.canvases.draw import CanvasPlan
 from morphogen.tissue.canvases.grid import conditions
+from morphogen.tissue.canvases.plan import CanvasPlan
 
 CELLS = 8
 

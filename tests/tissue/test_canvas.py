@@ -12,9 +12,10 @@ import torch
 from morphogen.core.errors import ConfigError, InputError, OutputError
 from morphogen.metrics.seams import seam_score
 from morphogen.tissue.canvases.config import CanvasConfig
-from morphogen.tissue.canvases.draw import CanvasPlan, draw_canvas
+from morphogen.tissue.canvases.draw import draw_canvas
 from morphogen.tissue.canvases.edits import edit_image, outpaint_image
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions, interpolated, slerp, vectors_at
+from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 
 

@@ -11,8 +11,9 @@ from morphogen.diffusion import WindowLayout
 from morphogen.tissue import TissueDiffusion, TissueSampler
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import decoded_bands
-from morphogen.tissue.canvases.draw import CanvasPlan, draw_latents
+from morphogen.tissue.canvases.draw import draw_latents
 from morphogen.tissue.canvases.grid import EmbeddingGrid, vectors_at
+from morphogen.tissue.canvases.plan import CanvasPlan
 
 
 def close(ours, reference, tolerance):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from morphogen.core.errors import InputError
 from morphogen.tissue.canvases.config import CanvasConfig
-from morphogen.tissue.canvases.draw import CanvasPlan, draw_latents
+from morphogen.tissue.canvases.draw import draw_latents
 from morphogen.tissue.canvases.grid import EmbeddingGrid
+from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.model import TissueDiffusion
 
 
