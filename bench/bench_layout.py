@@ -43,7 +43,7 @@ def run(quick: bool) -> list[Row]:
     begin = torch.full((2, 128, 128, 3), 180, dtype=torch.uint8)
     for what, options, count in (
         ("from noise", {}, calls[0]),
-        ("from the annotated image", {"begin": begin}, 2 * len(fast.times(layout.schedule))),
+        ("from the annotated image", {"begin": begin, "own": styles}, 3 * len(fast.times(layout.schedule))),
     ):
         spent = []
         for _ in range(3 if quick else 7):

@@ -128,6 +128,7 @@ def _folder(
     return root
 
 
+ARMS = {baselines.folder_of(name): name for name in baselines.ORDER}
 DATA = {"simulator": simulator, "glas": glas, "monuseg": monuseg, "flowers": flowers}
 
 
@@ -145,6 +146,7 @@ def run(
     freeze_style: bool = False,
     model: Path | None = None,
     threads: int = 1,
+    arms: list[str] | None = None,
 ) -> dict[str, Any]:
     """Everything of one data set; returns and writes ``out/study.json``."""
     import torch
@@ -182,7 +184,7 @@ def run(
             loop = loop.replace(steps=segmenter_steps)
         result = compare(
             found, synthetic, base.replace(training=loop), out / f"seed-{seed}", everything=rest,
-            instances=name == "monuseg", device="cpu",
+            arms=[ARMS[arm] for arm in arms or ARMS], instances=name == "monuseg", device="cpu",
         )  # fmt: skip
         for evaluation in result.evaluations:
             for item in evaluation.items:
@@ -190,7 +192,10 @@ def run(
                 arm.setdefault(item.name, []).append(item.values["iou"])
         times["segment"] = time.perf_counter() - begun
         if pairs and not quality:
-            real = Segmenter.from_pretrained(out / f"seed-{seed}" / "segmenters" / "real-only" / "model")
+            trained_on = [e.method for e in result.evaluations]
+            judge = baselines.REAL if baselines.REAL in trained_on else baselines.AUGMENTED
+            folder = out / f"seed-{seed}" / "segmenters" / baselines.folder_of(judge) / "model"
+            real = Segmenter.from_pretrained(folder)
             quality = of_images(trained, synthetic, found, out / "quality", real, pairs)
             begun += time.perf_counter() - begun - times["segment"]
         write(name, out, scores, seeds, times, made, quality)
@@ -290,6 +295,9 @@ def main() -> None:
     parser.add_argument("--freeze-style", action="store_true", help="Leave the style encoder as it began.")
     parser.add_argument("--model", type=Path, help="A model trained before, in the place of training one.")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), help="Those that are trained; all, if not named."
+    )
     parser.add_argument("--pool", type=Path, nargs="+", help="Folders of finished studies: one table of all.")
     values = vars(parser.parse_args())
     if folders := values.pop("pool"):

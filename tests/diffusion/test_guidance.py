@@ -11,6 +11,7 @@ from morphogen.diffusion import (
     WindowLayout,
     column_guided,
     ddim,
+    dpmpp_2m,
     from_x0_eps,
     gradient_guided,
     guided,
@@ -18,6 +19,7 @@ from morphogen.diffusion import (
     timesteps,
     windowed,
 )
+from morphogen.diffusion.guidance import anchored
 
 LINEAR = Schedule.linear()
 SHAPE = (2, 3, 4, 5)
@@ -237,3 +239,26 @@ def test_the_gradient_is_taken_in_the_coordinates_asked_for():
     found = gradient_guided(by_label, shown, LINEAR, space=space, rate=0.01)
     moved = scale * (by_label(x, 700, labels).x0 - found(x, 700, label=labels, wanted=wanted).x0)
     assert torch.allclose(moved, moved[:, :1, :1, :1].expand_as(moved), atol=1e-9) and moved.abs().min() > 0
+
+
+@pytest.mark.parametrize("solver", [ddim, dpmpp_2m])
+def test_an_anchored_model_changes_what_its_conditions_differ_in_and_keeps_the_rest(solver):
+    """Gaussians that differ in their mean alone: the map of the deterministic flow between them is the shift, whatever
+    the data and however wrong the spread that the model has of them."""
+    known, noise = 3 * draw(0), draw(1)
+
+    def poor(x, t, mean):
+        item = torch.full(SHAPE[1:], mean), torch.full(SHAPE[1:], 0.3)
+        return Mixture.gaussian(*item).denoiser(LINEAR)(x, t)
+
+    def made(mean, steps, strength=1.0):
+        times = [t for t in timesteps(LINEAR, steps, "trailing") if t < strength * LINEAR.T]
+        begin = LINEAR.add_noise(known, noise, times[0])
+        denoiser = anchored(poor, poor, known, noise, LINEAR, {"mean": 1.0})
+        return solver(denoiser, begin, times, LINEAR, condition={"mean": mean}) - known
+
+    for steps in (2, 7):
+        assert made(1.0, steps).abs().max() < 1e-9  # however few the steps, and however poor the model
+    whole, part = made(-0.5, 300), made(-0.5, 300, strength=0.3)
+    assert whole.mean() == pytest.approx(-1.5, abs=0.02) and whole.std() < 1e-9
+    assert -1.4 < part.mean() < -0.1 and part.std() < 1e-9  # begun late, less is changed

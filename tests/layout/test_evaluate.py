@@ -56,6 +56,14 @@ def test_every_arm_is_in_the_table(tmp_path, found, data, synthetic):
     assert steps == {2}
 
 
+def test_a_study_may_train_some_arms(tmp_path, found, data, synthetic):
+    """Real + synthetic is always one; pseudo-labels need the segmenter that gives them."""
+    result = compare(
+        found, synthetic, small_segmenter(1, data), tmp_path, arms=[baselines.PSEUDO], device="cpu"
+    )
+    assert [e.method for e in result.evaluations] == [baselines.BOTH, baselines.AUGMENTED, baselines.PSEUDO]
+
+
 def test_scores_are_of_patients(segmenter, found):
     scores = score_segmenter(segmenter, [*found.test, *found.unannotated], instances=True)
     items = patient_items(scores, NAMES)
@@ -186,8 +194,11 @@ def test_worlds_are_pooled_by_paired_differences(tmp_path, capsys):
 
     values = {baselines.BOTH: (0.40, 0.20), baselines.AUGMENTED: (0.36, 0.18), baselines.ALL: (0.42, 0.22)}
     values |= {baselines.RECOLOURED: (0.39, 0.17), baselines.PSEUDO: (0.35, 0.19)}
+    values |= {baselines.REAL: (0.30, None)}  # trained in one of the worlds
     for world in (0, 1):
-        arms = {name: {"iou": iou[world], "sd": 0.1 + 0.05 * world} for name, iou in values.items()}
+        arms = {
+            name: {"iou": iou[world], "sd": 0.1 + 0.05 * world} for name, iou in values.items() if iou[world]
+        }
         arms[baselines.BOTH]["sd"] = 0.08 + 0.04 * world
         (tmp_path / str(world)).mkdir()
         facts = {"arms": arms, "seconds": {"train": 10 + 4 * world}}
@@ -198,7 +209,8 @@ def test_worlds_are_pooled_by_paired_differences(tmp_path, capsys):
     assert gain.high - gain.value == pytest.approx(
         12.7062 * 0.01, rel=1e-4
     )  # t · SD / √2 with one degree of freedom
-    assert found["minus the better of recolouring and pseudo-labels"].value == pytest.approx(0.01)
+    assert found["minus the best of recolouring and pseudo-labels"].value == pytest.approx(0.01)
     assert found["share of the gap closed"] == pytest.approx(0.03 / 0.05)
     assert found["sd ratio"].value == pytest.approx(0.8) and found["seconds"] == {"train": 12}
+    assert found["gains"][baselines.REAL].value == pytest.approx(0.1)
     assert "+3.0 [-9.7, +15.7]" in capsys.readouterr().out

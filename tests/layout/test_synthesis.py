@@ -239,6 +239,45 @@ def test_strength_is_how_much_of_the_image_sampling_begins_at_is_lost(trained, f
     assert LayoutSampler.reference().strength == 1
 
 
+def test_cyclediffusion_changes_the_style_alone(trained, found, monkeypatch):
+    """However little the model has learned: with its own style an image comes back, with another it changes."""
+    model = trained.model
+    one, two = found.annotated[0], next(sheet for sheet in found.unannotated if sheet.patient == "P3")
+    image = torch.from_numpy(np.ascontiguousarray(one.image(16, 16, 32))[None])
+    labels, fast = one.labels(16, 16, 32)[None], LayoutSampler.fast().replace(strength=0.6)
+    own, other = (
+        model.styles(torch.from_numpy(np.ascontiguousarray(sheet.image(8, 8, 32)))[None, None])
+        for sheet in (one, two)
+    )
+    other = own + 1000 * (other - own)  # hardly trained, it takes two patients for almost the same
+
+    def away(style, sampler, **given):
+        made = model(labels, style, sampler, begin=image, own=own, **given)
+        return float((made.float() - image.float()).abs().mean())
+
+    same = fast.replace(guidance_scale=1.0)
+    assert away(own, same) < 0.6 < 2 < away(other, same)  # rounding
+    assert away(own, same.replace(edit="sdedit")) > 5
+    assert fast.keeps and not fast.replace(strength=1.0).keeps and not fast.replace(edit="sdedit").keeps
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6])
+def test_cyclediffusion_takes_three_evaluations_a_step(trained, found, monkeypatch, strength):
+    """Both halves of guidance in one batch, and the image that is kept."""
+    model, sheet = trained.model, found.annotated[0]
+    image = torch.from_numpy(np.ascontiguousarray(sheet.image(16, 16, 32))[None])
+    style, sampler = model.styles(image[None]), LayoutSampler.fast().replace(strength=strength)
+    network, batches = model.denoiser(), []
+
+    def counted(x, t, /, **condition):
+        batches.append(len(x))
+        return network(x, t, **condition)
+
+    monkeypatch.setattr(type(model), "denoiser", lambda self, precision: counted)
+    model(sheet.labels(16, 16, 32)[None], style, sampler, begin=image, own=style)
+    assert len(batches) == sampler.evaluations(model.schedule) and sum(batches) <= 26
+
+
 def test_glass_has_no_stain_and_stays_as_it_is(found):
     glass = np.full((32, 32, 3), 244, np.uint8)
     white = in_memory("glass", "P9", glass, np.zeros((32, 32), np.uint8))

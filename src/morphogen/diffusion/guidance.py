@@ -223,3 +223,36 @@ def pinned(denoiser: Denoiser, known: Tensor, keep: Tensor, schedule: Schedule) 
         return Prediction(x0, (x - alpha * x0) / sigma)
 
     return denoise
+
+
+def anchored(
+    denoiser: Denoiser,
+    source: Denoiser,
+    known: Tensor,
+    noise: Tensor,
+    schedule: Schedule,
+    condition: Mapping[str, Any],
+) -> Denoiser:
+    """The denoiser with its error on ``known`` taken off: what it makes differs from ``known`` by what its conditions
+    differ in from ``condition``, which describes ``known``, and keeps everything else.
+
+    ``source`` is asked, under ``condition``, for x0 of ``known`` (B, …) with ``noise`` (B, …) at the same level; what
+    it misses is added. A solver starts at ``alpha·known + sigma·noise``. With equal conditions, and no guidance,
+    it gives ``known`` back exactly, however few the steps. For DDIM this is CycleDiffusion (Wu & De la Torre 2023),
+    whose encoder keeps what the model misses as the noise of the steps.
+
+    >>> schedule, known = Schedule.cosine(), torch.randn(1, 3)
+    >>> poor = lambda x, t, **condition: Prediction(0.5 * x, x)
+    >>> same = anchored(poor, poor, known, torch.ones(1, 3), schedule, {})
+    >>> alpha, sigma = schedule.levels(300)
+    >>> bool(torch.allclose(same(alpha * known + sigma, 300).x0, known))
+    True
+    """
+
+    def denoise(x: Tensor, t: Time, /, **told: Any) -> Prediction:
+        alpha, sigma = schedule.levels_like(t, x)
+        past = source(alpha * known + sigma * noise, t, **condition)
+        x0 = denoiser(x, t, **told).x0 + (known - past.x0)
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+    return denoise

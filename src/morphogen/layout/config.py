@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,14 @@ from morphogen.tasks.config import ByChannel, Whitening
 from morphogen.training.config import TrainingConfig
 
 StyleSampling = Literal["none", "augmented", "nearby", "mp"]
+Edit = Annotated[
+    Literal["sdedit", "cyclediffusion"],
+    Field(
+        description="How an image of a layout becomes one of another style. cyclediffusion (Wu & De la Torre 2023): it "
+        "changes by what the network sees its own style and the other differ in; what the network cannot draw is kept. "
+        "sdedit (Meng et al. 2022): what the noise hid is drawn anew."
+    ),
+]
 
 
 class DataConfig(Config):
@@ -258,6 +266,7 @@ class SynthesisConfig(Config):
         description="Share of the noise that sampling begins with, on the annotated image of the layout in the stain "
         "colours of the style. 1: noise alone. None: as the sampler says.",
     )
+    edit: Edit | None = Field(None, description="cyclediffusion or sdedit; None: as the sampler says.")
     focus: bool = Field(
         True,
         description="The annotated image that sampling begins at is blurred or sharpened to the style's focus, too.",
@@ -300,7 +309,7 @@ class SegmentConfig(Config):
     )
     training: TrainingConfig = Field(
         TrainingConfig(
-            steps=600,
+            steps=1200,
             batch_size=12,
             lr=3e-3,
             lr_schedule="cosine",

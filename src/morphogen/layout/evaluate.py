@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ def compare(
     out: Path | str,
     *,
     everything: Sequence[Sheet] = (),
+    arms: Sequence[str] = baselines.ORDER,
     instances: bool = False,
     device: str = "auto",
 ) -> Comparison:
@@ -57,7 +58,8 @@ def compare(
 
     The arms are always the same: real only; real with stain augmentation; and, all of them with that augmentation,
     real + synthetic, + recolouring, + recolouring and focus, + pseudo-labels, synthetic only, and all labels, where
-    ``everything`` holds the labelled sheets of the patients that count as unannotated. A killed run goes on.
+    ``everything`` holds the labelled sheets of the patients that count as unannotated. A study that has less time names
+    ``arms``, to which real + synthetic is added. A killed run goes on.
     """
     if not found.test:
         raise InputError("no patient is left to test on", where="split", fix="Name test patients with --test")
@@ -70,23 +72,39 @@ def compare(
     config = config.replace(stain_augment=config.stain_augment or baselines.STAIN)
     train = partial(train_segmenter, classes=names, device=device)
     models: dict[str, Segmenter] = {}
+    wanted = {baselines.BOTH, *arms}
+    if baselines.PSEUDO in wanted:
+        wanted.add(baselines.AUGMENTED)  # whose labels they are
 
-    def arm(name: str, real: Sequence[Sheet], extra: Sequence[Sheet] = (), **changes: Any) -> None:
-        folder = out / "segmenters" / name.replace(" ", "-").replace("+", "and")
-        models[name] = train(real, config=config.replace(**changes), out=folder, synthetic=extra).model
+    def arm(
+        name: str, real: Sequence[Sheet], extra: Callable[[], Sequence[Sheet]] = tuple, **changes: Any
+    ) -> None:
+        if name in wanted:
+            folder = out / "segmenters" / baselines.folder_of(name)
+            models[name] = train(real, config=config.replace(**changes), out=folder, synthetic=extra()).model
+
+    def restyled(focus: bool) -> Sequence[Sheet]:
+        return baselines.recoloured_sheets(
+            found.annotated,
+            found.unannotated,
+            len(synthetic),
+            config.data,
+            len(names),
+            config.training.seed,
+            focus=focus,
+        )
 
     arm(baselines.REAL, found.annotated, stain_augment=0.0)
+    arm(baselines.BOTH, found.annotated, lambda: synthetic)
     arm(baselines.AUGMENTED, found.annotated)
-    count, seed = len(synthetic), config.training.seed
-    for name, focus in ((baselines.RECOLOURED, False), (baselines.RESTYLED, True)):
-        sheets = baselines.recoloured_sheets(
-            found.annotated, found.unannotated, count, config.data, len(names), seed, focus=focus
-        )
-        arm(name, found.annotated, sheets)
-    pseudo = pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop)
-    arm(baselines.PSEUDO, found.annotated, pseudo)
-    arm(baselines.SYNTHETIC, [], synthetic)
-    arm(baselines.BOTH, found.annotated, synthetic)
+    arm(baselines.RECOLOURED, found.annotated, lambda: restyled(False))
+    arm(baselines.RESTYLED, found.annotated, lambda: restyled(True))
+    arm(
+        baselines.PSEUDO,
+        found.annotated,
+        lambda: pseudo_sheets(models[baselines.AUGMENTED], found.unannotated, crop),
+    )
+    arm(baselines.SYNTHETIC, [], lambda: synthetic)
     if everything:
         arm(baselines.ALL, [*found.annotated, *everything])
     ordered = {baselines.BOTH: models[baselines.BOTH]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,10 +18,10 @@ from torch.nn import functional as F
 from morphogen.checkpoints.folder import ModelFolder
 from morphogen.core.errors import InputError
 from morphogen.core.running.transfers import sent
-from morphogen.diffusion import ItemNoise, Schedule, network_denoiser
-from morphogen.diffusion.guidance import column_guided
+from morphogen.diffusion import Denoiser, ItemNoise, Schedule, network_denoiser
+from morphogen.diffusion.guidance import anchored, column_guided
 from morphogen.diffusion.sampler import SamplerConfig, sample
-from morphogen.layout.config import ModelConfig
+from morphogen.layout.config import Edit, ModelConfig
 from morphogen.nets import FirstStage, load_first_stage
 from morphogen.nets.layout.network import LayoutNetwork
 from morphogen.tasks import Pretrained
@@ -55,16 +56,26 @@ class LayoutSampler(SamplerConfig):
         1.5, ge=0, description="Guidance towards the style, eps_u + s·(eps_c − eps_u). 1 = none."
     )
     strength: float = Field(
-        0.2,
+        0.6,
         gt=0,
         le=1,
         description="Where the image of a layout is given, sampling begins at that image with the noise of this share "
-        "of the times (SDEdit, Meng et al. 2022). 1: at noise alone.",
+        "of the times. 1: at noise alone.",
     )
+    edit: Edit = "cyclediffusion"
     published: bool = Field(
         False,
         description="Guidance rescaled per column and colours cut off, not rounded, as in STEDM's code.",
     )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether an image that sampling begins at is kept but for its style, which then has to be told, too."""
+        return self.strength < 1 and self.edit == "cyclediffusion"
+
+    def evaluations(self, schedule: Schedule) -> int:
+        """As for every sampler; one more a step where the image to begin with is looked at, too."""
+        return super().evaluations(schedule) + (len(self.times(schedule)) if self.keeps else 0)
 
     def times(self, schedule: Schedule) -> list[float]:
         """The times visited, noisiest first: those up to ``strength``. Where that leaves fewer than 5, they lie closer,
@@ -252,6 +263,7 @@ class LayoutDiffusion(Pretrained):
         seed: int = 0,
         keys: Sequence[Any] | None = None,
         begin: Tensor | None = None,
+        own: Tensor | None = None,
         noise: Callable[[int], Tensor] | None = None,
         precision: str = "fp32",
     ) -> Tensor:
@@ -270,6 +282,9 @@ class LayoutDiffusion(Pretrained):
         begin:
             (B, H, W, 3) uint8 images that show the layouts, in about the colours of the styles: where the sampler's
             strength is below 1 it begins at them. None: at noise.
+        own:
+            The style of ``begin``, as in ``styles``. Where the sampler's ``edit`` is cyclediffusion, an image changes
+            by what the styles differ in. None: it is sdedit.
         noise:
             ``noise(step)`` → (B, C, h, w) instead; step −1 is the start.
         """
@@ -285,15 +300,22 @@ class LayoutDiffusion(Pretrained):
         factor = self.first_stage.factor
         shape = (self.first_stage.channels, labels.shape[1] // factor, labels.shape[2] // factor)
         if noise is None:
-            own = list(keys) if keys is not None else list(range(len(labels)))
-            noise = ItemNoise(seed, own, shape, condition["layout"].device)
+            named = list(keys) if keys is not None else list(range(len(labels)))
+            noise = ItemNoise(seed, named, shape, condition["layout"].device)
         start = noise(-1).to(condition["layout"])
+        around: Callable[[Denoiser], Denoiser] | None = None
         if begin is None:
             config = config.replace(strength=1.0)
         elif config.strength < 1:
             clean = self.first_stage.latents(self.pixels(begin))
-            start = self.schedule.add_noise(clean, start, config.times(self.schedule)[0])
-        latents = self.sampled(start, condition, config, noise, precision)
+            drawn, start = start, self.schedule.add_noise(clean, start, config.times(self.schedule)[0])
+            if own is not None and config.keeps:
+                past = condition | {"style": self.styles(own) if own.ndim == 5 else own}
+                plain = self.denoiser(precision)
+                around = partial(
+                    anchored, source=plain, known=clean, noise=drawn, schedule=self.schedule, condition=past
+                )
+        latents = self.sampled(start, condition, config, noise, precision, around=around)
         images = self.first_stage.images(latents).float().clamp(-1, 1)
         scaled = (images + 1) * 127.5
         values = scaled.floor() if config.published else scaled.round()
@@ -306,6 +328,8 @@ class LayoutDiffusion(Pretrained):
         config: LayoutSampler,
         noise: Callable[[int], Tensor] | None = None,
         precision: str = "fp32",
+        *,
+        around: Callable[[Denoiser], Denoiser] | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) from noise; the style of ``condition`` is guided against the null style."""
         null = {"style": self.network.null_style(1, self.crop)}
@@ -323,6 +347,7 @@ class LayoutDiffusion(Pretrained):
             noise=noise,
             condition=condition,
             null_condition=null,
+            around=around,
         )
 
 

@@ -83,9 +83,11 @@ def synthesize(
         chosen = chosen.replace(strength=config.strength)
     if config.guidance is not None:
         chosen = chosen.replace(guidance_scale=config.guidance)
+    if config.edit is not None:
+        chosen = chosen.replace(edit=config.edit)
     if model.config.sampling == "none":  # it was trained on black style images: there is nothing to guide by
         data = data.replace(sampling="none", style_images=1)
-        chosen = chosen.replace(guidance_scale=1.0)
+        chosen = chosen.replace(guidance_scale=1.0, edit="sdedit")  # nor is there a difference of styles
     count = model.config.network.classes
     if segmenter is not None and segmenter.planes != count:
         raise ConfigError(
@@ -118,7 +120,8 @@ def synthesize(
     def made(batch: range) -> list[Pair]:
         pairs = [plan[number] for number in batch]
         if not (goes_on and all(path.is_file() for number in batch for path in _files(out, number))):
-            _make(model, pairs, chosen, config.seed, precision, out)
+            own = torch.from_numpy(np.stack([plan.own(pair) for pair in pairs])) if chosen.keeps else None
+            _make(model, pairs, own, chosen, config.seed, precision, out)
         return pairs
 
     with closing(in_lanes(made, batches, min(model.lanes, len(batches)))) as finished:
@@ -130,14 +133,22 @@ def synthesize(
 
 
 def _make(
-    model: LayoutDiffusion, pairs: list[Pair], sampler: LayoutSampler, seed: int, precision: str, out: Path
+    model: LayoutDiffusion,
+    pairs: list[Pair],
+    own: torch.Tensor | None,
+    sampler: LayoutSampler,
+    seed: int,
+    precision: str,
+    out: Path,
 ) -> None:
     labels = torch.from_numpy(np.stack([pair.layout.labels for pair in pairs]))
     styles = torch.from_numpy(np.stack([pair.style for pair in pairs]))
     keys = [("synthesize", pair.number) for pair in pairs]
     begin = torch.from_numpy(np.stack([pair.begin for pair in pairs]))
     made = (
-        model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, precision=precision).cpu().numpy()
+        model(labels, styles, sampler, seed=seed, keys=keys, begin=begin, own=own, precision=precision)
+        .cpu()
+        .numpy()
     )
     for pair, image in zip(pairs, made, strict=True):
         for path, pixels in zip(_files(out, pair.number), (image, pair.layout.labels), strict=True):

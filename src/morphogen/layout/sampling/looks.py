@@ -71,6 +71,16 @@ class Restyling:
         sharp = refocused(image, change - self.softened)
         return recolour(sharp, (there or source).stains, target.stains)
 
+    def style(self, sheet: Sheet, target: Look | None, count: int, random: np.random.Generator) -> np.ndarray:
+        """(count, crop, crop, 3) tissue cells of the patient of a sheet, restyled as its crops are: the style that
+        those have then. No cell comes twice unless there are fewer."""
+        patient = self.patients[sheet.patient]
+        cells = [(each, int(row), int(column)) for each in patient for row, column in each.tissue(self.crop)]
+        chosen = [cells[k] for k in random.choice(len(cells), count, replace=len(cells) < count)]
+        return np.stack(
+            [self(each.image(row, column, self.crop), each, target) for each, row, column in chosen]
+        )
+
     def _source(self, patient: str, change: float) -> Look | None:
         """The look of a patient whose images are refocused by ``change`` px²."""
         if (patient, change) not in self._known:

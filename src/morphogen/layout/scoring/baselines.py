@@ -21,6 +21,15 @@ ORDER = (REAL, AUGMENTED, RECOLOURED, RESTYLED, PSEUDO, SYNTHETIC, BOTH, ALL)
 STAIN = 0.15  # size of the stain augmentation, where the settings have none
 
 
+def folder_of(arm: str) -> str:
+    """Name of the folder that an arm's segmenter lies in.
+
+    >>> folder_of(BOTH)
+    'real-and-synthetic'
+    """
+    return arm.replace(" ", "-").replace("+", "and")
+
+
 def recoloured_sheets(
     annotated: Sequence[Sheet],
     unannotated: Sequence[Sheet],

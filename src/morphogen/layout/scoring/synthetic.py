@@ -85,19 +85,27 @@ def style_match(
         labels.append(sheet.labels(top, left, model.crop))
         drawn.append((sheet.image(top, left, model.crop), sheet))
         chosen.append([patients[k] for k in random.choice(len(patients), 2, replace=False)])
+    keeps = LayoutSampler.of(sampler).keeps
     outputs = [[], []]  # type: list[list[np.ndarray]]
     for side in (0, 1):
         for at in range(0, pairs, BATCH):
             part = range(at, min(at + BATCH, pairs))
+            begun, own = [], []
+            for k in part:
+                image, sheet = drawn[k]
+                target = targets[chosen[k][side]]
+                begun.append(restyling(image, sheet, target))
+                if keeps:
+                    random = numpy_generator(seed, "match own style", k)
+                    own.append(restyling.style(sheet, target, told, random))
             made = model(
                 torch.from_numpy(np.stack([labels[k] for k in part])),
                 torch.from_numpy(np.stack([shown[chosen[k][side]][:told] for k in part])),
                 sampler,
                 seed=seed,
                 keys=[("match", k) for k in part],
-                begin=torch.from_numpy(
-                    np.stack([restyling(*drawn[k], targets[chosen[k][side]]) for k in part])
-                ),
+                begin=torch.from_numpy(np.stack(begun)),
+                own=torch.from_numpy(np.stack(own)) if keeps else None,
             )
             outputs[side] += list(made.cpu().numpy())
     return {name: _share_nearer(measure, shown, outputs, chosen) for name, measure in MEASURES.items()}

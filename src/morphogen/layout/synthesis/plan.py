@@ -108,6 +108,12 @@ class Plan:
         begin = self.restyling(layout.image, layout.sheet, look)
         return Pair(number, layout, patient, images, chosen, begin)
 
+    def own(self, pair: Pair) -> np.ndarray:
+        """(n, side, side, 3) uint8 style images of the patient that the layout of a pair is of, in the stain colours
+        and the focus that its image was given: the style of ``pair.begin``."""
+        random = numpy_generator(self.config.seed, "own styles", pair.number)
+        return self.restyling.style(pair.layout.sheet, self._look(pair.patient), len(pair.style), random)
+
     def _look(self, patient: str) -> Look | None:
         if patient not in self._looks:
             self._looks[patient] = Look.of_patient(self.styles.groups[patient], self.data.crop)
