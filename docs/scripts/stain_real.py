@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from stain_runs import FEW_APPLY, few_pairs, trained
 from stain_tables import markdown, written
 
 from morphogen.core.files import atomic_path, file_hash, read_json, write_json
-from morphogen.stain.config import ApplyConfig, EvaluateConfig, SamplerConfig, TrainConfig, WindowConfig
+from morphogen.stain.config import EvaluateConfig, TrainConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
@@ -33,7 +33,6 @@ from morphogen.stain.registration.motion import estimate_motion
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
 from morphogen.stain.scoring.figures import in_a_row, uncertainty_picture
 from morphogen.stain.targets.files import read_image
-from morphogen.stain.train import train_model
 from morphogen.tasks import held_together, save_png
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
@@ -52,7 +51,6 @@ SHOWN = (
     "mist-er",
     "bci_HER2_d",
 )  # of the picture: one of each kind of stain, and the re-stained one
-APPLY = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(window=512, overlap=0, batch=1))
 
 
 def sources(data: Path) -> list[tuple[str, Path, Path, str, float]]:
@@ -163,38 +161,16 @@ def prepare(data: Path, out: Path) -> Path:
 
 
 def settings(kind: str) -> TrainConfig:
-    """The network and the crops are the same; ``plain`` has as many steps as ``ours`` in its regression and its
-    diffusion, the regressions of the cross-fitting come on top."""
-    given: dict[str, Any] = {
-        "model.encoder": "none",
-        "model.attention": [],
-        "model.widths": [32, 64, 96],
+    """How they are trained, beside what :func:`stain_runs.few_pairs` says."""
+    given = {
         "model.normalise": "strength",
         "data.crop": CROP,
         "data.balance_stains": True,
         "data.stain_jitter": 0.05,
         "objective.bias_he_ihc": 0.0,
-        "training.steps": STEPS,
-        "training.batch_size": 4,
-        "training.lr": 5e-4,
-        "training.ema_decay": 0.98,
-        "training.save_every": 10_000,
     }
-    if kind == "plain":
-        return TrainConfig.load(overrides=given | {"model.regression": True})
-    given |= {
-        "model.colour_start": True,
-        "model.colour_degree": 3,
-        "model.residual": True,
-        "model.see_mean": True,
-        "mean_share": REGRESSION / STEPS,
-        "mean_lr": 2e-4,
-        "objective.residual_spread": 1.0,
-        "objective.cross_fit": FOLDS - 1,
-        "objective.noise_scales": 5,
-        "objective.residual_knots": 12,
-    }
-    return TrainConfig.load(overrides=given)
+    around = {"objective.cross_fit": FOLDS - 1, "objective.noise_scales": 5}
+    return few_pairs(kind, STEPS, REGRESSION, given, around)
 
 
 def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -212,10 +188,7 @@ def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str
     test = [pair for pair in pairs if pair.group == str(fold)]
     models: dict[str, StainTransfer] = {}
     for kind in ("ours", "plain"):
-        begun, folder = time.perf_counter(), out / f"fold{fold}" / kind
-        models[kind] = train_model(FoundPairs(train, []), settings(kind), folder, where=f"fold {fold}").model
-        if not (folder / "seconds.json").is_file():
-            write_json(folder / "seconds.json", time.perf_counter() - begun)
+        models[kind], _ = trained(FoundPairs(train, []), out / f"fold{fold}" / kind, settings(kind))
     maps = {
         stain: ColourMap().fit(read_aligned(pair) for pair in train if pair.stain == stain)
         for stain in {pair.stain for pair in test}
@@ -226,7 +199,7 @@ def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str
         key: {} for key in (OURS, ONE, START, PLAIN, "colour map", "doubt")
     }
     for pair in test:
-        he, apply = read_aligned(pair)[0], APPLY.replace(stain=pair.stain)
+        he, apply = read_aligned(pair)[0], FEW_APPLY.replace(stain=pair.stain)
         several = stain_image(
             models["ours"], he, apply.replace(samples=SAMPLES, mean_weight=0.5), name=pair.name
         )

@@ -1,4 +1,4 @@
-"""Trainings and scores behind the tables of simulated tissue in docs/stain.md: models, methods side by side."""
+"""What the tables of docs/stain.md rest on: settings and trainings; methods on simulated tissue side by side."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from morphogen.stain.config import (
     EvaluateConfig,
     SamplerConfig,
     TrainConfig,
+    WindowConfig,
 )
-from morphogen.stain.data import Pair
+from morphogen.stain.data import FoundPairs, Pair
 from morphogen.stain.evaluate import evaluate_methods, write_results
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.outputs import Stained
@@ -30,27 +31,68 @@ from morphogen.stain.train import train_model
 from morphogen.tasks import save_png
 
 KINDS = ("residual", "diffusion", "regression")
-SAMPLES = 24
-PAIRS = 256  # simulated, for training
+SAMPLES = 6
+PAIRS, TEST = 256, 16  # simulated, for training and for the scores
 TISSUE: dict[str, Any] = {"size": 256, "patients": 24, "val_patients": 4, "mpp": 0.5}
 
 
-def settings(steps: int, kind: str) -> TrainConfig:
+def settings(steps: int, kind: str, start: str | None = None) -> TrainConfig:
     """The small model as documented; the regression differs in its objective alone. ``residual``: half the steps are
-    the regression's, the others those of a diffusion of what it leaves over."""
+    the regression's, the others those of a diffusion of what it leaves over. ``start``: folder of a model that all
+    begin from."""
     config = TrainConfig.recipe("small", steps, residual=kind == "residual")
     return config.replace(
+        start=start,
         data=config.data.replace(mpp=TISSUE["mpp"]),
         model=config.model.replace(regression=kind == "regression"),
     )
 
 
-def trained(pairs: Any, out: Path, config: TrainConfig, precision: str) -> tuple[StainTransfer, float]:
+FEW_APPLY = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(window=512, overlap=0, batch=1))
+
+
+def few_pairs(
+    kind: str, steps: int, first: int, given: dict[str, Any], around: dict[str, Any]
+) -> TrainConfig:
+    """Settings where real pairs are few and scanners differ. ``ours`` diffuses what a regression that begins as a
+    colour map leaves over of pairs it has not seen; ``plain`` is a regression of the same network with as many steps
+    as that regression and the diffusion have together. The regressions of the cross-fitting come on top.
+
+    first: of ``steps``, those of the regression of ``ours``. given: settings of both. around: of ``ours`` alone.
+    """
+    common: dict[str, Any] = {
+        "model.encoder": "none",
+        "model.attention": [],
+        "model.widths": [32, 64, 96],
+        "training.steps": steps,
+        "training.batch_size": 4,
+        "training.lr": 5e-4,
+        "training.ema_decay": 0.98,
+        "training.save_every": 10_000,
+    }
+    if kind == "plain":
+        return TrainConfig.load(overrides=common | given | {"model.regression": True})
+    ours: dict[str, Any] = {
+        "model.colour_start": True,
+        "model.colour_degree": 3,
+        "model.residual": True,
+        "model.see_mean": True,
+        "mean_share": first / steps,
+        "mean_lr": 2e-4,
+        "objective.residual_spread": 1.0,
+        "objective.residual_knots": 12,
+    }
+    return TrainConfig.load(overrides=common | given | ours | around)
+
+
+def trained(
+    pairs: FoundPairs, out: Path, config: TrainConfig, precision: str = "fp32"
+) -> tuple[StainTransfer, float]:
     """The model of a finished run, or of one made now, and the seconds its training took."""
     if not (out / "seconds.json").is_file():
-        start = time.perf_counter()
-        train_model(pairs, config, out, device="cpu", precision=precision)
-        write_json(out / "seconds.json", time.perf_counter() - start)
+        begun = time.perf_counter()
+        train_model(pairs, config, out, where=out.name, device="cpu", precision=precision)
+        write_json(out / "seconds.json", time.perf_counter() - begun)
     return StainTransfer.from_pretrained(out / "model"), float(read_json(out / "seconds.json"))
 
 
@@ -71,6 +113,7 @@ Method = Callable[[Pair, np.ndarray], np.ndarray]
 
 
 NAMES = {"residual": "residual diffusion", "diffusion": "diffusion"}
+BEGUN = "the model that all begin from, expected stain"
 
 
 def methods_of(
@@ -89,6 +132,7 @@ def methods_of(
 
     plain = timed("regression U-Net", "regression", "mean")
     expected = timed("diffusion, expected stain (1 evaluation)", "diffusion", "mean")
+    begun = timed(BEGUN, "start", "mean") if "start" in models else None
     several = {
         kind: timed(f"{name}, {SAMPLES} samples", kind, "fast", SAMPLES) for kind, name in NAMES.items()
     }
@@ -99,6 +143,7 @@ def methods_of(
     methods |= {
         "diffusion, expected stain (1 evaluation)": _of(expected),
         "regression U-Net": _of(plain),
+        **({BEGUN: _of(begun)} if begun is not None else {}),
         "colour map fitted per stain": lambda pair, he: colours(he),
         "colour deconvolution": lambda pair, he: deconvolution(he),
         "H&E as it is": lambda pair, he: identity(he),
@@ -126,7 +171,7 @@ def measure(
     config = EvaluateConfig(tile=32)
     evaluations = evaluate_methods(test, methods, config, uncertainty=doubts)
     facts = {
-        "seconds of training": {kind: time for kind, (_, time) in models.items()},
+        "seconds of training": {kind: models[kind][1] for kind in KINDS},
         "seconds per megapixel": seconds,
     }
     write_results(out, evaluations, test, config, facts)

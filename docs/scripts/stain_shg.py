@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from stain_runs import FEW_APPLY, few_pairs, trained
+from stain_tables import cell, written
 
 from morphogen.metrics.signals import gaussian_crps, seen_tiles
 from morphogen.metrics.stain import tile_means
 from morphogen.slides.images import read_image
-from morphogen.stain.config import ApplyConfig, EvaluateConfig, SamplerConfig, TrainConfig, WindowConfig
+from morphogen.stain.config import EvaluateConfig, TrainConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import write_results
 from morphogen.stain.model import StainTransfer
@@ -36,7 +37,6 @@ from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.scoring.channels import KEYS, ChannelMethod, Made, evaluate_channels, made_from
 from morphogen.stain.scoring.figures import channel_panel
 from morphogen.stain.targets.files import measured
-from morphogen.stain.train import train_model
 from morphogen.tasks.folders import save_png
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
@@ -51,7 +51,7 @@ FOLDS = {
 }
 TILE, WEIGHT = 16, 0.5
 SAMPLES, AVERAGED = 20, 16  # 19 samples are the fewest that have a 90 % interval
-REGRESSION = 40  # steps; chosen on inner0, where 40 of 40, 80, 120, 160, 200 gave the highest r
+REGRESSION = 40  # steps; chosen on inner0 of 40, 80, 120, 160, 200: more make r lower
 PARTS = ("colour", "plain", "diffusion")
 OURS, ONE, PLAIN, START = (
     "mean of 16 samples",
@@ -109,47 +109,21 @@ def fold(pairs: Sequence[Pair], name: str) -> tuple[list[Pair], list[Pair]]:
 
 
 def settings(kind: str, steps: int) -> TrainConfig:
-    """How they are trained: the same network and crops. ``plain`` has as many steps as ``ours`` has in its regression,
-    which more than some forty steps on so few cores make worse, and in the diffusion around it; the regressions of the
-    cross-fitting come on top."""
-    given: dict[str, Any] = {
-        "model.encoder": "none",
-        "model.attention": [],
-        "model.widths": [32, 64, 96],
-        "data.crop": 192,
-        "training.steps": steps,
-        "training.batch_size": 4,
-        "training.lr": 5e-4,
-        "training.ema_decay": 0.98,
-        "training.save_every": 10_000,
-    }
-    if kind == "plain":
-        return TrainConfig.load(overrides=given | {"model.regression": True})
-    given |= {
+    """How they are trained, beside what :func:`stain_runs.few_pairs` says."""
+    around = {
         "data.stain_jitter": 0.05,
         "model.normalise": "strength",
-        "model.colour_start": True,
-        "model.colour_degree": 3,
-        "model.residual": True,
-        "model.see_mean": True,
-        "mean_share": REGRESSION / steps,
-        "mean_lr": 2e-4,
-        "objective.residual_spread": 1.0,
         "objective.cross_fit": 4,
         "objective.image_effects": True,
         "objective.noise_scales": 6,
-        "objective.residual_knots": 12,
     }
-    return TrainConfig.load(overrides=given)
-
-
-APPLY = ApplyConfig(sampler=SamplerConfig(steps=5), windows=WindowConfig(window=512, overlap=0, batch=1))
+    return few_pairs(kind, steps, REGRESSION, {"data.crop": 192}, around)
 
 
 def answers(model: StainTransfer, pairs: Sequence[Pair]) -> ChannelMethod:
     """What a regression makes of every pair, made once."""
     return _kept(
-        {p.name: Made(stain_image(model, read_aligned(p)[0], APPLY, name=p.name).sample) for p in pairs}
+        {p.name: Made(stain_image(model, read_aligned(p)[0], FEW_APPLY, name=p.name).sample) for p in pairs}
     )
 
 
@@ -162,7 +136,7 @@ def sampled(
     for pair in pairs:
         he = read_aligned(pair)[0]
         # The mean that is asked for is the regression's answer under the effects that the samples take.
-        apply = APPLY.replace(samples=SAMPLES, mean_weight=0.0)
+        apply = FEW_APPLY.replace(samples=SAMPLES, mean_weight=0.0)
         out = stain_image(model, he, apply, name=pair.name)
         mean = (1 - WEIGHT) * out.mean + WEIGHT * out.samples[:AVERAGED].mean(axis=0)
         made[pair.name] = Made(mean, out.samples, out.uncertainty)
@@ -215,10 +189,7 @@ def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int, parts: Sequ
     models: dict[str, StainTransfer] = {}
     seconds = {}
     for kind in [kind for part in parts for kind in kinds[part]]:
-        begun = time.perf_counter()
-        config = settings(kind, steps)
-        models[kind] = train_model(FoundPairs(train, []), config, out / kind, where=name).model
-        seconds[kind] = time.perf_counter() - begun
+        models[kind], seconds[kind] = trained(FoundPairs(train, []), out / kind, settings(kind, steps))
     methods: dict[str, ChannelMethod] = {}
     forecasts: dict[str, StainTransfer] = {}
     if "ours" in models:
@@ -269,7 +240,7 @@ def markdown(folder: Path) -> str:
     heads = [KEYS[key][0] for key in SHOWN]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for method, found in results["methods"].items():
-        cells = [_cell(found["intervals"].get(key)) for key in SHOWN]
+        cells = [cell(found["intervals"].get(key)) for key in SHOWN]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines += ["", f"{results['images']} test cores, intervals over them."]
     keys = ("tile_correlation", "tile_correlation_pooled", "tile_mae", "crps", "sharpness")
@@ -279,26 +250,14 @@ def markdown(folder: Path) -> str:
     ]
     lines.append("|---" * (len(keys) + 1) + "|")
     for method, found in results["differences"]["to"].items():
-        lines.append(f"| {method} | " + " | ".join(_cell(found.get(key), "+") for key in keys) + " |")
+        lines.append(f"| {method} | " + " | ".join(cell(found.get(key), "+") for key in keys) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(interval: dict[str, Any] | None, sign: str = "") -> str:
-    if interval is None or interval["value"] is None:
-        return "–"
-    bounds = (
-        "" if interval["low"] is None else f" [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
-    )
-    return f"{interval['value']:{sign}.3f}{bounds}"
 
 
 def write(out: Path, folds: Sequence[str]) -> None:
     """The tables of ``folds`` into the page."""
-    text = PAGE.read_text()
-    begin, end = "<!-- shg: written by docs/scripts/stain_shg.py -->\n", "<!-- end -->"
-    start = text.index(begin) + len(begin)
     tables = [f"{FOLDS.get(name, name)}:\n\n{markdown(out / name / 'scores')}" for name in folds]
-    PAGE.write_text(text[:start] + "\n" + "\n".join(tables) + "\n" + text[text.index(end, start) :])
+    PAGE.write_text(written(PAGE.read_text(), "shg", "\n".join(tables), Path(__file__).name))
 
 
 def main() -> None:

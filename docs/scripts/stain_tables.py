@@ -2,7 +2,8 @@
 
 ``python docs/scripts/stain_tables.py --out runs/stain-tables`` trains the small model, a residual diffusion and a plain
 regression of the same size on simulated tissue and scores them on other patients, every solver beside what needs no
-learning. Runs and scores that are there already are taken as they are. ``--write`` puts the tables into the page.
+learning. Runs and scores that are there already are taken as they are. ``--start demo`` begins all of them from the
+packaged model, ``--kinds`` trains some and scores nothing, ``--write`` puts the tables into the page.
 ``stain_real.py`` does so on real pairs.
 """
 
@@ -19,6 +20,7 @@ from stain_runs import (
     KINDS,
     NAMES,
     PAIRS,
+    TEST,
     TISSUE,
     measure,
     settings,
@@ -26,6 +28,7 @@ from stain_runs import (
     truth_table,
 )
 
+from morphogen.demo.workspace import stain_model
 from morphogen.demo.writers.folders import write_mist
 from morphogen.stain.data import find_pairs
 from morphogen.stain.model import StainTransfer
@@ -55,14 +58,8 @@ def markdown(folder: Path) -> str:
     for method, scores in results["methods"].items():
         cells = []
         for key, _ in COLUMNS:
-            interval, value = scores["intervals"].get(key), scores["figures"].get(key)
-            if interval is not None:
-                bounds = (
-                    "" if interval["low"] is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]"
-                )
-                cells.append(f"{interval['value']:.3f}{bounds}")
-            else:
-                cells.append("–" if value is None else f"{value:.3f}")
+            value = {"value": scores["figures"].get(key), "low": None}
+            cells.append(cell(scores["intervals"].get(key) or value))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     training, speed = results["seconds of training"], results["seconds per megapixel"]
     told = f"{results['images']} test images, intervals over {results['unit']}s. Training: "
@@ -83,7 +80,7 @@ def markdown(folder: Path) -> str:
         "|---" * (len(keys) + 1) + "|",
     ]
     lines += [
-        f"| {method} | " + " | ".join(signed(found[key]) for key in keys) + " |"
+        f"| {method} | " + " | ".join(cell(found[key], "+") for key in keys) + " |"
         for method, found in to.items()
     ]
     if (folder / "truth.json").is_file():
@@ -93,11 +90,13 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def signed(interval: dict[str, Any]) -> str:
-    """A difference with its interval."""
+def cell(interval: dict[str, Any] | None, sign: str = "") -> str:
+    """A figure with its interval; ``sign`` + for a difference."""
+    if interval is None or interval["value"] is None:
+        return "–"
     if interval["low"] is None:
-        return f"{interval['value']:+.3f}"
-    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+        return f"{interval['value']:{sign}.3f}"
+    return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
 
 
 def written(text: str, name: str, table: str, script: str = Path(__file__).name) -> str:
@@ -111,37 +110,37 @@ def picture(out: Path) -> None:
     """The simulated panel with most stain: H&E, a sample, the real stain, their DAB, uncertainty."""
     from PIL import Image
 
-    with open(out / "simulated" / "scores" / "images.csv", newline="") as file:
+    with open(out / "scores" / "images.csv", newline="") as file:
         most = max(csv.DictReader(file), key=lambda row: float(row["dab_mean_real"]))
-    row = read_image(out / "simulated" / "scores" / "panels" / f"{most['image']}.png")[:256]
+    row = read_image(out / "scores" / "panels" / f"{most['image']}.png")[:256]
     shown = Image.fromarray(row).resize((1200, round(row.shape[0] * 1200 / row.shape[1])))
     shown.save(PICTURES / "stain.jpg", quality=88)
-
-
-def simulated_models(
-    out: Path, steps: int, precision: str
-) -> tuple[Path, dict[str, tuple[StainTransfer, float]]]:
-    """The pairs' folder, and the models that know simulated tissue, by kind."""
-    root = write_mist(out / "simulated" / "data", PAIRS, 16, **TISSUE)
-    train, models = find_pairs(root, "train"), {}
-    for name in KINDS:
-        models[name] = trained(train, out / "simulated" / name, settings(steps, name), precision)
-    return root, models
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/stain-tables"))
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--start", help="model that all begin from: demo, or a folder")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="train these, score nothing")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/stain.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    out, precision = arguments.out, arguments.precision
-    root, models = simulated_models(out, arguments.steps, precision)
+    out, precision, start = arguments.out / "simulated", arguments.precision, arguments.start
+    start = str(stain_model()) if start == "demo" else start
+    root = write_mist(out / "data", PAIRS, TEST, **TISSUE)
     train, test = find_pairs(root, "train"), find_pairs(root, "val")
-    scores = out / "simulated" / "scores"
+    models = {
+        kind: trained(train, out / kind, settings(arguments.steps, kind, start), precision)
+        for kind in arguments.kinds or KINDS
+    }
+    if arguments.kinds:
+        return
+    if start is not None:
+        models["start"] = (StainTransfer.from_pretrained(start), 0.0)
+    scores = out / "scores"
     if not (scores / "truth.json").is_file():
         several = measure(train.pairs, test.pairs, models, scores, precision)
         truth_table(root, test.pairs, scores, several)
