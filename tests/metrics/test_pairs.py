@@ -29,6 +29,18 @@ def test_equal_images_score_best():
     assert ssim(image, image) == pytest.approx(1.0)
 
 
+def test_what_lies_outside_of_a_mask_is_not_compared():
+    """A part that was not scanned scores as if it had been cut off."""
+    rng = np.random.default_rng(1)
+    real, made = rng.integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)
+    mask = np.zeros((24, 40), bool)
+    mask[:, :30] = True
+    for score in (psnr, ssim):
+        assert score(real, made, mask) == pytest.approx(score(real[:, :30], made[:, :30]), rel=1e-6)
+        assert score(real, made, np.ones_like(mask)) == pytest.approx(score(real, made), rel=1e-6)
+        assert np.isnan(score(real, made, np.zeros_like(mask)))
+
+
 def test_pairs_of_different_size_or_type_are_refused():
     a = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(InputError, match="two \\(H, W, 3\\) images of one size"):

@@ -72,3 +72,14 @@ def test_sharpness_falls_with_blur_and_rises_with_noise():
         assert ratio(image, image) == pytest.approx(1)
         assert ratio(image, blurred) < 0.5
         assert ratio(image, image.astype(float) + rng.normal(0, 60, image.shape)) > 1.05
+
+
+def test_sharpness_within_a_mask_is_that_of_the_part():
+    rng = np.random.default_rng(3)
+    real, made = rng.random((2, 24, 40, 3))
+    mask = np.zeros((24, 40), bool)
+    mask[:, :30] = True
+    for ratio in (sharpness_ratio, detail_ratio):
+        part = ratio(real[:, :30], made[:, :30])
+        assert ratio(real, made, mask) == pytest.approx(part, rel=1e-6) != ratio(real, made)
+        assert np.isnan(ratio(real, made, np.zeros_like(mask)))

@@ -69,7 +69,7 @@ def test_result_files(data, tmp_path):
     assert Manifest.read(out)["kind"] == "stain evaluation"
     results = json.loads((out / "metrics.json").read_text())
     assert list(results["methods"]) == ["ours", "theirs", "H&E as it is", "colour deconvolution"]
-    assert results["protocol"] == "stain-1" and results["mra_chance"] == pytest.approx(1 / 6)
+    assert results["protocol"] == "stain-2" and results["mra_chance"] == pytest.approx(1 / 6)
     assert results["image_codecs"] == [".png"] and "torch" in results["versions"]
     assert results["methods"]["ours"]["intervals"]["ssim"]["unit"] == "patient"
     # "ours" is the H&E: the same figures as the baseline.
@@ -287,6 +287,59 @@ def test_phv_with_given_resnet_weights(data, tmp_path):
     methods = {"real": lambda pair, he: np.array(Image.open(pair.ihc)), "he": lambda pair, he: he}
     same, he = evaluate_methods(found, methods, QUICK.replace(resnet_weights=str(path)))
     assert same.scores.intervals["phv"].value == 0 < he.scores.intervals["phv"].value
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """A pair whose real stain was scanned in its left half alone, and the nuclei of it."""
+    rng = np.random.default_rng(4)
+    files = {"he": he_like(rng, 64), "ihc": he_like(rng, 64, pink=False)}
+    files["ihc"][:, 32:] = 0  # beyond the scan
+    files["mask"] = np.zeros((64, 64), np.uint8)
+    files["mask"][:, :32] = 255
+    files["nuclei"] = np.kron(np.arange(64, dtype=np.uint8).reshape(8, 8), np.ones((8, 8), np.uint8))
+    for name, image in files.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    paths = {name: tmp_path / f"{name}.png" for name in files}
+    return Pair("a", **paths)
+
+
+def test_what_was_not_scanned_is_not_scored(masked):
+    """No figure depends on what a method paints there, and the whole is scored as its scanned half."""
+    made = he_like(np.random.default_rng(5), 64, pink=False)
+    elsewhere = made.copy()
+    elsewhere[:, 32:] = 17
+    doubt = np.random.default_rng(6).random((64, 64)).astype(np.float32)
+    one, other = evaluate_methods(
+        [masked],
+        {"one": lambda pair, he: made, "other": lambda pair, he: elsewhere},
+        QUICK,
+        uncertainty={name: lambda pair: doubt for name in ("one", "other")},
+    )
+    a, b = (each.items[0].values for each in (one, other))
+    assert a == pytest.approx(b, nan_ok=True) and "dab_risk" in a
+    assert one.scores.figures == pytest.approx(other.scores.figures, nan_ok=True)
+    real = np.array(Image.open(masked.ihc))
+    half = score_pair(made[:, :32], real[:, :32], QUICK, uncertainty=doubt[:, :32]).values
+    for key in half:
+        assert a[key] == pytest.approx(half[key], rel=1e-5), key
+
+
+def test_brown_is_scored_by_nucleus(masked):
+    """Of the nuclei that were scanned whole, as the page says of both kinds of targets."""
+    (found,) = evaluate_methods([masked], {"he": lambda pair, he: he}, QUICK)
+    maps = [density_of(np.array(Image.open(path))) for path in (masked.ihc, masked.he)]
+    real, made = (each.reshape(8, 8, 8, 8).mean(axis=(1, 3))[:, :4].ravel()[1:] for each in maps)
+    values = found.items[0].values
+    assert values["dab_cell_correlation"] == pytest.approx(np.corrcoef(real, made)[0, 1], abs=1e-5)
+    assert values["dab_cell_mae"] == pytest.approx(np.abs(real - made).mean(), abs=1e-5)
+    assert "dab_cell_mae" in found.scores.intervals
+
+
+def test_a_pair_of_which_nothing_was_scanned_is_named(masked):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(masked.mask)
+    with pytest.raises(InputError, match="a: nothing of the real stain was scanned"):
+        evaluate_methods([masked], {"he": lambda pair, he: he}, QUICK)
 
 
 def test_score_of_one_pair_has_sizes_in_the_message():

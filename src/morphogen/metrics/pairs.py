@@ -28,8 +28,9 @@ def _pair(generated: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
     return generated, real
 
 
-def psnr(real: Any, generated: Any) -> float:
-    """Peak signal-to-noise ratio in dB of two ``(H, W, 3)`` uint8 images (data range 255); inf when equal.
+def psnr(real: Any, generated: Any, mask: Any = None) -> float:
+    """Peak signal-to-noise ratio in dB of two ``(H, W, 3)`` uint8 images (data range 255), over the pixels of
+    ``mask`` (H, W); inf when equal, NaN where it leaves none.
 
     >>> image = np.zeros((8, 8, 3), np.uint8)
     >>> round(psnr(image, image + 16), 2)
@@ -38,22 +39,33 @@ def psnr(real: Any, generated: Any) -> float:
     from skimage.metrics import peak_signal_noise_ratio
 
     generated, real = _pair(generated, real)
+    if mask is not None:
+        keep = np.asarray(mask, bool)
+        generated, real = generated[keep], real[keep]
+        if not keep.any():
+            return float("nan")
     if np.array_equal(generated, real):
         return float("inf")
     return float(peak_signal_noise_ratio(real, generated))
 
 
-def ssim(real: Any, generated: Any) -> float:
+def ssim(real: Any, generated: Any, mask: Any = None) -> float:
     """Structural similarity of two ``(H, W, 3)`` uint8 images with scikit-image's defaults.
 
-    Window 7, uniform filter, data range 255, mean over channels (Wang et al. 2004).
+    Window 7, uniform filter, data range 255, mean over channels (Wang et al. 2004), over the windows that lie within
+    ``mask`` (H, W); NaN where there is none.
     """
+    from scipy.ndimage import binary_erosion
     from skimage.metrics import structural_similarity
 
     generated, real = _pair(generated, real)
     if min(generated.shape[:2]) < 7:
         raise InputError(f"SSIM needs 7 × 7 px or more, not {generated.shape[0]} × {generated.shape[1]}")
-    return float(structural_similarity(generated, real, channel_axis=2, data_range=255))
+    if mask is None:
+        return float(structural_similarity(generated, real, channel_axis=2, data_range=255))
+    inside = binary_erosion(np.asarray(mask, bool), np.ones((7, 7), bool))  # none at the border of the image
+    _, each = structural_similarity(generated, real, channel_axis=2, data_range=255, full=True)
+    return float(each[inside].mean()) if inside.any() else float("nan")
 
 
 def lpips(real: Any, generated: Any, network: str = "alex") -> np.ndarray:

@@ -143,35 +143,54 @@ def dab_agreement(real: Sequence[DabSummary], generated: Sequence[DabSummary]) -
     return DabAgreement(n=len(real), **figures)
 
 
-def sharpness_ratio(real: Any, generated: Any) -> float:
-    """Mean gradient magnitude of ``generated`` over that of ``real``, images ``(H, W)`` or ``(H, W, C)``.
+def sharpness_ratio(real: Any, generated: Any, mask: Any = None) -> float:
+    """Mean gradient magnitude of ``generated`` over that of ``real``, images ``(H, W)`` or ``(H, W, C)``, where all
+    pixels of a difference lie within ``mask`` (H, W).
 
-    Below 1 the prediction is blurred, above 1 noisier than the real image. Inf when ``real`` is constant.
+    Below 1 the prediction is blurred, above 1 noisier than the real image. Inf when ``real`` is constant, NaN where
+    the mask leaves nothing.
     """
-    a, b = _gradient(generated), _gradient(real)
-    return float(a / b) if b > 0 else float("inf")
+    return _ratio(_gradient(generated, mask), _gradient(real, mask))
 
 
-def detail_ratio(real: Any, generated: Any) -> float:
+def detail_ratio(real: Any, generated: Any, mask: Any = None) -> float:
     """Energy (mean square) of the 5-point Laplacian of ``generated`` over that of ``real``: the finest
-    detail.
+    detail; ``mask`` as in :func:`sharpness_ratio`.
     """
-    a, b = _laplacian_energy(generated), _laplacian_energy(real)
+    return _ratio(_laplacian_energy(generated, mask), _laplacian_energy(real, mask))
+
+
+def _ratio(a: float, b: float) -> float:
+    if np.isnan(b):
+        return b
     return float(a / b) if b > 0 else float("inf")
 
 
-def _gradient(image: Any) -> float:
+def _image(image: Any) -> np.ndarray:
     x = np.asarray(image, dtype=np.float32)
     if x.ndim not in (2, 3) or min(x.shape[:2]) < 3:
         raise InputError(f"an image must be (H, W) or (H, W, C) of 3 px or more, not {x.shape}")
+    return x
+
+
+def _mean_within(values: np.ndarray, *within: np.ndarray) -> float:
+    """The mean of values (h, w) or (h, w, C) where all of ``within`` (h, w) hold; NaN where they do nowhere."""
+    if within:
+        values = values[np.logical_and.reduce(within)]
+    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+
+
+def _gradient(image: Any, mask: Any = None) -> float:
+    x, m = _image(image), None if mask is None else np.asarray(mask, bool)
     down, right = x[1:, :-1] - x[:-1, :-1], x[:-1, 1:] - x[:-1, :-1]
-    return float(np.sqrt(down**2 + right**2).mean(dtype=np.float64))
+    within = () if m is None else (m[:-1, :-1], m[1:, :-1], m[:-1, 1:])
+    return _mean_within(np.sqrt(down**2 + right**2), *within)
 
 
-def _laplacian_energy(image: Any) -> float:
-    x = np.asarray(image, dtype=np.float32)
-    if x.ndim not in (2, 3) or min(x.shape[:2]) < 3:
-        raise InputError(f"an image must be (H, W) or (H, W, C) of 3 px or more, not {x.shape}")
-    middle = x[1:-1, 1:-1]
-    laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * middle
-    return float((laplacian**2).mean(dtype=np.float64))
+def _laplacian_energy(image: Any, mask: Any = None) -> float:
+    x, m = _image(image), None if mask is None else np.asarray(mask, bool)
+    around = (np.s_[:-2, 1:-1], np.s_[2:, 1:-1], np.s_[1:-1, :-2], np.s_[1:-1, 2:])
+    middle = np.s_[1:-1, 1:-1]
+    laplacian = sum(x[each] for each in around) - 4 * x[middle]
+    within = () if m is None else (m[middle], *(m[each] for each in around))
+    return _mean_within(laplacian**2, *within)

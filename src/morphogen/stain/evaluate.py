@@ -24,6 +24,7 @@ from morphogen.slides.colour import estimate_stains
 from morphogen.slides.images import image_size, list_images
 from morphogen.stain.data import FoundPairs, Pair, find_pairs, refuse_aligned, splits_of
 from morphogen.stain.pairs.checks import usable_pairs
+from morphogen.stain.pairs.geometry import read_aligned, scanned
 from morphogen.stain.scoring.baselines import ChannelBaselines, deconvolution, identity
 from morphogen.stain.scoring.channels import (
     ChannelMethod,
@@ -270,8 +271,15 @@ def stain_vectors(pairs: Sequence[Pair], config: EvaluateConfig, most: int = 20)
     if config.vectors == "hdab":
         return "hdab"
     step = max(1, len(pairs) // most)
-    pixels = [read_image(pair.ihc)[::4, ::4].reshape(-1, 3) for pair in pairs[::step]]
+    pixels = [_some_pixels(pair) for pair in pairs[::step]]
     return estimate_stains(np.concatenate(pixels)[None, None], stains="hdab", layout="nhwc").numpy()
+
+
+def _some_pixels(pair: Pair) -> np.ndarray:
+    """(N, 3) of the real stain, where it was scanned."""
+    if (mask := scanned(pair)) is None:
+        return read_image(pair.ihc)[::4, ::4].reshape(-1, 3)
+    return read_aligned(pair)[1][mask][::16]
 
 
 def write_results(

@@ -17,7 +17,7 @@ from morphogen.slides import get_encoder
 from morphogen.slides.images import list_images
 from morphogen.stain.data import Pair
 from morphogen.stain.outputs import read_uncertainty
-from morphogen.stain.pairs.geometry import cut, read_aligned
+from morphogen.stain.pairs.geometry import cells_of, cut, read_aligned, scanned
 from morphogen.stain.scoring.baselines import Baseline
 from morphogen.stain.scoring.channels import ChannelMethod, Made
 from morphogen.stain.scoring.config import EvaluateConfig
@@ -114,6 +114,7 @@ class PairScores:
         pair: Pair = item.more
         config = self.config
         he, real = read_aligned(pair)
+        mask, nuclei = scanned(pair), cells_of(pair)
         found = {}
         for name, make in self.methods.items():
             image = _fitting(make(pair, he), real, pair, name)
@@ -127,13 +128,21 @@ class PairScores:
                 stain=pair.stain,
                 stains=self.stains,
                 uncertainty=_cut(doubt, real, pair) if doubt is not None else None,
+                mask=mask,
+                nuclei=nuclei,
             )
+            image, shown = (_shown(each, mask) for each in (image, real))
             if resnet is not None:
-                scores.values["phv"] = perceptual(image, real, resnet, config)
+                scores.values["phv"] = perceptual(image, shown, resnet, config)
             if config.lpips:
-                scores.values["lpips"] = float(lpips(real[None], image[None])[0])
+                scores.values["lpips"] = float(lpips(shown[None], image[None])[0])
             found[name] = scores, features_of([image], encoder)[0]
-        return features_of([real], encoder)[0], found
+        return features_of([_shown(real, mask)], encoder)[0], found
+
+
+def _shown(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """A picture with glass where the target was not scanned: what sees pictures as a whole finds nothing there."""
+    return image if mask is None else np.where(mask[..., None], image, np.uint8(255))
 
 
 def _cut(image: np.ndarray, real: np.ndarray, pair: Pair) -> np.ndarray:

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from morphogen.core.errors import InputError
 from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.images import frechet_distance, kernel_distance, manifold
 from morphogen.metrics.intervals import Interval, moments, pooled_correlation
 from morphogen.metrics.pairs import molecular_retrieval, perceptual_hash_value, psnr, ssim
+from morphogen.metrics.signals import seen_tiles
 from morphogen.metrics.stain import (
     correlation,
     dab_agreement,
     dab_summary,
     detail_ratio,
     sharpness_ratio,
-    tile_correlation,
     tile_means,
 )
 from morphogen.slides.colour import dab_density
@@ -28,7 +29,8 @@ from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.signals import signal_values
 from morphogen.tasks.evaluation import ItemScores, SetScores, mean_intervals, paired_differences
 
-PROTOCOL = "stain-1"  # changes whenever a figure would change on the same images
+PROTOCOL = "stain-2"  # changes whenever a figure would change on the same images
+OF_SIGNAL = ("dice", "iou", "hausdorff95", "risk", "cell_correlation", "cell_mae", "cell_dice")
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 
@@ -55,37 +57,52 @@ def score_pair(
     stain: str = "IHC",
     stains: Any = "hdab",
     uncertainty: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    nuclei: np.ndarray | None = None,
 ) -> ImageScores:
     """Scores of a predicted against a real image, both (H, W, 3) uint8.
 
     ``stains`` are the vectors of the DAB maps. With ``uncertainty`` (H, W), its correlation with the
-    absolute error of the DAB map is a score, pixel by pixel and tile by tile.
+    absolute error of the DAB map is a score, pixel by pixel and tile by tile. Only what lies within ``mask`` (H, W)
+    counts; ``nuclei`` (H, W), the number of the nucleus of every pixel and 0 for none, give scores by nucleus.
     """
+    if mask is not None and not mask.any():
+        raise InputError(
+            "nothing of the real stain was scanned, says its mask", where=name, fix="Leave the pair out"
+        )
     maps = [dab_density(image, stains, layout="nhwc")[0].numpy() for image in (predicted, real)]
-    summaries = [dab_summary(each, positive=config.positive, bins=config.bins) for each in maps]
+    summaries = [dab_summary(each, mask, positive=config.positive, bins=config.bins) for each in maps]
     tile = min(config.tile, *real.shape[:2])
-    tiles = [tile_means(each, tile) for each in maps]
+    keep = seen_tiles(mask, (real.shape[0], real.shape[1]), tile)
+    tiles = [tile_means(each, tile)[keep] for each in maps]
+    found, _ = signal_values(
+        *(maps[1], maps[0]),
+        tile=tile,
+        threshold=config.positive,
+        mask=mask,
+        uncertainty=uncertainty,
+        nuclei=nuclei,
+    )
     values = {
-        "dab_tile_correlation": tile_correlation(maps[1], maps[0], tile),
-        "dab_tile_mae": float(np.abs(tiles[0] - tiles[1]).mean()),
+        "dab_tile_correlation": found["tile_correlation"],
+        "dab_tile_mae": found["tile_mae"],
         "dab_mean": summaries[0].mean,
         "dab_mean_real": summaries[1].mean,
         "dab_positive": summaries[0].positive,
         "dab_positive_real": summaries[1].positive,
         "h_score": summaries[0].h_score,
         "h_score_real": summaries[1].h_score,
-        "ssim": ssim(real, predicted),
-        "psnr": psnr(real, predicted),
-        "sharpness": sharpness_ratio(real, predicted),
-        "detail": detail_ratio(real, predicted),
+        "ssim": ssim(real, predicted, mask),
+        "psnr": psnr(real, predicted, mask),
+        "sharpness": sharpness_ratio(real, predicted, mask),
+        "detail": detail_ratio(real, predicted, mask),
     }
-    found, _ = signal_values(maps[1], maps[0], tile=tile, threshold=config.positive, uncertainty=uncertainty)
-    values |= {f"dab_{key}": found[key] for key in ("dice", "iou", "hausdorff95", "risk") if key in found}
+    values |= {f"dab_{key}": found[key] for key in OF_SIGNAL if key in found}
     if uncertainty is not None:
-        error = np.abs(maps[0] - maps[1])
-        values["uncertainty_error_correlation"] = correlation(uncertainty, error)
+        error, seen = np.abs(maps[0] - maps[1]), np.s_[:] if mask is None else mask
+        values["uncertainty_error_correlation"] = correlation(uncertainty[seen], error[seen])
         values["uncertainty_error_tile_correlation"] = correlation(
-            tile_means(uncertainty, tile), tile_means(error, tile)
+            tile_means(uncertainty, tile)[keep], tile_means(error, tile)[keep]
         )
     return ImageScores(name, unit or name, values, stain, (tiles[0], tiles[1]), (summaries[0], summaries[1]))
 
@@ -93,10 +110,7 @@ def score_pair(
 INTERVALS = (
     "dab_tile_correlation",
     "dab_tile_mae",
-    "dab_dice",
-    "dab_iou",
-    "dab_hausdorff95",
-    "dab_risk",
+    *(f"dab_{key}" for key in OF_SIGNAL),
     "ssim",
     "psnr",
     "phv",

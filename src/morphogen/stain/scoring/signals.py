@@ -51,7 +51,7 @@ def signal_values(
     if nuclei is not None:
         cells = cell_agreement(real, made, nuclei, threshold, mask)
         values |= {f"cell_{key}": value for key, value in cells._asdict().items()}
-    values["sharpness"] = sharpness_ratio(real, made)
+    values["sharpness"] = sharpness_ratio(real, made, mask)
     if samples is not None and a.size:
         draws = np.stack([tile_means(each, tile)[keep] for each in samples], axis=1)[..., None]
         values["crps"] = float(crps(a[:, None], draws).mean())
