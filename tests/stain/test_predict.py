@@ -137,8 +137,9 @@ def test_every_solver_runs_with_every_prediction(solver, tmp_path):
         model = build_model(TINY.replace(prediction=prediction), crop=64)
         spacing = "model" if prediction == "epsilon" else "trailing"
         sampler = SamplerConfig(solver=solver, steps=3, spacing=spacing, inversion_steps=2)
-        out = stain_image(model, image, ApplyConfig(sampler=sampler, samples=2))
-        assert out.samples.shape == (2, 64, 64, 3)
+        samples = 1 if solver == "mean" else 2
+        out = stain_image(model, image, ApplyConfig(sampler=sampler, samples=samples))
+        assert out.samples.shape == (samples, 64, 64, 3)
 
 
 def test_a_folder_of_an_earlier_version_goes_on(tiny, folder, tmp_path):
@@ -198,3 +199,16 @@ def test_results_of_before_a_setting_are_not_refused(tiny, tmp_path):
     (out / "run.json").write_text(json.dumps(record))
     with pytest.raises(OutputError):
         stain_folder(tiny, source, out, config)
+
+
+def test_settings_that_a_model_cannot_follow_are_refused(tiny):
+    """Before an image is read: what would change nothing, and an uncertainty of 0 that means nothing."""
+    image, one = np.zeros((64, 64, 3), np.uint8), SamplerConfig(solver="mean", steps=1)
+    for name in ("mean_weight", "sample_spread", "effect_spread"):
+        with pytest.raises(ConfigError, match=f"{name}: this is no model of"):
+            stain_image(tiny, image, QUICK.replace(**{name: 0.5}))
+    with pytest.raises(ConfigError, match="samples: solver 'mean' has one answer"):
+        stain_image(tiny, image, ApplyConfig(sampler=one, samples=2))
+    tiny.config = tiny.config.replace(regression=True)
+    with pytest.raises(ConfigError, match="samples: a regression has one answer"):
+        stain_image(tiny, image, ApplyConfig(samples=2))

@@ -143,6 +143,9 @@ def test_cached_crops_train_and_equal_fresh_ones(make_pairs, tmp_path):
     assert cache_crops(model, dataset, folder, crops=3, seed=0) == folder  # found, not made again
     with pytest.raises(OutputError, match=r"cached crops of another run \(crops was 3, now 2\)"):
         cache_crops(model, dataset, folder, crops=2, seed=0)
+    stained = PairDataset(dataset.pairs, model.stains, crop=32, stain_jitter=0.2)
+    with pytest.raises(OutputError, match="stain_jitter"):  # crops of other colours
+        cache_crops(model, stained, folder, crops=3, seed=0)
     changed = config(
         data=DataConfig(crop=32, cache_crops=2), model=TINY.replace(encoder="texture", texture_grid=2)
     )
@@ -220,6 +223,17 @@ def test_a_trained_model_learns_further_stains(make_pairs, tmp_path):
     from morphogen.stain import StainTransfer
 
     assert StainTransfer.from_pretrained(trained.folder).stains == ("ER", "PR", "Ki67")
+
+
+def test_what_the_network_is_cannot_change_where_training_begins(tmp_path):
+    """Said, not left out in silence; what only a recipe sets is nobody's wish."""
+    build_model(TINY, crop=32).save_pretrained(tmp_path / "first")
+    for name, value in {"widths": (8, 24), "heads": 1, "detail": 8, "size": "paper"}.items():
+        with pytest.raises(ConfigError, match=f"model.{name}: the model to start from has {name} .*not"):
+            build_model(TINY.replace(**{name: value}), start=tmp_path / "first", crop=32)
+    recipe = TrainConfig.recipe("small").model
+    assert recipe.detail != TINY.detail and recipe.widths != TINY.widths
+    assert build_model(recipe, start=tmp_path / "first", crop=32).config.widths == TINY.widths
 
 
 def test_contradictory_models_are_refused(tmp_path):

@@ -12,7 +12,7 @@ from morphogen.checkpoints import load_pipeline
 from morphogen.core.errors import ConfigError
 from morphogen.core.seeds import seed_for
 from morphogen.nets import UNetConfig, build_unet, widen_input
-from morphogen.stain.config import ModelConfig
+from morphogen.stain.config import ModelConfig, TrainConfig
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.recipes.folder import Start, load_start, pixel_first_stage, text_context
 from morphogen.stain.recipes.network import (
@@ -26,6 +26,16 @@ from morphogen.stain.recipes.network import (
 )
 
 log = logging.getLogger("morphogen.stain")
+
+# Of a model that a training starts from, and not to be changed; where a recipe sets them they may be no one's wish.
+_SAID = (
+    *("size", "encoder", "texture_grid", "prediction", "balance", "normalise"),
+    *("colour_start", "colour_degree", "see_mean"),
+)
+_NETWORK = (
+    *("widths", "layers", "attention", "heads", "groups", "detail", "pixel_factor", "pixel_scale"),
+    *("null_context", "beta_start", "beta_end"),
+)
 
 
 def build_model(
@@ -136,16 +146,6 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
     x0 its last layers are zeroed, and it begins as the regression alone.
     """
     model = StainTransfer.from_pretrained(path, encoder_weights=config.encoder_weights)
-    same = [
-        "encoder",
-        "texture_grid",
-        "prediction",
-        "balance",
-        "normalise",
-        "colour_start",
-        "colour_degree",
-        "see_mean",
-    ]
     # The answer of a model that is no diffusion of residuals was never shown to it.
     seen = model.config.see_mean and model.config.residual
     if config.regression:
@@ -176,9 +176,11 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
         )
         raise ConfigError(f"the model to start from makes {has}, the pairs show {wanted}", where="start")
     defaults = ModelConfig()
-    for name in same:
+    recipe = TrainConfig.recipe(config.size, residual=config.residual).model
+    for name in (*_SAID, *_NETWORK):
         wanted, has = getattr(config, name), getattr(model.config, name)
-        if wanted != has and wanted != getattr(defaults, name):
+        usual = [getattr(each, name) for each in ((defaults, recipe) if name in _NETWORK else (defaults,))]
+        if wanted != has and wanted not in usual:
             raise ConfigError(
                 f"the model to start from has {name} {has}, not {wanted}", where=f"model.{name}"
             )

@@ -46,6 +46,7 @@ def cache_crops(
         "pairs": content_hash(pairs),
         "crop": dataset.crop,
         "orient": dataset.orient,
+        **({"stain_jitter": dataset.stain_jitter} if dataset.stain_jitter else {}),
     }
     former = content_hash(settings, encoder, pairs, [dataset.crop, dataset.orient, crops, seed, len(dataset)])
     return cache_items(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.errors import ConfigError
 from morphogen.slides.recolouring import Normaliser
 from morphogen.stain.config import ApplyConfig
 from morphogen.stain.model import StainTransfer
@@ -41,6 +42,30 @@ class Planes:
         return self.uncertainty + (1 if self.target.colour else self.target.width)
 
 
+def check_settings(model: StainTransfer, config: ApplyConfig) -> None:
+    """:class:`ConfigError` for settings that the model cannot follow, or of which nothing would be seen."""
+    kinds = {
+        "mean_weight": ("residuals", model.mean),
+        "sample_spread": ("residuals", model.mean),
+        "effect_spread": ("image_effects", model.config.image_effects),
+    }
+    for name, (kind, has) in kinds.items():
+        if getattr(config, name) != 1 and has is None:
+            raise ConfigError(f"this is no model of {kind}", where=name, fix="Leave it out")
+    if config.samples > 1 and (model.config.regression or config.sampler.solver == "mean"):
+        what = "a regression" if model.config.regression else "solver 'mean'"
+        raise ConfigError(
+            f"{what} has one answer, of which no uncertainty can be told", where="samples", fix="Use 1"
+        )
+    inverts = config.sampler.inversion_steps and config.sampler.solver != "mean"
+    if inverts and not model.config.regression and not model.config.target.colour:
+        raise ConfigError(
+            "a model of channels cannot generate H&E, which inversion needs",
+            where="sampler.inversion_steps",
+            fix="Use --solver fast",
+        )
+
+
 class StainTranslator:
     """Windows of H&E → planes of the stain: first sample (C), mean (C), uncertainty (1 or C), and all K samples (C·K)
     where they are kept. Colours lie in 0…255 and their uncertainty is the SD of the DAB optical density; channels are
@@ -59,6 +84,7 @@ class StainTranslator:
         light: Normaliser | None = None,
     ) -> None:
         self.model, self.config, self.precision = model, config or ApplyConfig(), precision
+        check_settings(model, self.config)
         self.light, self.laid = light, Planes(model.config.target)
         self.kept = self.config.samples if keep_samples else 0
         self.multiple, self.factor = model.multiple, model.factor
