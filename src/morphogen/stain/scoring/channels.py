@@ -120,7 +120,7 @@ def score_channels(
             )
             for each in (real, made.image)
         ]
-        found |= {"ssim": ssim(*pictures, mask), "psnr": psnr(*pictures, mask)}
+        found |= {"ssim": ssim(*pictures, mask=mask), "psnr": psnr(*pictures, mask=mask)}
         tiles.append(sums)
         for key, value in found.items():
             each_key.setdefault(key, []).append(value)
