@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from stain_runs import FEW_APPLY, few_pairs, trained
+from stain_runs import FEW_APPLY, few_pairs, seconds_of, trained
 from stain_tables import markdown, written
 
 from morphogen.core.files import atomic_path, file_hash, read_json, write_json
@@ -232,7 +232,7 @@ def measure(everything: Sequence[Pair], folds: Sequence[int], out: Path) -> None
     config = EvaluateConfig(tile=TILE)
     evaluations = evaluate_methods(pairs, methods, config, uncertainty={OURS: lambda pair: doubt[pair.name]})
     seconds = {
-        title: sum(float(read_json(out / f"fold{k}" / kind / "seconds.json")) for k in folds)
+        title: sum(seconds_of(out / f"fold{k}" / kind) for k in folds)
         for kind, title in (("ours", "diffusion with its regressions"), ("plain", "regression U-Net"))
     }
     facts = {"seconds of training": seconds, "seconds per megapixel": {}}

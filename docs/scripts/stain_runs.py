@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.core.files import read_json, write_json
+from morphogen.core.files import Manifest, write_json
 from morphogen.metrics.stain import correlation, tile_means
 from morphogen.stain.config import (
     ApplyConfig,
@@ -88,12 +89,17 @@ def few_pairs(
 def trained(
     pairs: FoundPairs, out: Path, config: TrainConfig, precision: str = "fp32"
 ) -> tuple[StainTransfer, float]:
-    """The model of a finished run, or of one made now, and the seconds its training took."""
-    if not (out / "seconds.json").is_file():
-        begun = time.perf_counter()
+    """The model of a finished run, or of one made or gone on with now, and the seconds that its steps took, those
+    of its regressions among them."""
+    if Manifest.read(out / "model") is None:
         train_model(pairs, config, out, where=out.name, device="cpu", precision=precision)
-        write_json(out / "seconds.json", time.perf_counter() - begun)
-    return StainTransfer.from_pretrained(out / "model"), float(read_json(out / "seconds.json"))
+    return StainTransfer.from_pretrained(out / "model"), seconds_of(out)
+
+
+def seconds_of(run: Path) -> float:
+    """What the steps of a training took, as its logs say."""
+    logs = [path.read_text().splitlines() for path in run.rglob("metrics.jsonl")]
+    return sum(float(json.loads(log[-1])["seconds"]) for log in logs)
 
 
 def stained(
