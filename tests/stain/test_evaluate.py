@@ -21,7 +21,9 @@ from morphogen.stain.evaluate import (
     paired_differences,
     write_results,
 )
+from morphogen.stain.pairs.geometry import read_aligned, scanned
 from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.scoring.channels import Made, evaluate_channels, score_channels
 from morphogen.stain.scoring.figures import dab_picture, density_of
 from morphogen.stain.scoring.pages import report_rows, write_page
 from morphogen.stain.scoring.scores import retrieval_view, score_pair
@@ -323,6 +325,22 @@ def test_what_was_not_scanned_is_not_scored(masked):
     half = score_pair(made[:, :32], real[:, :32], QUICK, uncertainty=doubt[:, :32]).values
     for key in half:
         assert a[key] == pytest.approx(half[key], rel=1e-5), key
+
+
+def test_channels_are_scored_where_they_were_scanned(make_channels):
+    pair = find_pairs(make_channels(2, "uint16", ".ome.tif", mask=True)).pairs[0]
+    real, mask = read_aligned(pair)[1], scanned(pair)
+    made = real + np.random.default_rng(0).normal(0, 2000, real.shape)
+    beyond = ~mask[..., None] * np.random.default_rng(1).integers(0, 90_000, real.shape)
+    a = score_channels(pair, real, Made(made), mask, 16).values
+    b = score_channels(pair, real + beyond, Made(made - beyond), mask, 16).values
+    assert a == pytest.approx(b, nan_ok=True) and {"ssim", "psnr", "sharpness"} <= set(a)
+
+
+def test_channels_of_another_size_are_named(make_channels):
+    pairs = find_pairs(make_channels(2, "uint16", ".ome.tif")).pairs
+    with pytest.raises(InputError, match="p0: the image of 'small' is 60 × 64 px, the real one 64 × 64"):
+        evaluate_channels(pairs, {"small": lambda pair, he: Made(np.zeros((64, 60, 2)))}, QUICK)
 
 
 def test_brown_is_scored_by_nucleus(masked):

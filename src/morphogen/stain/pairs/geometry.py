@@ -104,6 +104,19 @@ def cut(pair: Pair, image: np.ndarray) -> np.ndarray:
     return image[rows, columns]
 
 
+def fitted(pair: Pair, image: np.ndarray, size: tuple[int, int], what: str = "image") -> np.ndarray:
+    """An image (H, W) or (H, W, C) on the pixels of a pair's whole H&E, or cut already, as :func:`align` cuts to
+    ``size``; :class:`InputError` for one of another size."""
+    image = image if image.shape[:2] == size else cut(pair, image)
+    if image.shape[:2] != size:
+        raise InputError(
+            f"the {what} is {image.shape[1]} × {image.shape[0]} px, the real one {size[1]} × {size[0]}",
+            where=pair.name,
+            fix="Score images at the size of the real ones",
+        )
+    return image
+
+
 def read_aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """H&E (H, W, 3) uint8 and target of a pair's files, cut to what they share; intensities (H, W, C) are float32."""
     he, target = read_image(pair.he), read_target(pair.ihc, pair.target)

@@ -16,7 +16,7 @@ from morphogen.core.seeds import numpy_generator
 from morphogen.metrics.intervals import Interval, pooled_correlation
 from morphogen.metrics.pairs import psnr, ssim
 from morphogen.stain.data import Pair
-from morphogen.stain.pairs.geometry import cells_of, cut, read_aligned, scanned
+from morphogen.stain.pairs.geometry import cells_of, fitted, read_aligned, scanned
 from morphogen.stain.scoring.config import EvaluateConfig
 from morphogen.stain.scoring.signals import signal_values, thresholds_of
 from morphogen.stain.targets.config import TargetConfig
@@ -99,7 +99,8 @@ def score_channels(
     """Scores of one pair, real (H, W, C) intensities, by one method."""
     target = pair.target
     limits = thresholds_of(target, 0.0)
-    full = target.full or tuple(float(real[..., k].max()) or 1.0 for k in range(target.width))
+    seen = real if mask is None else real[mask]
+    full = target.full or tuple(float(seen[..., k].max(initial=0)) or 1.0 for k in range(target.width))
     values: dict[str, float] = {}
     tiles: list[np.ndarray] = []
     each_key: dict[str, list[float]] = {}
@@ -114,13 +115,13 @@ def score_channels(
             samples=None if made.samples is None else made.samples[..., k],
             uncertainty=None if made.uncertainty is None else made.uncertainty[..., k],
         )
-        pictures = [
+        shown = [
             np.repeat(
                 np.clip(np.rint(255 * each[..., k : k + 1] / full[k]), 0, 255).astype(np.uint8), 3, axis=2
             )
             for each in (real, made.image)
         ]
-        found |= {"ssim": ssim(*pictures, mask=mask), "psnr": psnr(*pictures, mask=mask)}
+        found |= {"ssim": ssim(shown[0], shown[1], mask), "psnr": psnr(shown[0], shown[1], mask)}
         tiles.append(sums)
         for key, value in found.items():
             each_key.setdefault(key, []).append(value)
@@ -156,7 +157,7 @@ class _EachPair:
         mask, nuclei = scanned(pair), cells_of(pair)
         return {
             name: score_channels(
-                pair, real, fitting(make(pair, he), real.shape[:2], pair), mask, self.tile, nuclei
+                pair, real, fitting(make(pair, he), real.shape, pair, name), mask, self.tile, nuclei
             )
             for name, make in self.methods.items()
         }
@@ -179,13 +180,11 @@ def evaluate_channels(
     return [Evaluation(name, scores_of(found, config, unit), found) for name, found in rows.items()]
 
 
-def fitting(made: Made, size: tuple[int, ...], pair: Pair) -> Made:
+def fitting(made: Made, size: tuple[int, ...], pair: Pair, method: str = "made") -> Made:
     """Cut like a registered pair where it is of the size of the whole H&E."""
-    if made.image.shape[:2] == size:
-        return made
-    samples = None if made.samples is None else np.stack([cut(pair, each) for each in made.samples])
-    doubt = None if made.uncertainty is None else cut(pair, made.uncertainty)
-    return Made(cut(pair, made.image), samples, doubt)
+    cuts = partial(fitted, pair, size=(size[0], size[1]), what=f"image of '{method}'")
+    samples = None if made.samples is None else np.stack([cuts(each) for each in made.samples])
+    return Made(cuts(made.image), samples, None if made.uncertainty is None else cuts(made.uncertainty))
 
 
 def _names(target: TargetConfig) -> list[str]:

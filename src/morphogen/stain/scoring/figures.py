@@ -10,7 +10,7 @@ import numpy as np
 from morphogen.core.files import writable_folder
 from morphogen.slides.colour import dab_density
 from morphogen.stain.data import Pair
-from morphogen.stain.pairs.geometry import cut, read_aligned
+from morphogen.stain.pairs.geometry import fitted, read_aligned
 from morphogen.stain.scoring.channels import ChannelMethod, Made, fitting
 from morphogen.stain.targets.config import TargetConfig
 from morphogen.stain.targets.values import as_picture
@@ -86,7 +86,7 @@ def save_channel_panels(folder: Path | str, pairs: Sequence[Pair], method: Chann
     for pair in pairs:
         he, real = read_aligned(pair)
         path = folder / f"{pair.name}.png"
-        save_png(path, channel_panel(he, real, fitting(method(pair, he), real.shape[:2], pair), pair.target))
+        save_png(path, channel_panel(he, real, fitting(method(pair, he), real.shape, pair), pair.target))
         files.append(path)
     return files
 
@@ -101,11 +101,9 @@ def save_panels(
     folder, files = writable_folder(folder), []
     for pair in pairs:
         he, real = read_aligned(pair)
-        image, doubt = predicted(pair, he), uncertainty(pair)
-        if image.shape != real.shape:
-            image = cut(pair, image)
-        if doubt is not None and doubt.shape != real.shape[:2]:
-            doubt = cut(pair, doubt)
+        size, doubt = (real.shape[0], real.shape[1]), uncertainty(pair)
+        image = fitted(pair, predicted(pair, he), size)
+        doubt = None if doubt is None else fitted(pair, doubt, size, "uncertainty")
         path = folder / f"{pair.name}.png"
         save_png(path, panel(he, image, real, doubt))
         files.append(path)

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.core.errors import InputError
 from morphogen.core.running.work import Item
 from morphogen.metrics.pairs import lpips, resnet50_layers
 from morphogen.slides import get_encoder
 from morphogen.slides.images import list_images
 from morphogen.stain.data import Pair
 from morphogen.stain.outputs import read_uncertainty
-from morphogen.stain.pairs.geometry import cells_of, cut, read_aligned, scanned
+from morphogen.stain.pairs.geometry import cells_of, fitted, read_aligned, scanned
 from morphogen.stain.scoring.baselines import Baseline
 from morphogen.stain.scoring.channels import ChannelMethod, Made
 from morphogen.stain.scoring.config import EvaluateConfig
@@ -114,10 +113,10 @@ class PairScores:
         pair: Pair = item.more
         config = self.config
         he, real = read_aligned(pair)
-        mask, nuclei = scanned(pair), cells_of(pair)
+        mask, nuclei, size = scanned(pair), cells_of(pair), (real.shape[0], real.shape[1])
         found = {}
         for name, make in self.methods.items():
-            image = _fitting(make(pair, he), real, pair, name)
+            image = fitted(pair, make(pair, he), size, f"image of '{name}'")
             doubt = self.doubts[name](pair) if name in self.doubts else None
             scores = score_pair(
                 image,
@@ -127,7 +126,7 @@ class PairScores:
                 unit=pair.unit,
                 stain=pair.stain,
                 stains=self.stains,
-                uncertainty=_cut(doubt, real, pair) if doubt is not None else None,
+                uncertainty=fitted(pair, doubt, size, "uncertainty") if doubt is not None else None,
                 mask=mask,
                 nuclei=nuclei,
             )
@@ -143,21 +142,3 @@ class PairScores:
 def _shown(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """A picture with glass where the target was not scanned: what sees pictures as a whole finds nothing there."""
     return image if mask is None else np.where(mask[..., None], image, np.uint8(255))
-
-
-def _cut(image: np.ndarray, real: np.ndarray, pair: Pair) -> np.ndarray:
-    """A picture on the pixels of the whole H&E, cut like a registered pair; one that is cut already as it is."""
-    return image if image.shape[:2] == real.shape[:2] else cut(pair, image)
-
-
-def _fitting(image: np.ndarray, real: np.ndarray, pair: Pair, method: str) -> np.ndarray:
-    """The predicted image, cut like a registered pair."""
-    image = _cut(image, real, pair)
-    if image.shape != real.shape:
-        raise InputError(
-            f"the image of '{method}' is {image.shape[1]} × {image.shape[0]} px, the real one "
-            f"{real.shape[1]} × {real.shape[0]}",
-            where=pair.name,
-            fix="Score images at the size of the real ones",
-        )
-    return image
