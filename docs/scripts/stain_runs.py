@@ -33,7 +33,7 @@ from morphogen.tasks import save_png
 
 KINDS = ("residual", "diffusion", "regression")
 SAMPLES = 6
-PAIRS, TEST = 256, 16  # simulated, for training and for the scores
+PAIRS, TEST = 256, 12  # simulated, for training and for the scores
 TISSUE: dict[str, Any] = {"size": 256, "patients": 24, "val_patients": 4, "mpp": 0.5}
 
 

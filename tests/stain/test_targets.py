@@ -322,9 +322,7 @@ def test_five_channels_from_training_to_slides(make_channels, tmp_path, residual
 def test_one_channel_is_a_grey_png_and_a_float_one_says_its_unit(make_channels, tmp_path):
     for dtype, suffix in (("uint8", ".png"), ("float32", ".npy")):
         table = make_channels(1, dtype, suffix, root=tmp_path / dtype)
-        trained = train_model(
-            find_pairs(table), config(regression=True), tmp_path / f"run-{dtype}", where=table
-        )
+        trained = train_model(find_pairs(table), config(), tmp_path / f"run-{dtype}", where=table)
         out = stain_folder(
             trained.model,
             table.parent / "he",
