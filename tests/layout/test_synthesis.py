@@ -15,13 +15,14 @@ from morphogen.layout import predict
 from morphogen.layout.config import SynthesisConfig
 from morphogen.layout.model import LayoutSampler
 from morphogen.layout.predict import synthesize
-from morphogen.layout.sampling.augment import blurred
+from morphogen.layout.sampling.augment import blurred, reach, warped
 from morphogen.layout.sampling.focus import blur_of, refocused
 from morphogen.layout.sampling.looks import Look, Restyling
 from morphogen.layout.sources.arrays import in_memory
 from morphogen.layout.sources.folders import image_folder
 from morphogen.layout.synthesis.agreement import agreement, shown_iou
 from morphogen.layout.synthesis.plan import Plan
+from morphogen.tasks.streams.turns import turned
 
 from .conftest import NAMES, painted
 
@@ -61,6 +62,23 @@ def test_a_labelled_data_set_with_its_manifest(made, found):
     assert sheets[0].image(0, 0, 32).shape == (32, 32, 3)
     assert set(np.unique([sheet.classes for sheet in sheets])) <= {0, 1, 2}
     assert sheets[0].patient == table[0]["style_patient"]
+
+
+def test_the_manifest_says_where_every_mask_is_from(made, found):
+    """Cut out of the sheet that is named, turned and warped as it says, a layout is the mask again."""
+    sheets = {sheet.name: sheet for sheet in found.annotated}
+    turns = set()
+    for row in rows(made.folder):
+        matrix = np.array(row["matrix"].split(), np.float64).reshape(2, 3)
+        side, beyond = 32, reach(matrix, 32)
+        window = int(row["row"]) - beyond, int(row["column"]) - beyond, side + 2 * beyond
+        labels = turned(sheets[row["layout"]].labels(*window), int(row["turn"]))
+        mask = np.asarray(Image.open(made.folder / row["mask"]))
+        assert (
+            warped(labels, matrix, True, beyond) == mask
+        ).mean() > 0.99  # six digits of the matrix are kept
+        turns.add(row["turn"])
+    assert len(turns) > 1
 
 
 def test_layouts_are_new_ones(trained, found, data):

@@ -29,7 +29,7 @@ from morphogen.layout.synthesis.agreement import agreement, agreement_on, foregr
 from morphogen.layout.synthesis.plan import Pair, Plan, name_of
 from morphogen.slides.images import read_image, read_raw
 
-COLUMNS = ("image", "mask", "layout", "row", "column", "matrix", "style_patient", "style_sources")
+COLUMNS = ("image", "mask", "layout", "row", "column", "turn", "matrix", "style_patient", "style_sources")
 MADE = ("seed", "model", "agreement", "kept")
 
 
@@ -169,6 +169,7 @@ def _row(pair: Pair, seed: int, identity: str) -> dict[str, str]:
         "layout": layout.sheet.name,
         "row": str(layout.top),
         "column": str(layout.left),
+        "turn": str(layout.turn),
         "matrix": " ".join(f"{value:g}" for value in layout.matrix),
         "style_patient": pair.patient,
         "style_sources": ";".join(pair.sources),

@@ -22,14 +22,15 @@ CANDIDATES = 8  # layouts that the pairing by density chooses from
 
 @dataclass(frozen=True)
 class Drawn:
-    """A layout as it was drawn: (side, side) uint8, the image (side, side, 3) that shows it, where from, and the
-    affine map that was laid on both."""
+    """A layout as it was drawn: (side, side) uint8, the image (side, side, 3) that shows it, where from, how both were
+    turned (:func:`~morphogen.tasks.streams.turns.turned`), and the affine map that was laid on them after that."""
 
     labels: np.ndarray
     image: np.ndarray
     sheet: Sheet
     top: int
     left: int
+    turn: int
     matrix: tuple[float, ...]
 
 
@@ -148,4 +149,4 @@ class Plan:
         if affine:
             labels, image = warped(labels, matrix, True, beyond), warped(image, matrix, beyond=beyond)
         flat = tuple(round(float(value), 6) for value in matrix.ravel())
-        return Drawn(np.ascontiguousarray(labels), image, sheet, top, left, flat)
+        return Drawn(np.ascontiguousarray(labels), image, sheet, top, left, turn, flat)
