@@ -65,6 +65,7 @@ def test_the_options_of_the_published_code(tmp_path, capsys, shared):
     values = yaml.safe_load((tmp_path / "train.yaml").read_text())
     assert values["network"]["style"] == {"aggregator": "linear", "images": 3}
     assert (values["data"]["sampling"], values["data"]["style_images"]) == ("mp", 3)
+    assert (values["data"]["stain_shift"], values["data"]["focus_shift"]) == (0, 0)  # it has none
     assert (values["objective"]["style_drop"], values["objective"]["loss"]) == (0.25, "l1")
     given = {
         "data": {"class_train_samples": 6, "patch_size": 512, "overlap_train": 64, "ratios": [0.2, 0.8]},

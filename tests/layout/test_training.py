@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from morphogen.core.errors import ConfigError, InputError
-from morphogen.layout.config import ModelConfig
+from morphogen.layout.config import ModelConfig, TrainConfig
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler, borders
 from morphogen.layout.train import LayoutTask, build_model, train_model
 from morphogen.nets.first_stages import ComponentFirstStage, PixelFirstStage
@@ -24,6 +24,19 @@ def batch_of(found, data, n=4):
     crops = LayoutCrops(found.annotated, found.unannotated, data, 3)
     items = [crops[k] for k in range(n)]
     return crops, {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def test_what_is_unset_is_what_the_page_measured():
+    """The preset of the small sizes; another style sampling is taken alone, and STEDM's own size is as published."""
+    shown = ("sampling", "style_images", "stain_shift", "focus_shift")
+
+    def data(**given):
+        values = TrainConfig.load(overrides=given).data.to_dict()
+        return tuple(values[key] for key in shown)
+
+    assert data() == data(**{"data.sampling": "mp"}) == ("mp", 2, 0.2, 1.0)
+    assert data(**{"data.style_images": 4, "data.stain_shift": 0.0}) == ("mp", 4, 0.0, 1.0)
+    assert data(**{"data.sampling": "nearby"}) == data(size="paper") == ("nearby", 1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("aggregator", ["attention", "mean", "max", "linear"])

@@ -132,7 +132,8 @@ def synthesize(
         Parameter(name="--pairing", help="Which layout meets which style."),
     ] = None,
     solver: Annotated[
-        Literal["fast", "reference"], Parameter(name="--solver", help="fast: 24 evaluations. reference: 286.")
+        Literal["fast", "reference"],
+        Parameter(name="--solver", help="fast: 24 evaluations at most. reference: 286."),
     ] = "fast",
     segmenter: SegmenterFolder = None,
     held_out: Annotated[

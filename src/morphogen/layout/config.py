@@ -212,11 +212,18 @@ class TrainConfig(Config):
 
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The loop of the size that is given, for the steps that are given: STEDM's batch of 64 for ``paper``."""
-        training = given.get("training") or {}
+        """The loop of the size that is given, for the steps that are given: STEDM's batch of 64 for ``paper``. For the
+        other sizes also what makes a short training learn the style (docs/layout.md): two style images from anywhere on
+        the patient, and colour and focus that only they tell. ``--style-sampling`` other than mp is taken alone."""
+        training, data = given.get("training") or {}, given.get("data") or {}
         told = training.get("steps") if isinstance(training, Mapping) else None
-        loop = cls.loop(str(given.get("size", "small")), told if isinstance(told, int) else None)
-        return {"training": loop.to_dict()}
+        size = str(given.get("size", "small"))
+        preset: dict[str, Any] = {
+            "training": cls.loop(size, told if isinstance(told, int) else None).to_dict()
+        }
+        if size != "paper" and isinstance(data, Mapping) and data.get("sampling", "mp") == "mp":
+            preset["data"] = {"sampling": "mp", "style_images": 2, "stain_shift": 0.2, "focus_shift": 1.0}
+        return preset
 
     @classmethod
     def loop(cls, size: str = "small", steps: int | None = None) -> TrainingConfig:

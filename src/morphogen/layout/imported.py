@@ -55,6 +55,7 @@ def imported_config(source: Path | str) -> tuple[TrainConfig | SegmentConfig, li
         taken.append("data.ratios")
     if not segmentation:
         taken += _style(given, values)
+        values |= {"data.stain_shift": 0.0, "data.focus_shift": 0.0}  # that code has none
     epochs, samples = given.get("num_epochs"), given.get("data.samples")
     if isinstance(epochs, int) and isinstance(samples, int):
         batch = (SegmentConfig if segmentation else TrainConfig)().training.batch_size
