@@ -2,9 +2,9 @@
 
 ``python -m bench.tissue_recipes --model tissue/model --image held-out.png --mpp 0.5 --out build/recipes``
 
-Squares of cells at places spread over an image that the model has not seen, each with a seed of its own, are drawn with
-every recipe from the embeddings of their cells. Ratios are to the published recipe; their intervals are those of the
-jackknife over the squares (Student's t). A run that was stopped goes on with the canvases that are missing.
+Rectangles of cells at places spread over an image that the model has not seen, each with a seed of its own, are drawn
+with every recipe from the embeddings of their cells. Ratios are to the published recipe; their intervals are those of
+the jackknife over the places (Student's t). A run that was stopped goes on with the canvases that are missing.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ def config_of(name: str, seed: int) -> CanvasConfig:
     return config.replace(sampler=config.sampler.replace(encoder_guidance=guided))
 
 
-def places(width: int, height: int, side: int, count: int) -> list[tuple[int, int]]:
-    """(x, y) of ``count`` squares in rows of four, spread over an image."""
-    rows = -(-count // 4)
-    across = np.linspace(0, width - side, min(4, count)).astype(int)
-    down = np.linspace(0, height - side, rows).astype(int)
+def places(free: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """(x, y) of ``count`` corners in rows of four, spread over the width and height that a rectangle leaves free."""
+    across = np.linspace(0, free[0], min(4, count)).astype(int)
+    down = np.linspace(0, free[1], -(-count // 4)).astype(int)
     return [(int(across[k % 4]), int(down[k // 4])) for k in range(count)]
 
 
@@ -63,18 +62,17 @@ def cells_of(image: np.ndarray, side: int) -> np.ndarray:
 
 def drawn(model: TissueDiffusion, options: Any) -> tuple[dict[str, list[np.ndarray]], dict[str, list[dict]]]:
     """Pictures of every recipe (``real``: the image's own), and what ``canvas.json`` says of them, place by place."""
-    side = model.tile_px * options.cells
     mpp = model.mpp or options.mpp
+    width, height = (model.tile_px * cells for cells in (options.columns, options.rows))
+    across, down = (round(side * mpp / options.mpp) for side in (width, height))
     with open_slide(options.image, mpp=options.mpp) as slide:
-        factor = mpp / options.mpp
-        level0 = round(side * factor)
-        at = places(slide.width, slide.height, level0, options.seeds)
-        real = [np.asarray(slide.read_region(x, y, side, side, mpp=mpp)) for x, y in at]
+        at = places((slide.width - across, slide.height - down), options.seeds)
+        real = [np.asarray(slide.read_region(x, y, width, height, mpp=mpp)) for x, y in at]
     pictures: dict[str, list[np.ndarray]] = {"real": real, **{name: [] for name in options.recipes}}
     facts: dict[str, list[dict]] = {name: [] for name in options.recipes}
     encoder = get_encoder(model.config.encoder or "texture")
     for seed, (x, y) in enumerate(at):
-        region = (x, y, level0, level0)
+        region = (x, y, across, down)
         grid = grid_of_region(model, options.image, encoder, region=region, mpp=options.mpp)
         for name in options.recipes:
             made = draw_canvas(model, grid, options.out / f"{name}-{seed}", config_of(name, seed))
@@ -84,72 +82,89 @@ def drawn(model: TissueDiffusion, options: Any) -> tuple[dict[str, list[np.ndarr
     return pictures, facts
 
 
-def judged(pictures: dict[str, list[np.ndarray]], name: str, encoder: Any, side: int) -> dict[str, float]:
-    """Figures of one recipe in one encoder, with the intervals of their ratios to the published recipe."""
-    count = len(pictures["real"])
-    cells = {k: [scoring.encoded(encoder, cells_of(v, side)) for v in pictures[k]] for k in pictures}
-    crops = {
-        k: [scoring.encoded(encoder, scoring.crops(v, side, 16, n)) for n, v in enumerate(pictures[k])]
-        for k in pictures
-    }
-    if encoder.names is not None:
-        by = np.concatenate(crops["real"])
-        crops = {k: [standardise(v, by) for v in values] for k, values in crops.items()}
-    real = np.concatenate(cells["real"])
+class Judge:
+    """What one encoder says of the pictures of all recipes.
 
-    def shown(recipe: str) -> Any:
-        return faithfulness(
-            real, np.concatenate(cells[recipe]), numpy_generator(0, "retrieval"), group=len(real)
+    pictures: by recipe and ``real``, place by place. side: of a cell in pixels.
+    """
+
+    def __init__(self, encoder: Any, pictures: dict[str, list[np.ndarray]], side: int) -> None:
+        self.count = len(pictures["real"])
+        cells, crops = {}, {}
+        for name, images in pictures.items():
+            cells[name] = np.concatenate([scoring.encoded(encoder, cells_of(v, side)) for v in images])
+            cut = [scoring.crops(v, side, 16, place) for place, v in enumerate(images)]
+            crops[name] = scoring.encoded(encoder, np.concatenate(cut))
+        real = crops["real"]
+        if encoder.names is not None:
+            crops = {name: standardise(values, real) for name, values in crops.items()}
+        # Fréchet distances are those within the span of all features, which may have fewer dimensions.
+        basis = np.linalg.qr(np.concatenate(list(crops.values())).T.astype(np.float64))[0]
+        self.crops = {name: (values @ basis).reshape(self.count, 16, -1) for name, values in crops.items()}
+        self.own = {
+            name: faithfulness(cells["real"], values, numpy_generator(0, "retrieval"), group=len(values))
+            for name, values in cells.items()
+        }
+
+    def gain(self, recipe: str, which: list[int]) -> float:
+        """Matched − shuffled cosine of the cells at some places."""
+        return float(np.mean(self.own[recipe].values.reshape(self.count, -1)[which]))
+
+    def distance(self, recipe: str, which: list[int]) -> float:
+        """Fréchet distance of crops at some places to the real crops there."""
+        real, made = (np.concatenate(list(self.crops[name][which])) for name in ("real", recipe))
+        return frechet_distance(real, made)
+
+    def row(self, recipe: str) -> str:
+        """The last columns of the table."""
+        everything = list(range(self.count))
+        own, ratios = self.own[recipe], []
+        for of in (self.gain, self.distance):
+            if recipe == REFERENCE:
+                ratios.append("1")
+                continue
+
+            def ratio(which: list[int], of: Callable[..., float] = of) -> float:
+                return of(recipe, which) / of(REFERENCE, which)
+
+            value, low, high = jackknife(ratio, self.count)
+            ratios.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
+        return (
+            f"{own.gain:.3f} | {100 * own.top1:.0f} % of {own.group} | {self.distance(recipe, everything):.4g} | "
+            f"{ratios[0]} | {ratios[1]} |"
         )
-
-    def gain(recipe: str, which: list[int]) -> float:
-        return float(np.nanmean(shown_by[recipe].reshape(count, -1)[which]))
-
-    def distance(recipe: str, which: list[int]) -> float:
-        parts = [np.concatenate([crops[k][n] for n in which]) for k in ("real", recipe)]
-        return frechet_distance(*parts)
-
-    own = shown(name)
-    shown_by = {name: own.values, REFERENCE: shown(REFERENCE).values}
-    figures = {"gain": own.gain, "top1": own.top1, "frechet": distance(name, list(range(count)))}
-    for key, of in (("gain_ratio", gain), ("frechet_ratio", distance)):
-        value, low, high = jackknife(lambda which, of=of: of(name, which) / of(REFERENCE, which), count)
-        figures |= {key: value, f"{key}_low": low, f"{key}_high": high}
-    return figures
 
 
 def table(pictures: dict[str, list[np.ndarray]], facts: dict[str, list[dict]], side: int) -> list[str]:
     """The page's lines."""
-    lines = [
-        "| recipe | network Mpx per Mpx | seconds a canvas | seams of one phase / of all | judged in | matched − "
-        "shuffled | own cell nearest | crops, Fréchet to real | faithfulness over the published recipe's | Fréchet "
-        "over the published recipe's |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    encoders = {name: get_encoder(name, device="cpu") for name in ("texture", "lite0")}
-    for name in facts:
-        seams = [seams_by_phase(picture, side) for picture in pictures[name]]
-        phase, plain = (np.array([each[key] for each in seams]) for key in ("score", "plain"))
-        for k, (judge, encoder) in enumerate(encoders.items()):
-            f = judged(pictures, name, encoder, side)
-            first = (
-                f"| {name} | {facts[name][0]['cost']:.1f} | {np.mean([e['seconds'] for e in facts[name]]):.1f} | "
-                f"{phase.mean():.3f} / {plain.mean():.3f} "
-            )
-            intervals = [
-                f"{f[key]:.2f} ({f[key + '_low']:.2f} to {f[key + '_high']:.2f})"
-                if name != REFERENCE
-                else "1"
-                for key in ("gain_ratio", "frechet_ratio")
-            ]
-            lines.append(
-                (first if k == 0 else "| | | | ")
-                + f"| {judge} | {f['gain']:.3f} | {100 * f['top1']:.0f} % | {f['frechet']:.4g} | {intervals[0]} | "
-                f"{intervals[1]} |"
-            )
-    seams = [seams_by_phase(picture, side) for picture in pictures["real"]]
-    means = [np.mean([each[key] for each in seams]) for key in ("score", "plain")]
-    return [*lines, f"| real | | | {means[0]:.3f} / {means[1]:.3f} | | | | | | |"]
+    heads = (
+        "recipe",
+        "network Mpx per Mpx",
+        "seconds",
+        "seams of one phase / of all",
+        "judged in",
+        "matched − shuffled",
+        "own cell nearest",
+        "crops, Fréchet to real",
+        "faithfulness over the published recipe's",
+        "Fréchet over the published recipe's",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    judges = {name: Judge(get_encoder(name, device="cpu"), pictures, side) for name in ("texture", "lite0")}
+    for name, of in facts.items():
+        begins = (
+            f"| {name} | {of[0]['cost']:.1f} | {np.mean([each['seconds'] for each in of]):.1f} | "
+            f"{_seams(pictures[name], side)} "
+        )
+        for judge, said in judges.items():
+            lines.append(f"{begins}| {judge} | {said.row(name)}")
+            begins = "| | | | "
+    return [*lines, f"| real | | | {_seams(pictures['real'], side)} | | | | | | |"]
+
+
+def _seams(images: list[np.ndarray], side: int) -> str:
+    found = [seams_by_phase(image, side) for image in images]
+    return " / ".join(f"{np.mean([each[key] for each in found]):.3f}" for key in ("score", "plain"))
 
 
 def main() -> None:
@@ -160,7 +175,8 @@ def main() -> None:
     parser.add_argument("--image", type=Path, required=True, help="an image or slide that it has not seen")
     parser.add_argument("--mpp", type=float, required=True, help="µm per pixel of the image")
     parser.add_argument("--out", type=Path, required=True, help="folder of the canvases")
-    parser.add_argument("--cells", type=int, default=4, help="cells along a side of a canvas")
+    parser.add_argument("--rows", type=int, default=4, help="rows of cells of a canvas")
+    parser.add_argument("--columns", type=int, default=4, help="columns of cells")
     parser.add_argument("--seeds", type=int, default=8, help="places, each with its seed")
     parser.add_argument("--recipes", nargs="+", default=["fast", "standard", REFERENCE])
     options = parser.parse_args()
