@@ -136,6 +136,27 @@ def test_a_killed_canvas_goes_on_to_the_same_bytes(tiny, tmp_path, memory_gib, m
         draw_canvas(tiny, grid, tmp_path / "killed", config.replace(seed=1))
 
 
+@pytest.mark.parametrize("begun", [1.0, 0.0], ids=["in memory", "on disk"])
+def test_a_canvas_goes_on_with_more_or_less_memory(tiny, tmp_path, begun, monkeypatch):
+    grid, config = random_grid(2, 3), quick()
+    draw_canvas(tiny, grid, tmp_path / "whole", config)
+    calls, forward = [], tiny.network.forward
+
+    def dies(x, t, *, context):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return forward(x, t, context=context)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny.network, "forward", dies)
+        with pytest.raises(KeyboardInterrupt):
+            draw_canvas(tiny, grid, tmp_path / "killed", config.replace(memory_gib=begun))
+    assert (tmp_path / "killed" / ".canvas" / "state.pt").exists()
+    draw_canvas(tiny, grid, tmp_path / "killed", config.replace(memory_gib=1 - begun))
+    assert image_of(tmp_path / "killed") == image_of(tmp_path / "whole")
+
+
 def test_a_canvas_that_was_begun_with_eps_on_disk_goes_on(tiny, tmp_path, monkeypatch):
     """Arrays of a run by a version that wrote eps, too: its state names x and x0 alone, and those are read."""
     grid, config = random_grid(2, 3), quick(memory_gib=0)

@@ -179,4 +179,4 @@ def _unpack(value: Tensor | str, store: CanvasStore | None, device: Any) -> Tens
         if store is None:
             raise InputError("the state holds canvases on disk", fix="Give the store they live in")
         return store.open(value)
-    return value.to(device)
+    return value.to(device) if store is None else store.save(value)

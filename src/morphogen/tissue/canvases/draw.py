@@ -40,9 +40,8 @@ from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
 
 NOISE_BLOCK = 64
-_STATES = (
-    8  # arrays that a run in memory holds at its peak: x, the prediction, the one before, sums on the way
-)
+# Arrays that a run in memory holds at its peak: x, the prediction, the one before, sums on the way.
+_STATES = 8
 
 
 @dataclass(frozen=True)
@@ -225,9 +224,10 @@ def _latents(
     model: TissueDiffusion, grid: EmbeddingGrid, plan: CanvasPlan, scratch: Path, mark: str, precision: str
 ) -> Any:
     shape = (1, plan.channels, *plan.size)
-    store = None
-    if _STATES * math.prod(shape) * 4 > plan.config.memory_gib * 2**30:
-        store = CanvasStore.memmap(scratch / "arrays", shape, device=model.device)
+    store, arrays = None, scratch / "arrays"
+    # A run that was begun on disk goes on there, whatever memory it is given now.
+    if arrays.is_dir() or _STATES * math.prod(shape) * 4 > plan.config.memory_gib * 2**30:
+        store = CanvasStore.memmap(arrays, shape, device=model.device)
     with progress.bar(len(plan.times), "canvas steps") as bar:
         return draw_latents(
             model,
