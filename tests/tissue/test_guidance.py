@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -51,7 +49,6 @@ def test_a_guided_canvas_shows_the_vector_of_each_cell(guidable, tmp_path):
     cells = {}
     for rate in (0.0, 1.0):
         config = CanvasConfig(
-            encoder_guidance_until=0.0,
             sampler=SAMPLER.replace(encoder_guidance=rate),
             codec="deflate",
             overlapped_steps=1,
@@ -69,26 +66,47 @@ def test_a_guided_canvas_shows_the_vector_of_each_cell(guidable, tmp_path):
     assert away[1] < away[0] - 0.2
 
 
-def test_windows_are_not_pulled_apart_in_the_last_steps(guidable, tmp_path, monkeypatch):
-    """Between two windows that want different things, the guided steps end before the picture is made one."""
+def test_cells_are_pulled_where_they_lie_to_their_own_vectors(guidable, tmp_path, monkeypatch):
+    """Not the windows, which move and lie between the cells, where no vector is known exactly."""
     from morphogen.tissue.guidance import EncoderGuide
 
     model, features = guidable
-    calls = []
+    seen = []
     measure = EncoderGuide.distance
-    monkeypatch.setattr(
-        EncoderGuide, "distance", lambda *given: calls.append(len(given[1])) or measure(*given)
-    )
-    sampler = SAMPLER.replace(encoder_guidance=1.0, encoder_guidance_steps=1)
-    grid = EmbeddingGrid(features[:1].reshape(1, 1, -1))
-    for until in (0.0, 500.0, 1001.0):
-        calls.append(0)
-        draw_canvas(
-            model, grid, tmp_path / f"{until}", CanvasConfig(sampler=sampler, encoder_guidance_until=until)
-        )
-    ends = [k for k, size in enumerate(calls) if size == 0] + [len(calls)]
-    asked = [end - start - 1 for start, end in itertools.pairwise(ends)]
-    assert asked[2] == 0 < asked[1] < asked[0]
+    monkeypatch.setattr(EncoderGuide, "distance", lambda *given: seen.append(given[2]) or measure(*given))
+    sampler = SAMPLER.replace(encoder_guidance=1.0, encoder_guidance_steps=2)
+    config = CanvasConfig(sampler=sampler, overlapped_steps=1, batch=3)
+    draw_canvas(model, EmbeddingGrid(features[:6].reshape(2, 3, -1)), tmp_path, config)
+    wanted = model.guide(sampler).wanted(features[:6])
+    pulls = torch.cat(seen).reshape(-1, 6, wanted.shape[1])
+    assert len(pulls) == 2 * len(sampler.times(model.schedule))
+    assert all(torch.equal(each, wanted) for each in pulls)
+
+
+@pytest.mark.parametrize("memory_gib", [1.0, 0.0], ids=["memory", "disk"])
+def test_a_guided_canvas_goes_on_to_the_same_bytes(guidable, tmp_path, memory_gib, monkeypatch):
+    from morphogen.tissue.guidance import EncoderGuide
+
+    model, features = guidable
+    grid = EmbeddingGrid(features[:6].reshape(2, 3, -1))
+    sampler = SAMPLER.replace(encoder_guidance=1.0, encoder_guidance_steps=2)
+    config = CanvasConfig(sampler=sampler, overlapped_steps=1, memory_gib=memory_gib)
+    whole = draw_canvas(model, grid, tmp_path / "whole", config.replace(memory_gib=1.0)).image.read_bytes()
+    calls, measure = [], EncoderGuide.distance
+
+    def dies(*given):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EncoderGuide, "distance", dies)
+        with pytest.raises(KeyboardInterrupt):
+            draw_canvas(model, grid, tmp_path / "killed", config)
+    assert (tmp_path / "killed" / ".canvas" / "state.pt").exists()
+    assert (tmp_path / "killed" / ".canvas" / "arrays").exists() == (memory_gib == 0)
+    assert draw_canvas(model, grid, tmp_path / "killed", config).image.read_bytes() == whole
 
 
 def test_a_model_that_names_no_encoder_cannot_be_guided(guidable):

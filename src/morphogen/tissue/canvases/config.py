@@ -31,12 +31,6 @@ class CanvasConfig(Config):
     overlapped_steps: int = Field(
         3, ge=0, description="shifted: so many last steps overlap and are feathered, against seams."
     )
-    encoder_guidance_until: float = Field(
-        200.0,
-        ge=0,
-        description="Encoder guidance stops at this time: windows are pulled each by itself, and the last steps make "
-        "one picture of them. 0 = as long as the sampler says, which leaves seams.",
-    )
     batch: int = Field(8, ge=1, description="Windows through the network together.")
     memory_gib: float = Field(
         1.0,

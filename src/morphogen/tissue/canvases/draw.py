@@ -96,15 +96,11 @@ def draw_latents(
     around, given = plan.around(), {"context": condition}
     guide = model.guide(config.sampler)
     if guide is not None:
-        low, high = config.sampler.encoder_guidance_interval
-        pulled = config.sampler.replace(
-            encoder_guidance_interval=(max(low, config.encoder_guidance_until), high)
-        )
         given[WANTED] = PerWindow(conditions(grid, plan.window, _alone, lambda name, of: guide.wanted(of)))
         plain = around
 
         def around(guided: Any) -> Any:
-            return guide.around(plain(guided), model.schedule, pulled, plan.pulled)
+            return guide.around(plain(guided), model.schedule, config.sampler, plan.pulled)
 
     if known is not None and keep is not None:
         alpha, sigma = model.schedule.levels(plan.times[0])

@@ -133,7 +133,11 @@ class CanvasPlan:
         return make
 
     def pulled(self, pull: Callable[..., Tensor], x0: Any, wanted: Any) -> Any:
-        """``pull`` on every cell of the grid, each towards its own vector."""
+        """``pull`` on every cell of the grid, each towards its own vector.
+
+        The windows of the network move, and what they want lies between the vectors of cells; the vector of a cell is
+        known exactly.
+        """
         return map_windows(
             lambda items, wanted: pull(items, wanted),
             x0,
