@@ -57,12 +57,11 @@ class TissueSampler(SamplerConfig):
         0.0,
         ge=0,
         le=2,
-        description="Pull what is drawn towards its embedding (on canvases: each cell to its own), by the gradient of the "
-        "embeddings' own encoder: 1 = as "
-        "far at a time as would reach it if all were linear. 0 = not.",
+        description="Pull what is drawn towards its embedding (on canvases: each cell to its own), by the gradient of "
+        "the embeddings' own encoder: 1 = as far at a time as would reach it if all were linear. 0 = not.",
     )
     encoder_guidance_steps: int = Field(
-        6, ge=1, description="Evaluations of the encoder and its gradient in each step that it guides."
+        12, ge=1, description="Evaluations of the encoder and its gradient in each step that it guides."
     )
     encoder_guidance_interval: tuple[float, float] = Field(
         (0.0, 500.0), description="Times (low, high) within which the encoder guides."
