@@ -36,7 +36,12 @@ def test_restained_section_is_registered_and_serial_sections_are_not(shared):
 
 
 def test_images_that_cannot_be_compared_are_refused():
-    with pytest.raises(InputError, match="too small for shifts up to 32 px"):
-        estimate_shift(np.zeros((100, 100, 3), np.uint8), np.zeros((100, 100, 3), np.uint8))
+    for side in (100, 128, 143):  # of a quadrant of the last nothing would be left but 7 px
+        small = np.zeros((side, side, 3), np.uint8)
+        with pytest.raises(InputError, match="too small for shifts up to 32 px"):
+            estimate_shift(small, small)
+    assert not estimate_shift(np.zeros((144, 144, 3), np.uint8), np.zeros((144, 144, 3), np.uint8)).sure
+    with pytest.raises(InputError, match="shifts up to 0 px are none"):
+        estimate_shift(np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200, 3), np.uint8), max_shift=0)
     with pytest.raises(InputError, match="one size"):
         estimate_shift(np.zeros((200, 200, 3), np.uint8), np.zeros((200, 210, 3), np.uint8))

@@ -28,6 +28,9 @@ log = logging.getLogger("morphogen.stain")
 
 _SMOOTH = 2.0  # px, SD of the blur before edges are taken: nuclei stay, stain texture goes
 _LEAST_PEAK = 5.0  # SDs of the correlation surface that a true shift stands out by
+_LEAST_INNER = (
+    16  # px of the image beyond four times the largest shift: what is compared of a quadrant, twice
+)
 _AGREE = 3.0  # px within which the four quadrants must confirm it
 
 
@@ -54,8 +57,10 @@ def estimate_shift(he: np.ndarray, ihc: np.ndarray, max_shift: int = 32) -> Shif
         raise InputError(
             f"images of one size are needed, not {he.shape[:2]} and {ihc.shape[:2]}", where="registration"
         )
+    if max_shift < 1:
+        raise InputError(f"shifts up to {max_shift} px are none", where="registration", fix="Use 1 or more")
     height, width = he.shape[:2]
-    if min(height, width) < 4 * max_shift:
+    if min(height, width) < 4 * max_shift + _LEAST_INNER:
         raise InputError(
             f"images of {width} × {height} px are too small for shifts up to {max_shift} px",
             where="registration",

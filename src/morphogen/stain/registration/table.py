@@ -53,7 +53,7 @@ class RegisterConfig(Config):
         description="shift: whole pixels (re-stained sections). rigid: turn and shift (serial sections). affine: "
         "with stretch and shear up to 15 %.",
     )
-    max_shift: int = Field(32, ge=0, description="Largest shift in pixels of the motion shift.")
+    max_shift: int = Field(32, ge=1, description="Largest shift in pixels of the motion shift.")
     drop_unmatched: bool = Field(False, description="Leave pairs out whose images do not match.")
     skip_bad: bool = Field(False, description="Leave unusable pairs out (listed) instead of stopping.")
     workers: int | None = Field(
