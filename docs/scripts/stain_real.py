@@ -30,7 +30,7 @@ from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.geometry import read_aligned, shared_side
 from morphogen.stain.predict import stain_image
 from morphogen.stain.registration.motion import estimate_motion
-from morphogen.stain.scoring.baselines import ColourMap, deconvolution, identity
+from morphogen.stain.scoring.baselines import colour_maps, deconvolution, identity
 from morphogen.stain.scoring.figures import in_a_row, uncertainty_picture
 from morphogen.stain.targets.files import read_image
 from morphogen.tasks import held_together, save_png
@@ -189,10 +189,7 @@ def images_of(pairs: Sequence[Pair], fold: int, out: Path) -> dict[str, dict[str
     models: dict[str, StainTransfer] = {}
     for kind in ("ours", "plain"):
         models[kind], _ = trained(FoundPairs(train, []), out / f"fold{fold}" / kind, settings(kind))
-    maps = {
-        stain: ColourMap().fit(read_aligned(pair) for pair in train if pair.stain == stain)
-        for stain in {pair.stain for pair in test}
-    }
+    maps = colour_maps(train)
     regression = models["ours"].mean
     assert regression is not None
     made: dict[str, dict[str, np.ndarray]] = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import Manifest
 from morphogen.core.running.spread import Spread
 from morphogen.stain.config import EvaluateConfig
-from morphogen.stain.data import Pair, find_pairs
+from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import (
     as_pairs,
     evaluate_folder,
@@ -250,6 +251,22 @@ def test_colour_map_finds_a_colour_change_and_deconvolution_removes_eosin():
     assert deconvolution(eosin_only).mean() > eosin_only.mean() + 10
     with pytest.raises(InputError, match="not fitted"):
         ColourMap()(he)
+
+
+def test_a_colour_map_of_every_stain_stands_beside(data, tmp_path):
+    """Fitted to the training pairs of the stain alone; without H&E, or pairs of a stain, it is said."""
+    found, predicted = find_pairs(data, "val"), folder_of(data, tmp_path, "A")
+    training = FoundPairs([*found.pairs, replace(found.pairs[0], stain="other", ihc=found.pairs[0].he)], [])
+    evaluations = evaluate_folder(predicted, found, config=QUICK, training=training)
+    scored = {each.method: each.scores.intervals["dab_tile_mae"].value for each in evaluations}
+    fitted = ColourMap().fit(read_aligned(pair) for pair in found.pairs)
+    (expected,) = evaluate_methods(found.pairs, {"map": lambda pair, he: fitted(he)}, QUICK)
+    assert scored["colour map"] == pytest.approx(expected.scores.intervals["dab_tile_mae"].value)
+    assert scored["colour map"] < scored["H&E as it is"]
+    with pytest.raises(ConfigError, match="--training: .*there are none"):
+        evaluate_folder(predicted, found, config=QUICK, training=training, baselines=False)
+    with pytest.raises(InputError, match="--training: no pair is of the stain IHC"):
+        evaluate_folder(predicted, found, config=QUICK, training=FoundPairs(training.pairs[-1:], []))
 
 
 def test_dab_picture_shows_the_density_it_is_given():

@@ -69,7 +69,9 @@ Others = Annotated[
 ]
 TrainingPairs = Annotated[
     Path | None,
-    Parameter(name="--training", help="Channels: pairs (split train) that colour maps are fitted to."),
+    Parameter(
+        name="--training", help="Pairs (split train) that a colour map is fitted to, to be scored beside."
+    ),
 ]
 SkipBad = Annotated[
     bool,

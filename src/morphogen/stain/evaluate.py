@@ -25,7 +25,7 @@ from morphogen.slides.images import image_size, list_images
 from morphogen.stain.data import FoundPairs, Pair, find_pairs, refuse_aligned, splits_of
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import read_aligned, scanned
-from morphogen.stain.scoring.baselines import ChannelBaselines, deconvolution, identity
+from morphogen.stain.scoring.baselines import ChannelBaselines, colour_maps, deconvolution, identity
 from morphogen.stain.scoring.channels import (
     ChannelMethod,
     ChannelScores,
@@ -43,6 +43,7 @@ from morphogen.stain.scoring.methods import (
     channels_from,
     from_files,
     from_he,
+    from_maps,
     uncertainty_in,
 )
 from morphogen.stain.scoring.scores import (
@@ -98,8 +99,8 @@ def evaluate_folder(
     out:
         Folder for ``metrics.json``, ``summary.csv``, ``images.csv`` and ``panels/``; ``None`` writes nothing.
     baselines:
-        Score the H&E itself and its colour deconvolution as if they were predictions; of channels what the colour of
-        the H&E tells of them, fitted to the pairs ``training``.
+        Score the H&E itself and its colour deconvolution as if they were predictions, and what the colour of the H&E
+        tells, fitted to the pairs ``training``; of channels that alone.
     outside:
         Models of others by name: a pair and its H&E → the picture that each makes of it.
     spread:
@@ -111,6 +112,12 @@ def evaluate_folder(
     Returns the evaluation of the folder, then of the others, of the baselines, of the models of others.
     """
     config = config or EvaluateConfig()
+    if training is not None and not baselines:
+        raise ConfigError(
+            "what the colour of the H&E tells is a baseline, and there are none",
+            where="--training",
+            fix="Score pairs with their H&E, with baselines, or leave it out",
+        )
     predicted = Path(predicted)
     found = as_stated(found, predicted, config)
     pairs, _ = usable_pairs(found, skip_bad=skip_bad, where=where)
@@ -127,10 +134,10 @@ def evaluate_folder(
         pairs = [pair for pair in pairs if pair.name in files]
         methods[name] = from_files(files) if pairs[0].target.colour else channels_from(Path(folder), files)
     if not pairs[0].target.colour:
-        return _evaluate_channels(
-            pairs, methods, config, predicted, out, facts, training if baselines else None, spread, slides
-        )
+        return _evaluate_channels(pairs, methods, config, predicted, out, facts, training, spread, slides)
     if baselines:
+        if training is not None:
+            methods["colour map"] = _fitted_maps(training, pairs)
         methods |= {"H&E as it is": from_he(identity), "colour deconvolution": from_he(deconvolution)}
     methods |= outside or {}
     if outside and spread is not None and not spread.plain:
@@ -147,6 +154,14 @@ def evaluate_folder(
         if config.panels:
             save_panels(Path(out) / "panels", pairs[: config.panels], methods[method], doubts[method])
     return evaluations
+
+
+def _fitted_maps(training: FoundPairs, pairs: Sequence[Pair]) -> Method:
+    """The colour map of every stain, fitted to ``training``."""
+    maps = colour_maps(usable_pairs(training)[0])
+    if missing := sorted({pair.stain for pair in pairs} - set(maps)):
+        raise InputError(f"no pair is of the stain {', '.join(missing)}", where="--training")
+    return from_maps(maps)
 
 
 def _known(predicted: Path, facts: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from morphogen.slides.colour import deconvolve, optical_density, reconstruct
 from morphogen.slides.recolouring import glass_colour, on_white_glass
-from morphogen.stain.data import Pair
+from morphogen.stain.data import Pair, stains_of
 from morphogen.stain.pairs.geometry import read_aligned, scanned
 from morphogen.stain.recipes.colours import ColourPolynomial
 
@@ -40,15 +41,27 @@ class ColourMap(ColourPolynomial):
     stain.
     """
 
-    def fit(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], stride: int = 2) -> ColourMap:
-        """Pairs of H&E and IHC (H, W, 3) uint8, every ``stride``-th pixel of both axes."""
-        for he, ihc in pairs:
+    def fit(self, pairs: Iterable[Sequence[Any]], stride: int = 2) -> ColourMap:
+        """Pairs of H&E and IHC (H, W, 3) uint8, every ``stride``-th pixel of both axes; where a third is there, a mask
+        (H, W), within it."""
+        for he, ihc, *mask in pairs:
             density: Tensor = optical_density(np.array(ihc), layout="nhwc")[0]
-            self.add(he, density.permute(1, 2, 0).to(torch.float64).numpy(), stride=stride)
+            values = density.permute(1, 2, 0).to(torch.float64).numpy()
+            self.add(he, values, mask[0] if mask else None, stride)
         return self
 
     def __call__(self, he: np.ndarray) -> np.ndarray:
         return np.rint(255 * 10.0 ** -self.values(he).clip(0, None)).clip(0, 255).astype(np.uint8)
+
+
+def colour_maps(training: Sequence[Pair]) -> dict[str, ColourMap]:
+    """The map that fits the training pairs of every stain best."""
+    return {
+        stain: ColourMap().fit(
+            (*read_aligned(pair), scanned(pair)) for pair in training if pair.stain == stain
+        )
+        for stain in stains_of(training)
+    }
 
 
 def eosin(he: np.ndarray) -> np.ndarray:

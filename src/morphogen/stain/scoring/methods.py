@@ -50,6 +50,15 @@ def _of_he(baseline: Baseline, pair: Pair, he: np.ndarray) -> np.ndarray:
     return baseline(he)
 
 
+def from_maps(maps: Mapping[str, Baseline]) -> Method:
+    """The map of a pair's stain, by the names of the stains."""
+    return partial(_of_map, maps)
+
+
+def _of_map(maps: Mapping[str, Baseline], pair: Pair, he: np.ndarray) -> np.ndarray:
+    return maps[pair.stain](he)
+
+
 def uncertainty_in(folder: Path) -> Doubt:
     """The 16-bit images of ``folder/uncertainty``."""
     return partial(_uncertainty, folder)
