@@ -366,3 +366,12 @@ def test_samples_can_be_drawn_apart_around_the_regression(images):
     )
     assert plain.std() > 1e-3
     assert torch.allclose(wide, 2 * plain, atol=1e-5)
+
+
+def test_whose_scale_a_model_keeps_is_said_once(make_pairs, tmp_path, caplog):
+    """Not for its regression, those of the cross-fitting and its diffusion each."""
+    build_model(TINY, crop=32, mpp=0.5).save_pretrained(tmp_path / "first")
+    settings = config(start=str(tmp_path / "first"), training=LOOP.replace(steps=2))
+    settings = settings.replace(objective=settings.objective.replace(cross_fit=2))
+    model = train_model(find_pairs(make_pairs(2)), settings, tmp_path / "run", device="cpu").model
+    assert model.mpp == 0.5 and caplog.text.count("the model keeps the 0.5 of the one it starts from") == 1

@@ -26,7 +26,7 @@ from morphogen.stain.data import FoundPairs, Pair
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.fitting.cache import cache_crops
-from morphogen.stain.fitting.chosen import check_stains, prepared, with_stains
+from morphogen.stain.fitting.chosen import check_stains, prepared, tell_scale, with_stains
 from morphogen.stain.fitting.colours import fit_colours
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
@@ -247,6 +247,7 @@ def train_model(
     pairs, held = ([replace(pair, target=target) for pair in each] for each in (pairs, held))
     config = config.replace(model=config.model.replace(target=target))
     start = load_start(config.start) if config.start is not None else None
+    tell_scale(config, start)
     config = residual.resolved(with_stains(config, pairs, start), start)
     check_stains([pair.stain for pair in (*pairs, *held)], config.model)
     options: dict[str, Any] = {

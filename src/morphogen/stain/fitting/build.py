@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from morphogen.stain.recipes.network import (
     shown_images,
     token_encoder,
 )
-
-log = logging.getLogger("morphogen.stain")
 
 # Of a model that a training starts from, and not to be changed; where a recipe sets them they may be no one's wish.
 _SAID = (
@@ -188,12 +185,6 @@ def _continued(path: Path, config: ModelConfig, made: dict[str, Any]) -> StainTr
         change_labels(model.network.latent, model.stains, config.stains)
         model.config = model.config.replace(stains=config.stains)
     model.crop = made["crop"]
-    if made["mpp"] is None and model.mpp is not None:
-        log.warning(
-            "the images' µm per pixel is not known: the model keeps the %g of the one it starts from. "
-            "Give --mpp (data.mpp) if they have another",
-            model.mpp,
-        )
     model.mpp = made["mpp"] or model.mpp
     model.facts = {"before": model.facts, **(made["facts"] or {})}
     return model

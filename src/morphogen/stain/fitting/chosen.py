@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ from morphogen.stain.config import ModelConfig, TrainConfig
 from morphogen.stain.data import FoundPairs, Pair, stains_of
 from morphogen.stain.pairs.checks import usable_pairs
 from morphogen.stain.pairs.geometry import shared_side
-from morphogen.stain.recipes.folder import Start
+from morphogen.stain.recipes.folder import Preprocessing, Start
 from morphogen.stain.registration.shift import register_pairs
+
+log = logging.getLogger("morphogen.stain")
 
 
 def prepared(
@@ -49,4 +52,17 @@ def check_stains(stains: Sequence[str], config: ModelConfig) -> None:
             f"the pairs are of stain {', '.join(unknown)}, the model of {', '.join(config.stains)}",
             where="model.stains",
             fix=f'Set --model.stains "[{", ".join(sorted(set(stains)))}]"',
+        )
+
+
+def tell_scale(config: TrainConfig, start: Start | None) -> None:
+    """Say whose µm per pixel a model has that goes on from another, where its images' is not known."""
+    if start is None or start.own is None or config.data.mpp is not None:
+        return
+    mpp = start.own.fact("preprocessing", Preprocessing, Preprocessing()).mpp
+    if mpp is not None:
+        log.warning(
+            "the images' µm per pixel is not known: the model keeps the %g of the one it starts from. "
+            "Give --mpp (data.mpp) if they have another",
+            mpp,
         )
