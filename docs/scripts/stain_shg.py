@@ -30,13 +30,13 @@ from morphogen.slides.images import read_image
 from morphogen.stain.config import EvaluateConfig, TrainConfig
 from morphogen.stain.data import FoundPairs, Pair, find_pairs
 from morphogen.stain.evaluate import write_results
+from morphogen.stain.fitting.chosen import measured_target
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.geometry import read_aligned, scanned
 from morphogen.stain.predict import stain_image
 from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.scoring.channels import KEYS, ChannelMethod, Made, evaluate_channels, made_from
 from morphogen.stain.scoring.figures import channel_panel
-from morphogen.stain.targets.files import measured
 from morphogen.tasks.folders import save_png
 
 PAGE = Path(__file__).resolve().parents[1] / "stain.md"
@@ -183,7 +183,7 @@ def add_gaussian(
 def measure(pairs: Sequence[Pair], name: str, out: Path, steps: int, parts: Sequence[str]) -> None:
     """One fold: train what ``parts`` name, score, keep the scores in ``out/scores``."""
     train, test = fold(pairs, name)
-    target = measured(train[0].target, [pair.ihc for pair in train])
+    target = measured_target(train)
     train, test = ([replace(pair, target=target) for pair in each] for each in (train, test))
     kinds = {"colour": [], "plain": ["plain"], "diffusion": ["ours"]}
     models: dict[str, StainTransfer] = {}

@@ -26,6 +26,7 @@ from morphogen.stain.config import (
 from morphogen.stain.data import find_pairs
 from morphogen.stain.evaluate import evaluate_folder
 from morphogen.stain.fitting.build import build_model
+from morphogen.stain.fitting.chosen import measured_target
 from morphogen.stain.pairs.checks import check_pairs
 from morphogen.stain.pairs.crops import cells_seen
 from morphogen.stain.pairs.geometry import cells_of, read_aligned
@@ -33,7 +34,7 @@ from morphogen.stain.scoring.baselines import ChannelBaselines
 from morphogen.stain.scoring.channels import Made, evaluate_channels
 from morphogen.stain.scoring.figures import channel_panel
 from morphogen.stain.targets.config import TargetConfig
-from morphogen.stain.targets.files import measured, read_target
+from morphogen.stain.targets.files import read_target
 from morphogen.stain.targets.values import intensities, levels, spread
 from morphogen.stain.train import train_model
 from morphogen.training import TrainingConfig
@@ -79,7 +80,7 @@ def test_channels_are_read_as_they_are(make_channels, dtype, suffix):
     )
     report = check_pairs(found)
     assert len(report.good) == 3 and not report.bad and not report.warnings
-    target = measured(pair.target, [each.ihc for each in found.pairs])
+    target = measured_target(found.pairs)
     pixels = np.concatenate([read_channels(each.ihc).reshape(-1, 3) for each in found.pairs])
     assert target.dtype == dtype and np.allclose(target.full, np.percentile(pixels, 99.9, axis=0), rtol=0.05)
     assert all(
@@ -227,7 +228,7 @@ def test_nuclei_of_the_pair_table_are_scored_one_by_one(make_channels, tmp_path)
     rows = table.read_text().splitlines()
     table.write_text("\n".join([f"{rows[0]},nuclei", *(f"{row},nuclei.png" for row in rows[1:])]))
     pairs = find_pairs(table).pairs
-    pairs = [replace(pair, target=measured(pair.target, [pair.ihc])) for pair in pairs]
+    pairs = [replace(pair, target=measured_target([pair])) for pair in pairs]
     reals = {pair.name: read_aligned(pair)[1] for pair in pairs}
     methods = {
         "half": lambda pair, he: Made(reals[pair.name] / 2),
@@ -344,19 +345,20 @@ def test_the_solver_that_inverts_is_refused(tmp_path):
 
 
 def test_what_was_not_scanned_does_not_train(make_channels, tmp_path):
-    """Rubbish behind the mask changes no weight."""
-    states = []
+    """Rubbish behind the mask changes no weight, nor what is drawn at full and counts as positive."""
+    states, targets = [], []
     for rubbish in (False, True):
         table = make_channels(1, root=tmp_path / str(rubbish), mask=True)
         if rubbish:
             for path in (table.parent / "target").iterdir():
                 values = np.array(Image.open(path))
-                values[:, :16] = 200
+                values[:, :16] = 255
                 Image.fromarray(values).save(path)
-        target = TargetConfig(channels=("DNA",), dtype="uint8", full=(255.0,), threshold=(90.0,))
-        settings = config(regression=True, colour_start=True).replace(data=DataConfig(crop=32, target=target))
+        settings = config(regression=True, colour_start=True)
         trained = train_model(find_pairs(table), settings, tmp_path / f"run{rubbish}", where=table)
         states.append(trained.model.network.state_dict())
+        targets.append(trained.model.config.target)
+    assert targets[0] == targets[1]
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-5, atol=1e-6)
     mask = torch.ones(1, 8, 8, dtype=torch.bool)

@@ -26,7 +26,7 @@ from morphogen.stain.data import FoundPairs, Pair
 from morphogen.stain.fitting import residual
 from morphogen.stain.fitting.build import build_model
 from morphogen.stain.fitting.cache import cache_crops
-from morphogen.stain.fitting.chosen import check_stains, prepared, tell_scale, with_stains
+from morphogen.stain.fitting.chosen import check_stains, measured_target, prepared, tell_scale, with_stains
 from morphogen.stain.fitting.colours import fit_colours
 from morphogen.stain.model import StainTransfer
 from morphogen.stain.pairs.crops import PairDataset, cells_seen
@@ -34,7 +34,6 @@ from morphogen.stain.recipes.folder import Start, load_start
 from morphogen.stain.recipes.network import HE
 from morphogen.stain.recipes.sampling import noise_scales
 from morphogen.stain.targets.config import TargetConfig
-from morphogen.stain.targets.files import measured
 from morphogen.stain.targets.values import as_picture
 from morphogen.tasks.latents import Cached
 from morphogen.training import Draws, TrainResult, fit
@@ -243,7 +242,7 @@ def train_model(
     device = resolve_device(device)
     pairs, skipped = prepared(found, config, where)
     held = prepared(validation, config, where, learned=False)[0] if validation is not None else []
-    target = measured(pairs[0].target, [pair.ihc for pair in pairs])
+    target = measured_target(pairs)
     pairs, held = ([replace(pair, target=target) for pair in each] for each in (pairs, held))
     config = config.replace(model=config.model.replace(target=target))
     start = load_start(config.start) if config.start is not None else None

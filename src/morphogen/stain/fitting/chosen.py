@@ -10,11 +10,15 @@ from morphogen.core.errors import ConfigError
 from morphogen.stain.config import ModelConfig, TrainConfig
 from morphogen.stain.data import FoundPairs, Pair, stains_of
 from morphogen.stain.pairs.checks import usable_pairs
-from morphogen.stain.pairs.geometry import shared_side
+from morphogen.stain.pairs.geometry import scanned_values, shared_side
 from morphogen.stain.recipes.folder import Preprocessing, Start
 from morphogen.stain.registration.shift import register_pairs
+from morphogen.stain.targets.config import TargetConfig
+from morphogen.stain.targets.files import measured
 
 log = logging.getLogger("morphogen.stain")
+
+_SAMPLED = 20  # images that full and threshold are taken from
 
 
 def prepared(
@@ -30,6 +34,15 @@ def prepared(
         # What leaves less than a crop is of no use.
         pairs = [b.pair if shared_side(b.pair) >= data.crop else a for a, b in zip(pairs, moved, strict=True)]
     return pairs, report.skipped
+
+
+def measured_target(pairs: Sequence[Pair]) -> TargetConfig:
+    """What the targets are, with type, ``full`` and ``threshold`` of where they were scanned where those are not
+    stated."""
+    if pairs[0].target.colour:
+        return pairs[0].target
+    step = max(1, len(pairs) // _SAMPLED)
+    return measured(pairs[0].target, [scanned_values(pair) for pair in pairs[::step]])
 
 
 def with_stains(config: TrainConfig, pairs: Sequence[Pair], start: Start | None) -> TrainConfig:

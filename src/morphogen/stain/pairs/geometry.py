@@ -130,6 +130,14 @@ def scanned(pair: Pair) -> np.ndarray | None:
     return _of_he(pair, read_mask(pair.mask), pair.mask, "mask")
 
 
+def scanned_values(pair: Pair) -> np.ndarray:
+    """(N, C) samples of a pair's target, in the type of its file: all of it, or where a mask says it was scanned."""
+    values, mask = read_target(pair.ihc, pair.target), scanned(pair)
+    if mask is None:
+        return values.reshape(-1, values.shape[2])
+    return np.asarray(align(pair, read_image(pair.he), values)[1][mask])
+
+
 def cells_of(pair: Pair) -> np.ndarray | None:
     """(H, W) integers, cut likewise: the number of the nucleus that a pixel is of, 0 for none; ``None`` where no
     nuclei are given."""

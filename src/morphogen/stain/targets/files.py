@@ -15,7 +15,6 @@ from morphogen.stain.targets.config import TargetConfig
 STATED = "target.yaml"
 GREY = "is grey, not RGB"
 
-_SAMPLED = 20  # images that full and threshold are taken from
 _FULL = 99.9  # percentile
 _BINS = 4096  # of the histogram of Otsu's threshold
 
@@ -72,14 +71,15 @@ def read_labels(path: Path | str) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def measured(target: TargetConfig, paths: Sequence[Path]) -> TargetConfig:
-    """``target`` with type, ``full`` and ``threshold`` taken from the training images where they are not given."""
-    if target.colour:
-        return target
-    step = max(1, len(paths) // _SAMPLED)
-    images = [read_target(path, target) for path in paths[::step]]
-    dtype = target.dtype or images[0].dtype.name
-    pixels = np.concatenate([image.reshape(-1, target.width)[::4] for image in images]).astype(np.float64)
+def measured(target: TargetConfig, values: Sequence[np.ndarray]) -> TargetConfig:
+    """``target`` with type, ``full`` and ``threshold`` taken from samples (N, C) of training images where they are not
+    given."""
+    dtype = target.dtype or values[0].dtype.name
+    pixels = np.concatenate([each[::4] for each in values]).astype(np.float64)
+    if not len(pixels):
+        raise InputError(
+            "nothing of the training targets was scanned, say their masks", fix="Give pairs that show some"
+        )
     full = target.full or tuple(
         float(f"{value:.6g}") if value > 0 else 1.0 for value in np.percentile(pixels, _FULL, axis=0)
     )
