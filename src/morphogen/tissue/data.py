@@ -17,9 +17,9 @@ from morphogen.tasks.streams.held import HeldImages
 from morphogen.tasks.streams.turns import turn_of, turned_batch
 from morphogen.tissue.config import DataConfig
 from morphogen.tissue.reading import images, layouts, tables
-from morphogen.tissue.reading.table import TileTable
+from morphogen.tissue.reading.table import TileTable, spread_rows
 
-__all__ = ["TileDataset", "TileTable", "read_tiles"]
+__all__ = ["TileDataset", "TileTable", "read_tiles", "spread_rows"]
 
 
 class TileDataset(Dataset):

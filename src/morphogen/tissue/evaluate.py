@@ -24,7 +24,7 @@ from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue import scoring
 from morphogen.tissue.canvases.sources import region_boxes
 from morphogen.tissue.config import EvaluateConfig, UseConfig
-from morphogen.tissue.data import TileTable
+from morphogen.tissue.data import TileTable, spread_rows
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.predict import draw_patches
 from morphogen.tissue.train import model_encoder
@@ -118,7 +118,7 @@ def evaluate_model(
     ``out/patches``; a killed run goes on with those that are missing.
     """
     config, out = config or EvaluateConfig(), writable_folder(out)
-    rows = np.unique(np.linspace(0, len(held_out) - 1, min(config.tiles, len(held_out))).astype(np.int64))
+    rows = spread_rows(len(held_out), config.tiles)
     chosen = held_out.take(rows)
     patches = draw_patches(
         model, chosen, out / "patches", config.sampler, seed=config.seed, precision=precision
@@ -194,7 +194,7 @@ def _lead(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _training_features(encoder: Any, training: TileTable, config: EvaluateConfig) -> np.ndarray:
-    rows = np.unique(np.linspace(0, len(training) - 1, min(4 * config.tiles, len(training))).astype(np.int64))
+    rows = spread_rows(len(training), 4 * config.tiles)
     return scoring.encoded(encoder, training.read(rows.tolist()))
 
 
@@ -208,7 +208,7 @@ def open_rgb(path: Path) -> np.ndarray:
 def _panels(folder: Path, real: np.ndarray, drawn: np.ndarray, count: int) -> None:
     """Rows of eight pairs, real above drawn, enlarged to be looked at."""
     folder = writable_folder(folder)
-    rows = np.unique(np.linspace(0, len(real) - 1, min(count, len(real))).astype(np.int64))
+    rows = spread_rows(len(real), count)
     scale = max(1, 128 // real.shape[1])
     for number in range(0, len(rows), 8):
         here = rows[number : number + 8]

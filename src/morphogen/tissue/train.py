@@ -19,7 +19,7 @@ from morphogen.core.writing.locks import locks_folder
 from morphogen.diffusion import losses
 from morphogen.slides import get_encoder
 from morphogen.tissue.config import DataConfig, ModelConfig, TrainConfig
-from morphogen.tissue.data import TileDataset, TileTable, read_tiles
+from morphogen.tissue.data import TileDataset, TileTable, read_tiles, spread_rows
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.network import Standardiser
 from morphogen.tissue.starting import new_model
@@ -100,7 +100,7 @@ class TissueTask:
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Loss on held-out tiles with their own embeddings, and how much more it is with those of other tiles."""
-        rows = _spread(len(self.validation), _VALIDATED)
+        rows = spread_rows(len(self.validation), _VALIDATED)
         if not len(rows):
             return {}
         own, other = [], []
@@ -125,7 +125,7 @@ class TissueTask:
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> None:
         """``tiles.png``: held-out tiles above, drawn from their embeddings below."""
-        rows = _spread(len(self.validation), self.config.preview_tiles)
+        rows = spread_rows(len(self.validation), self.config.preview_tiles)
         if not len(rows):
             return
         from PIL import Image
@@ -141,15 +141,6 @@ class TissueTask:
             ]
         )
         Image.fromarray(both).save(folder / "tiles.png")
-
-
-def _spread(total: int, wanted: int) -> np.ndarray:
-    """At most ``wanted`` rows, evenly over all."""
-    return (
-        np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
-        if total
-        else np.zeros(0, int)
-    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +194,7 @@ def train_model(
         "steps": config.training.steps,
         "seed": config.training.seed,
     }
-    fitted = train.read(_spread(len(train), _FITTED).tolist())
+    fitted = train.read(spread_rows(len(train), _FITTED).tolist())
     model = new_model(
         config.model,
         tile_px=train.tile_px,
@@ -314,4 +305,4 @@ def tiles_for(
             fix="Encode with the model's own encoder",
         )
     model.vectors("patch", table.features["patch"][:1])  # of the model's width, or an error
-    return table if most is None or most >= len(table) else table.take(_spread(len(table), most))
+    return table if most is None or most >= len(table) else table.take(spread_rows(len(table), most))

@@ -12,6 +12,7 @@ from torch import Tensor
 from morphogen.core.progress import progress
 from morphogen.metrics.expression import morans_i, spatial_weights
 from morphogen.metrics.images import frechet_distance
+from morphogen.tissue.data import spread_rows
 from morphogen.tissue.priors.grids import GridDataset
 from morphogen.tissue.priors.model import TissuePrior
 
@@ -38,7 +39,7 @@ def check_prior(
     }
     cells = {name: grids.transpose(0, 2, 3, 1).reshape(-1, grids.shape[1]) for name, grids in sets.items()}
     flat = {name: grids.reshape(len(grids), -1) for name, grids in sets.items()}
-    rows = _rows(len(training), 4 * count)
+    rows = spread_rows(len(training), 4 * count)
     corners = torch.tensor(training.corners)
     near = _nearest(
         {"drawn": flat["drawn"], "held_out": flat["held_out"], **dict.fromkeys(OTHERS, flat["training"])},
@@ -96,12 +97,8 @@ def _moran(grids: np.ndarray) -> list[float]:
     return np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), np.nan).tolist()
 
 
-def _rows(length: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(np.int64))
-
-
 def _spread(dataset: GridDataset, count: int) -> np.ndarray:
-    return np.stack([dataset[int(row)]["grid"].numpy() for row in _rows(len(dataset), count)])
+    return np.stack([dataset[int(row)]["grid"].numpy() for row in spread_rows(len(dataset), count)])
 
 
 def compared(check: dict[str, Any]) -> str:

@@ -107,3 +107,10 @@ class TileTable:
     def identity(self) -> str:
         """Hash of names and embeddings."""
         return content_hash(self.names, self.features, self.tile_px)
+
+
+def spread_rows(total: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``total`` rows, evenly over all, in order; none of none."""
+    return (
+        np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64)) if total else np.zeros(0, int)
+    )
