@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Row
-from bench.layout_study import simulated
+from bench.layout_study import judge, simulated
 from morphogen.layout.config import DataConfig, SynthesisConfig, TrainConfig
 from morphogen.layout.data import DataSplit, read_sources
 from morphogen.layout.model import LayoutDiffusion, LayoutSampler
 from morphogen.layout.scoring.synthetic import MEASURES, crops_of, style_match
-from morphogen.layout.segmenter.model import Segmenter
 from morphogen.layout.synthesis.agreement import agreement
 from morphogen.layout.synthesis.plan import Plan
 from morphogen.layout.train import train_model
@@ -39,7 +38,7 @@ def samplers(study: Path, found: DataSplit, data: DataConfig, count: int = 200) 
     from morphogen.slides import get_encoder
 
     model = LayoutDiffusion.from_pretrained(study / "model" / "model")
-    segmenter = Segmenter.from_pretrained(study / "seed-0" / "segmenters" / "real-only" / "model")
+    segmenter = judge(study)
     plan = Plan(
         found.annotated, found.unannotated, data, SynthesisConfig(count=count), len(found.classes),
         images=model.config.style_images,

@@ -192,14 +192,17 @@ def run(
                 arm.setdefault(item.name, []).append(item.values["iou"])
         times["segment"] = time.perf_counter() - begun
         if pairs and not quality:
-            trained_on = [e.method for e in result.evaluations]
-            judge = baselines.REAL if baselines.REAL in trained_on else baselines.AUGMENTED
-            folder = out / f"seed-{seed}" / "segmenters" / baselines.folder_of(judge) / "model"
-            real = Segmenter.from_pretrained(folder)
-            quality = of_images(trained, synthetic, found, out / "quality", real, pairs)
+            quality = of_images(trained, synthetic, found, out / "quality", judge(out, seed), pairs)
             begun += time.perf_counter() - begun - times["segment"]
         write(name, out, scores, seeds, times, made, quality)
     return json.loads((out / "study.json").read_text()) if seeds else {}
+
+
+def judge(study: Path, seed: int = 0) -> Segmenter:
+    """The segmenter of a study that was trained on real images alone, with or without augmentation."""
+    arms = (baselines.REAL, baselines.AUGMENTED)
+    folders = [study / f"seed-{seed}" / "segmenters" / baselines.folder_of(arm) / "model" for arm in arms]
+    return Segmenter.from_pretrained(next((each for each in folders if each.is_dir()), folders[0]))
 
 
 def of_images(
