@@ -69,7 +69,8 @@ def pool(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
             figures["share of the gap closed"] = float((first - augmented)[both].mean() / gap[both].mean())
     colours = [name for name in (baselines.RESTYLED, baselines.RECOLOURED) if name in iou]
     if baselines.PSEUDO in iou and colours:
-        rivals = np.fmax.reduce([iou[name] for name in (baselines.PSEUDO, *colours)])
+        recoloured = np.fmax.reduce([iou[name] for name in colours])
+        rivals = np.maximum(recoloured, iou[baselines.PSEUDO])  # NaN where a world has not both
         figures["minus the best of recolouring and pseudo-labels"] = Pooled.of(first - rivals)
     figures["seconds"] = {
         key: float(np.mean([each["seconds"][key] for each in studies])) for key in studies[0]["seconds"]
