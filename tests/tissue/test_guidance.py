@@ -111,6 +111,23 @@ def test_a_guided_canvas_goes_on_to_the_same_bytes(guidable, tmp_path, memory_gi
     assert draw_canvas(model, grid, tmp_path / "killed", config, **size).image.read_bytes() == whole
 
 
+def test_an_edit_is_guided_and_keeps_what_its_cells_do_not_reach(guidable):
+    from morphogen.tissue.canvases.edits import edit_image
+
+    model, features = guidable
+    before = EmbeddingGrid(features[[0] * 9].reshape(1, 9, -1))
+    changed = before.pasted(EmbeddingGrid(features[1:2].reshape(1, 1, -1)), 0, 7)
+    image = np.random.default_rng(0).integers(0, 255, (32, 288, 3)).astype(np.uint8)
+    away = []
+    for rate in (0.0, 1.0):
+        sampler = SAMPLER.replace(encoder_guidance=rate, encoder_guidance_steps=3)
+        after = edit_image(model, image, before, changed, CanvasConfig(sampler=sampler, overlapped_steps=1))
+        assert (after[:, : 5 * 32] == image[:, : 5 * 32]).all()
+        cell = np.ascontiguousarray(after[None, :, 7 * 32 : 8 * 32])
+        away.append(distance(model, features[1:2], torch.from_numpy(cell)))
+    assert away[1] < away[0] - 0.1
+
+
 def test_a_model_that_names_no_encoder_cannot_be_guided(guidable):
     model, features = guidable
     nameless = new_model(ModelConfig.of("tiny", embeddings={"patch": 280}), tile_px=32)
