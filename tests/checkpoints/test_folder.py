@@ -57,6 +57,17 @@ def test_components_save_themselves_in_their_own_layout(tmp_path):
         read.component("vae")
 
 
+def test_a_model_that_was_read_and_written_is_the_same_folder(tmp_path):
+    """Nothing of where it lay is kept: a library writes the path it read a network from into its config.json."""
+    config = UNetConfig.small(3, 3, 8)
+    first = save_model(tmp_path / "here", {"unet": build_unet(config, seed=0).unet}, config, kind="tissue")
+    again = load_unet(first / "unet").unet
+    assert "here" in str(again.config["_name_or_path"])
+    second = save_model(tmp_path / "there", {"unet": again}, config, kind="tissue")
+    for path in (path for path in first.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name
+
+
 def test_parameters_that_share_memory_are_saved_each(tmp_path):
     shared = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     shared[1].weight = shared[0].weight

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from morphogen.core.config import Config
 from morphogen.core.errors import CheckpointError, ConfigError
-from morphogen.core.files import Manifest, atomic_path, file_hash, write_json
+from morphogen.core.files import Manifest, atomic_path, file_hash, read_json, write_json
 from morphogen.core.names import inner_path
 from morphogen.core.reading.documents import checked, read_document
 
@@ -154,10 +154,21 @@ def save_model(
                 _save_state(module, temporary / f"{name}.safetensors")
         for name, content in (documents or {}).items():
             write_json(temporary / name, content)
+        _forget_origins(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): file_hash(path) for path in files}
         Manifest.write(temporary, kind=kind, files=hashes)
     return folder
+
+
+def _forget_origins(folder: Path) -> None:
+    """The libraries note in config.json which folder of this machine a component was read from: nobody else's business,
+    and no two copies of a model would be alike."""
+    for path in folder.rglob("config.json"):
+        facts = read_json(path)
+        if isinstance(facts, dict):
+            facts.pop("_name_or_path", None)
+        write_json(path, facts)
 
 
 def _save_state(module: nn.Module, path: Path) -> None:
