@@ -64,3 +64,27 @@ def test_the_stain_model_it_comes_with_loads():
     with as_file(files("morphogen.demo") / "assets" / "stain-er") as folder:
         model = StainTransfer.from_pretrained(folder, device="cpu")
     assert model.stains == ("IHC",)
+
+
+def test_the_tissue_model_it_comes_with_draws_what_it_is_told(tmp_path):
+    """Tiles of the lower part of the slide, unseen: what is drawn from their embeddings is nearer to them
+    than to those of other tiles."""
+    import numpy as np
+
+    from morphogen.demo.chapters.tissue import TRAINED_ROWS
+    from morphogen.demo.workspace import Workspace, real_slide, tissue_model
+    from morphogen.metrics.faithfulness import faithfulness
+    from morphogen.slides import get_encoder
+    from morphogen.tissue import DataConfig, TissueDiffusion, read_tiles
+
+    model = TissueDiffusion.from_pretrained(tissue_model())
+    assert {p.dtype.itemsize for p in model.network.parameters()} == {
+        4
+    }  # kept in half, used in single precision
+    data = DataConfig(tile_px=64, tile_mpp=1.0, stride=128, hold_out=0.0)
+    tiles = read_tiles(real_slide(Workspace(tmp_path)), data, cache=tmp_path / "features")
+    below = np.flatnonzero(tiles.places[:, 1] > TRAINED_ROWS * tiles.places[:, 1].max())[:12]
+    wanted = tiles.take(below).features["patch"]
+    drawn = model(wanted, "fast", seed=0).images
+    found = np.asarray(get_encoder("texture")(drawn))
+    assert faithfulness(wanted, found, np.random.default_rng(0)).gain > 0.2

@@ -73,14 +73,24 @@ def stain_model() -> Path:
 
     Raises :class:`~morphogen.core.errors.InputError` when it was left out of this installation.
     """
+    return _packaged("stain-er")
+
+
+def tissue_model() -> Path:
+    """Folder of the small tissue model that comes with the package: images from embeddings of ``texture``, the upper
+    part of the packaged slide alone. Raises like :func:`stain_model`."""
+    return _packaged("tissue-cmu-1")
+
+
+def _packaged(name: str) -> Path:
     from morphogen.core.errors import InputError
 
-    folder = Path(str(files("morphogen.demo") / "assets" / "stain-er"))
+    folder = Path(str(files("morphogen.demo") / "assets" / name))
     if not (folder / "morphogen.json").is_file():
         raise InputError(
             "this installation is without the model of the demonstration",
             where=folder,
-            fix="Train one on simulated tissue (demo/assets/README.md says how) and name its folder",
+            fix="Train one (demo/assets/README.md says how) and name its folder",
         )
     return folder
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from morphogen.demo.workspace import Workspace, real_slide, shown
+from morphogen.core.files import read_json
+from morphogen.demo.workspace import Workspace, real_slide, shown, tissue_model
 from morphogen.report import Report
 
 TITLE = "New tissue from embeddings"
 COMMANDS = """
 morphogen tissue train slides/ --tile 64 --tile-mpp 1 --encoder texture --out tissue
-morphogen tissue canvas --like slide.svs --region 0,1984,1920,896 --model tissue/model --out twin
-morphogen tissue evaluate slide.svs --canvas twin --region 0,1984,1920,896 --model tissue/model --out judged
+morphogen tissue canvas --like slide.svs --region 679,1987,1541,771 --encoder-guidance 1 --model tissue/model --out twin
+morphogen tissue evaluate slide.svs --canvas twin --region 679,1987,1541,771 --model tissue/model --out judged
 morphogen tissue prior slides/ --model tissue/model --side 4 --out prior
 morphogen tissue canvas --prior prior/model --rows 6 --columns 14 --model tissue/model --out invented
 """
@@ -35,32 +36,39 @@ def train_tissue(slide: Path, out: Path, steps: int, stride: int, device: str) -
     return model
 
 
-def run(work: Workspace, report: Report) -> None:
-    """Train for two minutes on the upper part of the slide, draw a region of the lower part again, and invent one."""
+def draw_twin(model: Any, slide: Path, region: tuple[float, float, float, float], out: Path) -> Any:
+    from morphogen.slides import get_encoder
+    from morphogen.tissue import CanvasConfig, draw_canvas, grid_of_region
 
-    from morphogen.slides import get_encoder, open_slide
+    grid = grid_of_region(model, slide, get_encoder("texture"), region=region)
+    config = CanvasConfig.load(
+        overrides={"sampler.preset": "fast", "sampler.encoder_guidance": 1.0, "codec": "deflate"}
+    )
+    twin = draw_canvas(model, grid, out, config)
+    return twin
+
+
+def run(work: Workspace, report: Report) -> None:
+    """Draw a region of the lower part of the slide again by a model of the upper part, and invent one."""
+    from morphogen.slides import open_slide
     from morphogen.slides.images import read_image
-    from morphogen.tissue import CanvasConfig, draw_canvas, evaluate_twin, grid_of_region
+    from morphogen.tissue import evaluate_twin
 
     path = real_slide(work, "tissue")
-    steps = work.size(200, 2)
-    model = train_tissue(path, work.place("tissue", "x").parent, steps, work.size(32, 128), work.device)
+    model, origin = _model(work, path)
     with open_slide(path) as slide:
         side = PX / slide.require_mpp()
         top = int(slide.height * (TRAINED_ROWS + 0.01))
-        cells = (work.size(6, 1), work.size(14, 2))
-        region = (0, top, cells[1] * side + 1, cells[0] * side + 1)
-        real = slide.read_region(0, top, cells[1] * PX, cells[0] * PX, mpp=1.0)
-    encoder = get_encoder("texture")
-    config = CanvasConfig(codec="deflate") if not work.quick else CanvasConfig.named("fast")
-    grid = grid_of_region(model, path, encoder, region=region)
-    twin = draw_canvas(model, grid, work.place("tissue", "twin", "x").parent, config)
+        cells = (work.size(6, 1), work.size(12, 2))
+        left = int(slide.width - cells[1] * side) - 2  # the left of the slide is glass
+        region = (left, top, cells[1] * side + 1, cells[0] * side + 1)
+        real = slide.read_region(left, top, cells[1] * PX, cells[0] * PX, mpp=1.0)
+    twin = draw_twin(model, path, region, work.place("tissue", "twin", "x").parent)
     report.text(
-        "A diffusion model is trained to draw tiles from their embeddings (Graikos et al., CVPR 2024). Here it saw the "
-        f"upper part of the slide for {steps} steps. Then the embeddings of a region of the lower part, one per cell "
-        "of 64 µm, are all it is told: it draws **a twin**, an image with the same tissue in the same places and not "
-        "one pixel of the original. Minutes of training show layout, stain and spots like nuclei; fibres and "
-        "membranes want hours, or a GPU."
+        f"A diffusion model draws tiles from their embeddings (Graikos et al., CVPR 2024). {origin} Here the "
+        "embeddings of a region of the lower part, one per cell of 64 µm, are all it is told: it draws **a twin**, an "
+        "image with the same tissue in the same places and not one pixel of the original. A model of this size shows "
+        "layout, stain and spots like nuclei; fibres and membranes want hours of training, or a GPU."
     )
     report.images(
         [real, read_image(twin.image)],
@@ -71,13 +79,31 @@ def run(work: Workspace, report: Report) -> None:
     texture = judged["texture"]
     report.text(
         f"Of {texture['group']} cells of the region, {texture['cell_top1']:.0%} of the twin's cells are nearest to "
-        f"their own (chance {1 / texture['group']:.0%}). Seam score {judged['seams']['score']:.2f} (1 = none): "
-        f"every step works on the whole canvas, at {twin.cost:.0f} network megapixels per megapixel."
+        f"their own (chance {1 / texture['group']:.0%}), in the encoder that guided the drawing. Seam score "
+        f"{judged['seams']['score']:.2f} (1 = none): every step works on the whole canvas, at {twin.cost:.0f} network "
+        "megapixels per megapixel."
     )
     report.images([read_image(invented(work, model))], ["a canvas whose embeddings a prior invented"])
     report.code(shown(train_tissue), "python", "The Python that trained it")
+    report.code(shown(draw_twin), "python", "The Python that drew the twin")
     report.code(COMMANDS, "bash", "The same from the command line")
     work.headlines["cells of a twin nearest to their own"] = f"{texture['cell_top1']:.0%}"
+
+
+def _model(work: Workspace, slide: Path) -> tuple[Any, str]:
+    """The tissue model that comes with the package, or one trained now, and a sentence on where it is from."""
+    from morphogen.tissue import TissueDiffusion
+
+    if work.quick:
+        return train_tissue(
+            slide, work.place("tissue", "x").parent, 2, 128, work.device
+        ), "It was trained just now."
+    folder = tissue_model()
+    steps = read_json(folder / "morphogen.json")["training"]["steps"]
+    return TissueDiffusion.from_pretrained(folder, device=work.device), (
+        f"The small model comes with the package: it saw the upper part of this slide for {steps} steps on a CPU "
+        "(`assets/README.md` of the demo says how)."
+    )
 
 
 def invented(work: Workspace, model: Any) -> Path:
