@@ -14,8 +14,8 @@ from morphogen.report import Report
 TITLE = "New tissue from embeddings"
 COMMANDS = """
 morphogen tissue train slides/ --tile 64 --tile-mpp 1 --encoder texture --out tissue
-morphogen tissue canvas --like slide.svs --region 679,1987,1541,771 --encoder-guidance 1 --model tissue/model --out twin
-morphogen tissue evaluate slide.svs --canvas twin --region 679,1987,1541,771 --model tissue/model --out judged
+morphogen tissue canvas --like slide.svs --region 513,1987,1284,771 --encoder-guidance 1 --model tissue/model --out twin
+morphogen tissue evaluate slide.svs --canvas twin --region 513,1987,1284,771 --model tissue/model --out judged
 morphogen tissue prior slides/ --model tissue/model --side 4 --out prior
 morphogen tissue canvas --prior prior/model --rows 6 --columns 14 --model tissue/model --out invented
 """
@@ -59,8 +59,8 @@ def run(work: Workspace, report: Report) -> None:
     with open_slide(path) as slide:
         side = PX / slide.require_mpp()
         top = int(slide.height * (TRAINED_ROWS + 0.01))
-        cells = (work.size(6, 1), work.size(12, 2))
-        left = int(slide.width - cells[1] * side) - 2  # the left of the slide is glass
+        cells = (work.size(6, 1), work.size(10, 2))
+        left = int(4 * side)  # both sides of the slide are glass
         region = (left, top, cells[1] * side + 1, cells[0] * side + 1)
         real = slide.read_region(left, top, cells[1] * PX, cells[0] * PX, mpp=1.0)
     twin = draw_twin(model, path, region, work.place("tissue", "twin", "x").parent)
