@@ -139,7 +139,9 @@ def component(folder: Path | str, kind: Any, dtype: torch.dtype = torch.float32,
             )
     except Exception as error:  # every library raises its own kind for a file that does not fit
         line = " ".join(str(error)[:1000].split())
-        raise CheckpointError(f"the weights do not load ({line[:160]})", where=folder) from error
+        raise CheckpointError(
+            f"the weights do not load ({line[:120]})", where=folder, fix="Copy the whole folder again"
+        ) from error
     state = module.state_dict()
     missing = sorted({key for key in found["missing_keys"] if key in state})
     missing += [key for key, value in state.items() if value.is_meta and key not in missing]
