@@ -1,5 +1,6 @@
 """Windows: any canvas is covered, agreeing windows leave no trace, and conditions reach the right window."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -331,3 +332,51 @@ def test_the_published_decoding_weight_is_a_feather(tensors):
 def test_what_cannot_be_windowed_is_said(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+@unhurried
+@given(layouts(), st.integers(1, 9), st.integers(0, 2**31), st.booleans())
+def test_settled_windows_are_not_asked_for(layout, batch, seed, moving):
+    """Where windows are settled with what the denoiser would say, the result is the same and fewer are seen."""
+    schedule = Schedule.cosine()
+    x = torch.randn(1, 2, *layout.size, generator=torch.Generator().manual_seed(0))
+    chosen = np.random.default_rng(seed)
+    left, seen = [], []
+
+    def settled(position):
+        if chosen.random() < 0.5:
+            return torch.full((2, *layout.window), 0.5)
+        left.append(position)
+        return None
+
+    def denoiser(x, t):
+        seen.append(len(x))
+        return Prediction(torch.full_like(x, 0.5), x)
+
+    def make(**options):
+        if moving:
+            return shifted_windows(denoiser, layout.window, 1, batch, schedule=schedule, **options)
+        return windowed(denoiser, layout, "feather", batch, schedule=schedule, **options)
+
+    plain = make()(x, 300)
+    seen.clear()
+    predicted = make(settled=settled)(x, 300)
+    assert torch.equal(predicted.x0, plain.x0) and torch.equal(predicted.eps, plain.eps)
+    assert bool(seen) == bool(left) and len(left) <= sum(seen) < len(left) + max(seen, default=1)
+
+
+def test_what_is_settled_stands_where_its_window_does():
+    schedule, x = Schedule.cosine(), torch.zeros(1, 1, 4, 16)
+    known = {(0, 4): 1.0, (0, 12): 2.0}
+
+    def settled(position):
+        return torch.full((1, 4, 4), known[position]) if position in known else None
+
+    layout = WindowLayout((4, 16), 4, 4)
+    for batch in (1, 2, 8):
+        denoiser = windowed(
+            lambda x, t: Prediction(x - 1, x), layout, "uniform", batch, schedule=schedule, settled=settled
+        )
+        assert denoiser(x, 5).x0[0, 0, 0].tolist() == [-1.0] * 4 + [1.0] * 4 + [-1.0] * 4 + [2.0] * 4
+    with pytest.raises(ConfigError, match="schedule"):
+        windowed(lambda x, t: Prediction(x, x), layout, settled=settled)

@@ -25,7 +25,14 @@ from morphogen.diffusion.schedules import Schedule
 from morphogen.diffusion.solvers import ddim, ddim_invert, ddpm, dpmpp_2m, euler, heun, plms
 from morphogen.diffusion.spacing import respaced, time_at_log_snr, timesteps
 from morphogen.diffusion.state import SolverState, load_state, resumable, save_state
-from morphogen.diffusion.windows import Crop, PerWindow, map_windows, shifted_count, shifted_windows, windowed
+from morphogen.diffusion.windows import (
+    Crop,
+    PerWindow,
+    map_windows,
+    shifted_positions,
+    shifted_windows,
+    windowed,
+)
 
 __all__ = [
     "Canvas",
@@ -65,7 +72,7 @@ __all__ = [
     "respaced",
     "sample",
     "save_state",
-    "shifted_count",
+    "shifted_positions",
     "shifted_windows",
     "time_at_log_snr",
     "timesteps",

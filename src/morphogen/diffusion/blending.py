@@ -7,8 +7,8 @@ first window at a pixel has the share 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,3 +173,36 @@ def _cells(size: int, window: int, seed: int) -> list[Cell]:
         read = max(0, min(start, size - window))
         cells.append(Cell(read, slice(start, stop), slice(start - read, stop - read)))
     return cells
+
+
+def with_settled(
+    asked: Iterable[tuple[list[int], list[Any]]],
+    left: Sequence[int],
+    settled: Mapping[int, Tensor],
+    batch: int,
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """The windows that were evaluated and those that needed none, together in the order of the layout.
+
+    asked: places in ``left`` and what was predicted there, batch by batch; only the first field is passed on. left:
+    the windows evaluated, by index. settled: the first field of all others. At most ``batch`` windows are given at a
+    time, so that memory does not grow with the canvas.
+    """
+    evaluated = (
+        (left[place], value)
+        for indices, parts in asked
+        for place, value in zip(indices, parts[0], strict=True)
+    )
+    waiting = next(evaluated, None)
+    indices, values = [], []
+    for index in range(len(left) + len(settled)):
+        if waiting is not None and waiting[0] == index:
+            values.append(waiting[1])
+            waiting = next(evaluated, None)
+        else:
+            values.append(settled[index])
+        indices.append(index)
+        if len(indices) == batch:
+            yield indices, [values, None, None]
+            indices, values = [], []
+    if indices:
+        yield indices, [values, None, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.files import writable_folder
 from morphogen.core.writing.places import own_place
+from morphogen.diffusion.blending import Position
 from morphogen.diffusion.noise import CanvasNoise
 
 Region = tuple[slice, slice]
@@ -222,3 +224,54 @@ class _MappedFile:
     def flush(self) -> None:
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
+
+
+# -- parts of a canvas, in memory or on a disk -----------------------------------------------------------------
+
+
+def read_part(field: Any, rows: slice, columns: slice) -> Tensor:
+    """(B, C, h, w) of a tensor (a view) or a :class:`Canvas`; what lies beyond the far edges is left out."""
+    rows, columns = (
+        slice(each.start, min(each.stop, extent)) for each, extent in zip((rows, columns), field.shape[-2:])
+    )
+    return field.read(rows, columns) if isinstance(field, Canvas) else field[..., rows, columns]
+
+
+def write_part(field: Any, rows: slice, columns: slice, value: Tensor) -> None:
+    """Write a part of a tensor, or of a :class:`Canvas` that is an array of a store."""
+    if isinstance(field, Canvas):
+        assert field.array is not None
+        field.array.write((rows, columns), value)
+    else:
+        field[..., rows, columns] = value
+
+
+def empty_like(x: Any) -> Any:
+    """Zeros shaped like ``x``, in its store where it has one."""
+    return x.store.empty() if isinstance(x, Canvas) else torch.zeros_like(x)
+
+
+def cut_windows(x: Any, positions: Sequence[Position], window: tuple[int, int]) -> list[Tensor]:
+    """The windows at ``positions``; a canvas smaller than a window is mirrored at its far edge."""
+    windows = []
+    for row, columns in runs(positions):
+        # Neighbours overlap: from a disk they are read in one go.
+        left, right = min(columns), max(columns) + window[1]
+        strip = read_part(x, slice(row, row + window[0]), slice(left, right))
+        if strip.shape[-2] < window[0]:
+            strip = strip[..., _mirrored(strip.shape[-2], window[0]), :]
+        if x.shape[-1] < window[1]:
+            strip = strip[..., _mirrored(strip.shape[-1], window[1])]
+        windows += [strip[..., column - left : column - left + window[1]] for column in columns]
+    return windows
+
+
+def runs(positions: Sequence[Position]) -> Iterator[tuple[int, list[int]]]:
+    """Neighbours in ``positions`` that lie in one row: the row and their columns."""
+    for row, run in groupby(positions, key=lambda position: position[0]):
+        yield row, [column for _, column in run]
+
+
+def _mirrored(size: int, wanted: int) -> Tensor:
+    around = torch.arange(wanted) % (2 * size)
+    return torch.where(around < size, around, 2 * size - 1 - around)

@@ -19,12 +19,33 @@ from torch import Tensor
 
 from morphogen.core.errors import ConfigError
 from morphogen.core.running.threads import in_lanes
-from morphogen.diffusion.blending import Blend, Blender, Cell, Position, WindowLayout, pair, shifted_cells
-from morphogen.diffusion.canvas import Canvas, CanvasStore
+from morphogen.diffusion.blending import (
+    Blend,
+    Blender,
+    Cell,
+    Position,
+    WindowLayout,
+    pair,
+    shifted_cells,
+    with_settled,
+)
+from morphogen.diffusion.canvas import (
+    Canvas,
+    CanvasStore,
+    cut_windows,
+    empty_like,
+    read_part,
+    runs,
+    write_part,
+)
 from morphogen.diffusion.predictions import Denoiser, Prediction
 from morphogen.diffusion.schedules import Schedule, Time
 
 _AHEAD = 256  # windows whose conditions are made together
+
+
+Settled = Callable[[Position], Tensor | None]
+"""What a window at a position shows, (C, h, w), where that needs no evaluation; ``None`` elsewhere."""
 
 
 class PerWindow(NamedTuple):
@@ -50,6 +71,7 @@ def windowed(
     width: float = 0.5,
     lanes: int = 1,
     schedule: Schedule | None = None,
+    settled: Settled | None = None,
 ) -> Denoiser:
     """A denoiser for canvases (B, C, H, W) from one for windows.
 
@@ -69,11 +91,15 @@ def windowed(
     schedule:
         With it x0 alone is blended, and eps is what it leaves of x; on a disk it is not written, but computed where
         it is read.
+    settled:
+        x0 of windows that are known, such as bare glass; the network is not asked for them. Needs the ``schedule``;
+        variances that a network predicts are left out.
 
     Conditions wrapped in :class:`PerWindow` or :class:`Crop` are cut for the windows; other tensors are shared by
     all windows. With a :class:`Canvas` for x the result lives in its store, and memory stays within the batch.
     """
     blender = Blender(layout, blend, width)
+    _check_settled(settled, schedule)
 
     def denoise(x: Any, t: Time, /, **condition: Any) -> Prediction:
         _check_size(x, layout.size)
@@ -82,7 +108,9 @@ def windowed(
             times = t.repeat(count) if isinstance(t, Tensor) and t.ndim else t
             return _blendable(denoiser(windows, times, **conditions), schedule)
 
-        fields = _blended(predict, x, layout, blender, batch, condition, lambda part: _like(x), lanes)
+        fields = _blended(
+            predict, x, layout, blender, batch, condition, lambda part: empty_like(x), lanes, settled
+        )
         return _whole(fields, x, t, schedule)
 
     return denoise
@@ -100,6 +128,7 @@ def map_windows(
     into: CanvasStore | None = None,
     condition: Mapping[str, Any] | None = None,
     lanes: int = 1,
+    settled: Settled | None = None,
 ) -> Any:
     """Apply a function window by window and blend its results: decoding a large latent, staining a large image.
 
@@ -112,6 +141,8 @@ def map_windows(
     into:
         A store of the result's shape (B, C', H·scale, W·scale) to write into; then the result is a
         :class:`Canvas`. ``None`` makes a tensor.
+    settled:
+        Results (C', h·scale, w·scale) of windows that ``function`` is not asked for.
     """
     _check_size(x, layout.size)
     fine = layout.scaled(scale)
@@ -124,7 +155,8 @@ def map_windows(
             return into.empty()
         return part.new_zeros(x.shape[0], part.shape[1], *fine.size)
 
-    return _blended(apply, x, layout, Blender(fine, blend, width), batch, condition or {}, field, lanes)[0]
+    blender = Blender(fine, blend, width)
+    return _blended(apply, x, layout, blender, batch, condition or {}, field, lanes, settled)[0]
 
 
 def shifted_windows(
@@ -135,29 +167,33 @@ def shifted_windows(
     lanes: int = 1,
     *,
     schedule: Schedule | None = None,
+    settled: Settled | None = None,
 ) -> Denoiser:
     """A denoiser for canvases from windows that do not overlap, on a grid moved at random from step to step.
 
     Every pixel is predicted once a step, so a step costs a fraction of overlapping windows; seams move and average
     out over the steps (SpotDiffusion, Frolov et al. 2025). The shift is a function of ``seed`` and t. Works on any
-    size; a window at the border looks inwards and is used for its own cell only. Conditions and ``schedule`` as for
-    :func:`windowed`, but a :class:`PerWindow` must be a function, because the windows move.
+    size; a window at the border looks inwards and is used for its own cell only. Conditions, ``schedule`` and
+    ``settled`` as for :func:`windowed`, but a :class:`PerWindow` must be a function, because the windows move.
     """
     height, width = pair(window)
+    _check_settled(settled, schedule)
 
     def denoise(x: Any, t: Time, /, **condition: Any) -> Prediction:
         if isinstance(t, Tensor):
             raise ConfigError("shifted windows need one time for the batch, a number", where="windows")
         _check_conditions(condition, x, None)
         cells = shifted_cells(x.shape[-2:], (height, width), seed, t)
-        positions = [(row.read, column.read) for row, column in cells]
+        positions = shifted_positions(x.shape[-2:], (height, width), seed, t)
 
         def predict(windows: Tensor, count: int, **conditions: Any) -> Sequence[Tensor | None]:
             return _blendable(denoiser(windows, t, **conditions), schedule)
 
         fields: list[Any] = []
-        for indices, parts in _evaluate(predict, x, positions, (height, width), batch, condition, lanes):
-            fields = fields or [None if part is None else _like(x) for part in parts]
+        for indices, parts in _evaluate(
+            predict, x, positions, (height, width), batch, condition, lanes, settled
+        ):
+            fields = fields or [None if part is None else empty_like(x) for part in parts]
             for field, part in zip(fields, parts):
                 if part is not None:
                     _write_cells(field, [cells[index] for index in indices], part)
@@ -166,9 +202,11 @@ def shifted_windows(
     return denoise
 
 
-def shifted_count(size: tuple[int, int], window: int | tuple[int, int], seed: int, t: float) -> int:
-    """How many windows :func:`shifted_windows` looks at on a canvas of ``size`` at time ``t``."""
-    return len(shifted_cells(size, pair(window), seed, t))
+def shifted_positions(
+    size: tuple[int, int], window: int | tuple[int, int], seed: int, t: float
+) -> list[Position]:
+    """Where the windows lie that :func:`shifted_windows` looks at on a canvas of ``size`` at time ``t``."""
+    return [(row.read, column.read) for row, column in shifted_cells(size, pair(window), seed, t)]
 
 
 def _blendable(predicted: Prediction, schedule: Schedule | None) -> Sequence[Tensor | None]:
@@ -196,11 +234,13 @@ def _blended(
     condition: Mapping[str, Any],
     new_field: Callable[[Tensor], Any],
     lanes: int = 1,
+    settled: Settled | None = None,
 ) -> list[Any]:
     """Predictions of all windows, each field blended into a canvas of its own."""
     _check_conditions(condition, x, len(layout))
     fields: list[Any] = []
-    for indices, parts in _evaluate(predict, x, layout.positions, layout.window, batch, condition, lanes):
+    evaluated = _evaluate(predict, x, layout.positions, layout.window, batch, condition, lanes, settled)
+    for indices, parts in evaluated:
         fields = fields or [None if part is None else new_field(part[0]) for part in parts]
         ratios = blender.ratios(indices, x.device)
         for field, part in zip(fields, parts):
@@ -217,14 +257,26 @@ def _evaluate(
     batch: int,
     condition: Mapping[str, Any],
     lanes: int = 1,
+    settled: Settled | None = None,
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Batch by batch: the windows' indices, and for every field of the prediction one (B, C, h, w) per window."""
+    """Batch by batch: the windows' indices, in order, and for every field of the prediction one (B, C, h, w) each."""
     n = x.shape[0]
+    if settled is not None:
+        shown = {k: value for k, each in enumerate(positions) if (value := settled(each)) is not None}
+        left = [k for k in range(len(positions)) if k not in shown]
+        asked = (
+            _evaluate(predict, x, [positions[k] for k in left], window, batch, condition, lanes)
+            if left
+            else ()
+        )
+        known = {k: value.to(x.device).expand(n, *value.shape) for k, value in shown.items()}
+        yield from with_settled(asked, left, known, batch)
+        return
 
     def one(work: tuple[list[int], dict[str, Any]]) -> tuple[list[int], list[Any]]:
         indices, given = work
         here = [positions[index] for index in indices]
-        cut = torch.cat(_cut(x, here, window))
+        cut = torch.cat(cut_windows(x, here, window))
         conditions = {name: _condition(value, here, window, n, cut.device) for name, value in given.items()}
         predicted = predict(cut, len(here), **conditions)
         counting = list(dict.fromkeys(indices))  # without the repetition that fills up the last batch
@@ -265,6 +317,11 @@ def _batches(total: int, batch: int) -> Iterator[list[int]]:
         yield [min(index, total - 1) for index in range(first, first + each)]
 
 
+def _check_settled(settled: Settled | None, schedule: Schedule | None) -> None:
+    if settled is not None and schedule is None:
+        raise ConfigError("settled windows have no eps of their own", where="windows", fix="Give schedule=")
+
+
 def _condition(
     value: Any, here: list[Position], window: tuple[int, int], n: int, device: torch.device
 ) -> Any:
@@ -272,7 +329,7 @@ def _condition(
         assert isinstance(value.of, Tensor)
         return value.of.to(device).repeat_interleave(n, dim=0)
     if isinstance(value, Crop):
-        parts = _cut(value.field, here, window)
+        parts = cut_windows(value.field, here, window)
         return torch.cat([part.expand(n, *part.shape[1:]) for part in parts]).to(device)
     if isinstance(value, Tensor) and value.ndim:
         return value.expand(n, *value.shape[1:]).repeat(len(here), *(1,) * (value.ndim - 1))
@@ -298,32 +355,6 @@ def _check_conditions(condition: Mapping[str, Any], x: Any, windows: int | None)
             )
 
 
-def _cut(x: Any, positions: Sequence[Position], window: tuple[int, int]) -> list[Tensor]:
-    """The windows at ``positions``; a canvas smaller than a window is mirrored at its far edge."""
-    windows = []
-    for row, columns in _runs(positions):
-        # Neighbours overlap: from a disk they are read in one go.
-        left, right = min(columns), max(columns) + window[1]
-        strip = _read(x, slice(row, row + window[0]), slice(left, right))
-        if strip.shape[-2] < window[0]:
-            strip = strip[..., _mirrored(strip.shape[-2], window[0]), :]
-        if x.shape[-1] < window[1]:
-            strip = strip[..., _mirrored(strip.shape[-1], window[1])]
-        windows += [strip[..., column - left : column - left + window[1]] for column in columns]
-    return windows
-
-
-def _runs(positions: Sequence[Position]) -> Iterator[tuple[int, list[int]]]:
-    """Neighbours in ``positions`` that lie in one row: the row and their columns."""
-    for row, run in groupby(positions, key=lambda position: position[0]):
-        yield row, [column for _, column in run]
-
-
-def _mirrored(size: int, wanted: int) -> Tensor:
-    around = torch.arange(wanted) % (2 * size)
-    return torch.where(around < size, around, 2 * size - 1 - around)
-
-
 # -- putting back ----------------------------------------------------------------------------------------------
 
 
@@ -335,16 +366,16 @@ def _move_towards(
         raise ConfigError(f"windows of {layout.window} were expected back, not {tuple(values[0].shape[-2:])}")
     height, width = (min(a, b) for a, b in zip(layout.window, layout.size))
     done = 0
-    for row, columns in _runs([layout.positions[index] for index in indices]):
+    for row, columns in runs([layout.positions[index] for index in indices]):
         rows, across = slice(row, row + height), slice(min(columns), max(columns) + width)
-        strip = _read(field, rows, across)  # of a tensor: a view, so that the mean moves in place
+        strip = read_part(field, rows, across)  # of a tensor: a view, so that the mean moves in place
         for column in columns:
             value, ratio = values[done][..., :height, :width], ratios[done][:height, :width]
             area = strip[..., column - across.start : column - across.start + width]
             area.lerp_(value.to(strip.device, strip.dtype), ratio.to(strip.device, strip.dtype))
             done += 1
         if isinstance(field, Canvas):
-            _write(field, rows, across, strip)
+            write_part(field, rows, across, strip)
 
 
 def _write_cells(field: Any, cells: Sequence[tuple[Cell, Cell]], values: Sequence[Tensor]) -> None:
@@ -353,23 +384,7 @@ def _write_cells(field: Any, cells: Sequence[tuple[Cell, Cell]], values: Sequenc
     for row, run in groupby(zip(cells, values), key=lambda each: each[0][0]):
         parts = [(column, value) for (_, column), value in run]
         strip = torch.cat([value[..., row.inside, column.inside] for column, value in parts], dim=-1)
-        _write(field, row.region, slice(parts[0][0].region.start, parts[-1][0].region.stop), strip)
-
-
-def _read(field: Any, rows: slice, columns: slice) -> Tensor:
-    return field.read(rows, columns) if isinstance(field, Canvas) else field[..., rows, columns]
-
-
-def _write(field: Any, rows: slice, columns: slice, value: Tensor) -> None:
-    if isinstance(field, Canvas):
-        assert field.array is not None
-        field.array.write((rows, columns), value)
-    else:
-        field[..., rows, columns] = value
-
-
-def _like(x: Any) -> Any:
-    return x.store.empty() if isinstance(x, Canvas) else torch.zeros_like(x)
+        write_part(field, row.region, slice(parts[0][0].region.start, parts[-1][0].region.stop), strip)
 
 
 def _check_size(x: Any, size: tuple[int, int]) -> None:

@@ -31,6 +31,11 @@ class CanvasConfig(Config):
     overlapped_steps: int = Field(
         3, ge=0, description="shifted: so many last steps overlap and are feathered, against seams."
     )
+    glass: Literal["fill", "draw"] = Field(
+        "fill",
+        description="Cells that the source shows to be bare glass: fill = they get its colour, and the network is not "
+        "asked; draw = from their embeddings, like all others.",
+    )
     batch: int = Field(8, ge=1, description="Windows through the network together.")
     memory_gib: float = Field(
         1.0,
@@ -65,6 +70,6 @@ class CanvasConfig(Config):
 
 
 _BLENDS: dict[str, dict[str, Any]] = {
-    "reference-canvas": {"blend": "uniform", "overlapped_steps": 0},
+    "reference-canvas": {"blend": "uniform", "overlapped_steps": 0, "glass": "draw"},
     "fast": {"overlapped_steps": 2},
 }

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphogen.diffusion import Canvas, WindowLayout, feather
+from morphogen.diffusion import WindowLayout, feather
+from morphogen.diffusion.canvas import read_part
 from morphogen.nets import ComponentFirstStage, FirstStage, PixelFirstStage
 
 WIDTH = 0.8
@@ -36,7 +37,8 @@ def decoded_bands(
     for number, row in enumerate(rows):
         for first in range(0, len(columns), batch):
             here = columns[first : first + batch]
-            cut = torch.cat([_padded(_read(x, row, column, window), window) for column in here])
+            rows_here = slice(row, row + window)
+            cut = torch.cat([_padded(read_part(x, rows_here, slice(c, c + window)), window) for c in here])
             # Every call has one shape, so that a result does not hang on how many windows are left.
             short = batch - len(here) if len(columns) > batch else 0
             if short:
@@ -56,12 +58,6 @@ def decoded_bands(
 def as_bytes(band: np.ndarray) -> np.ndarray:
     """Pixels in −1…1 → uint8, rounded to the nearest."""
     return np.rint(np.clip((band + 1) * 127.5, 0, 255)).astype(np.uint8)
-
-
-def _read(x: Any, row: int, column: int, window: int) -> Tensor:
-    rows = slice(row, min(row + window, x.shape[-2]))
-    columns = slice(column, min(column + window, x.shape[-1]))
-    return x.read(rows, columns) if isinstance(x, Canvas) else x[..., rows, columns]
 
 
 def _padded(cut: Tensor, window: int) -> Tensor:

@@ -34,6 +34,7 @@ from morphogen.slides.pyramid import write_pyramid
 from morphogen.tasks.layers import SUFFIXES
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import as_bytes, decoded_bands
+from morphogen.tissue.canvases.glass import KEPT
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.guidance import WANTED
@@ -94,6 +95,8 @@ def draw_latents(
     condition = PerWindow(conditions(grid, plan.window, model.network.embedder, model.vectors))
     denoiser = model.denoiser(precision, config.sampler.time_offset)
     around, given = plan.around(), {"context": condition}
+    if plan.glass is not None:
+        given[KEPT] = PerWindow(plan.glass.kept)
     guide = model.guide(config.sampler)
     if guide is not None:
         given[WANTED] = PerWindow(conditions(grid, plan.window, _alone, lambda name, of: guide.wanted(of)))

@@ -32,13 +32,29 @@ class EmbeddingGrid:
         (R, C, D') for two-token models, or ``None``.
     facts:
         Where the cells came from; written beside the canvas.
+    bare:
+        (R, C) bool: cells that are glass without tissue, where the source shows that; ``None``: not known.
+    glass:
+        (3,) RGB of that glass, 0–255.
     """
 
     patch: np.ndarray
     region: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    bare: np.ndarray | None = None
+    glass: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.bare is not None:
+            glass = np.asarray(self.glass if self.glass is not None else (), np.float64)
+            if self.bare.shape != self.shape or self.bare.dtype != bool or glass.shape != (3,):
+                raise InputError(
+                    "bare is not true or false for every cell, or glass is not a colour",
+                    where="grid",
+                    fix="Give bare (R, C) and glass (3,), or neither",
+                )
+            if not ((glass >= 0) & (glass <= 255)).all():
+                raise InputError("the colour of the glass is not within 0–255", where="grid")
         for name, values in (("patch", self.patch), ("region", self.region)):
             if values is None:
                 continue
@@ -64,12 +80,14 @@ class EmbeddingGrid:
 
     def identity(self) -> str:
         """Hash of the embeddings."""
-        return content_hash(self.patch, self.region if self.region is not None else "none")
+        bare = () if self.bare is None else (self.bare, self.glass)
+        return content_hash(self.patch, self.region if self.region is not None else "none", *bare)
 
     def part(self, rows: slice, columns: slice) -> EmbeddingGrid:
         """Some of the cells."""
         region = None if self.region is None else self.region[rows, columns]
-        return EmbeddingGrid(self.patch[rows, columns], region, self.facts)
+        bare = None if self.bare is None else self.bare[rows, columns]
+        return EmbeddingGrid(self.patch[rows, columns], region, self.facts, bare, self.glass)
 
     def pasted(self, other: EmbeddingGrid, row: int, column: int) -> EmbeddingGrid:
         """The grid with ``other`` laid over it, its first cell at (row, column)."""
@@ -87,20 +105,27 @@ class EmbeddingGrid:
         if region is not None and other.region is not None:
             region = region.copy()
             region[row : row + rows, column : column + columns] = other.region
-        return EmbeddingGrid(patch, region, {**self.facts, "pasted": [row, column, rows, columns]})
+        bare, glass = self.bare, self.glass if self.bare is not None else other.glass
+        if bare is not None or other.bare is not None:
+            bare = np.zeros(self.shape, bool) if bare is None else bare.copy()
+            bare[row : row + rows, column : column + columns] = False if other.bare is None else other.bare
+        facts = {**self.facts, "pasted": [row, column, rows, columns]}
+        return EmbeddingGrid(patch, region, facts, bare, glass)
 
     def save(self, path: Path | str) -> Path:
         """Write ``grid.npz``, whole or not at all."""
-        parts: dict[str, Any] = {"patch": self.patch} | (
-            {} if self.region is None else {"region": self.region}
-        )
+        given = {"patch": self.patch, "region": self.region, "bare": self.bare, "glass": self.glass}
+        parts: dict[str, Any] = {name: values for name, values in given.items() if values is not None}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **parts)
         return Path(path)
 
     @classmethod
     def load(cls, path: Path | str) -> EmbeddingGrid:
-        """Read ``.npz`` (patch, region) or ``.npy`` (R, C, D); :class:`InputError` for anything else."""
+        """Read ``.npz`` (patch; also region, bare, glass) or ``.npy`` (R, C, D).
+
+        Raises :class:`InputError` for anything else.
+        """
         arrays = read_arrays(path, "a grid of embeddings")
         patch, region = arrays.get("patch", arrays.get("")), arrays.get("region")
         if patch is None:
@@ -111,7 +136,8 @@ class EmbeddingGrid:
             )
         try:
             second = None if region is None else region.astype(np.float32)
-            return cls(patch.astype(np.float32), second, {"from": Path(path).name})
+            facts = {"from": Path(path).name}
+            return cls(patch.astype(np.float32), second, facts, arrays.get("bare"), arrays.get("glass"))
         except (TypeError, ValueError) as error:
             raise InputError(f"is not a grid of embeddings ({str(error)[:120]})", where=path) from None
 

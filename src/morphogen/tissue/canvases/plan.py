@@ -6,19 +6,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from morphogen.core.errors import ConfigError, InputError
 from morphogen.core.seeds import seed_for
 from morphogen.diffusion import (
     Canvas,
+    PerWindow,
     WindowLayout,
     map_windows,
-    shifted_count,
+    shifted_positions,
     shifted_windows,
     windowed,
 )
 from morphogen.tissue.canvases.config import CanvasConfig
+from morphogen.tissue.canvases.glass import KEPT, Glass
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
@@ -38,6 +41,8 @@ class CanvasPlan:
     ----------
     size:
         (H, W) in latent cells; the image is cut to ``height`` × ``width`` pixels in the end.
+    glass:
+        The bare cells of the grid, where there are any and ``config`` fills them.
     """
 
     def __init__(
@@ -78,6 +83,9 @@ class CanvasPlan:
             self.stride = max(1, self.window // 4)  # as published
         self.config, self.shift_seed = config, seed_for(config.seed, "canvas shift")
         self.lanes, self.schedule = model.lanes, model.schedule
+        self.glass: Glass | None = None
+        if config.glass == "fill" and grid.bare is not None and grid.glass is not None and grid.bare.any():
+            self.glass = Glass(grid.bare, grid.glass, model.first_stage, self.window)
 
     @property
     def layout(self) -> WindowLayout:
@@ -87,8 +95,11 @@ class CanvasPlan:
     def windows(self, t: float) -> int:
         """Windows looked at in the step at time ``t``."""
         if self.config.blend == "shifted" and t not in self.overlapped:
-            return shifted_count(self.size, self.window, self.shift_seed, t)
-        return len(self.layout)
+            positions = shifted_positions(self.size, self.window, self.shift_seed, t)
+        else:
+            positions = self.layout.positions
+        glass = self.glass
+        return len(positions) if glass is None else sum(glass.settled(each) is None for each in positions)
 
     def evaluations(self) -> int:
         """Windows through the network in all steps; a guided one counts twice."""
@@ -106,9 +117,12 @@ class CanvasPlan:
 
     def around(self) -> Callable[[Any], Any]:
         """Makes the canvas' denoiser of the windows'."""
-        config, batch = self.config, self.config.batch
+        config, batch, glass = self.config, self.config.batch, self.glass
+        settled = None if glass is None else glass.settled
 
         def make(inner: Any) -> Any:
+            if glass is not None:
+                inner = glass.pinned(inner, self.schedule)
             blend = "uniform" if config.blend == "uniform" else "feather"
             overlapping = windowed(
                 inner,
@@ -117,11 +131,18 @@ class CanvasPlan:
                 batch,
                 lanes=self.lanes,
                 schedule=self.schedule,
+                settled=settled,
             )
             if config.blend != "shifted":
                 return overlapping
             moving = shifted_windows(
-                inner, self.window, self.shift_seed, batch, self.lanes, schedule=self.schedule
+                inner,
+                self.window,
+                self.shift_seed,
+                batch,
+                self.lanes,
+                schedule=self.schedule,
+                settled=settled,
             )
             last = set(self.overlapped)
 
@@ -136,16 +157,25 @@ class CanvasPlan:
         """``pull`` on every cell of the grid, each towards its own vector.
 
         The windows of the network move, and what they want lies between the vectors of cells; the vector of a cell is
-        known exactly.
+        known exactly. Glass stays as it is.
         """
+        glass, condition = self.glass, {WANTED: wanted}
+        if glass is not None:
+            condition[KEPT] = PerWindow(glass.inside)
+
+        def pulled(items: Tensor, wanted: Tensor, kept: Tensor | None = None) -> Tensor:
+            moved = pull(items, wanted)
+            return moved if kept is None else torch.where(kept, items, moved)
+
         return map_windows(
-            lambda items, wanted: pull(items, wanted),
+            pulled,
             x0,
             WindowLayout(self.size, self.window, self.window),
             batch=self.config.batch,
             into=x0.store if isinstance(x0, Canvas) else None,
-            condition={WANTED: wanted},
+            condition=condition,
             lanes=self.lanes,
+            settled=None if glass is None else glass.settled,
         )
 
     def borders(self, factor: int) -> tuple[list[int], list[int]]:

@@ -16,9 +16,11 @@ from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
+from morphogen.tissue.reading.images import tissue_share
 from morphogen.tissue.train import model_encoder, tiles_for
 
 _BATCH = 64
+_BARE = 0.005  # share of tissue below which a cell is glass
 _SMALLER = 0.005  # that cells may be made for one row or column more
 
 
@@ -127,10 +129,11 @@ def grid_of_region(
         raise InputError("the model does not know its µm per pixel", where="--like", fix="Give a grid file")
     with open_slide(path, mpp=mpp).within_bounds() as slide:
         boxes, shape = region_boxes(slide, region, model.tile_px, model.mpp)
-        parts = [
-            encoder(read_boxes(slide, boxes[start : start + _BATCH], model.tile_px)).cpu().numpy()
-            for start in range(0, len(boxes), _BATCH)
-        ]
+        parts, cleared = [], _GlassCells()
+        for start in range(0, len(boxes), _BATCH):
+            images = read_boxes(slide, boxes[start : start + _BATCH], model.tile_px)
+            parts.append(encoder(images).cpu().numpy())
+            cleared.add(images)
     patch = np.concatenate(parts).reshape(*shape, -1)
     name = getattr(encoder, "spec", None)
     facts = {
@@ -138,7 +141,26 @@ def grid_of_region(
         "region": list(region) if region else "all",
         "encoder": getattr(name, "name", None),
     }
-    return EmbeddingGrid(patch.astype(np.float32), facts=facts)
+    return EmbeddingGrid(patch.astype(np.float32), None, facts, *cleared.found(shape))
+
+
+class _GlassCells:
+    """Which cells are bare glass, and its colour, from their images."""
+
+    def __init__(self) -> None:
+        self._bare: list[np.ndarray] = []
+        self._colours: list[np.ndarray] = []
+
+    def add(self, images: np.ndarray) -> None:
+        """The next cells, (N, H, W, 3) uint8."""
+        bare = tissue_share(images) < _BARE
+        self._bare.append(bare)
+        self._colours.append(np.median(images[bare], axis=(1, 2)))
+
+    def found(self, shape: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(R, C) bool and (3,), the median colour of these cells; both ``None`` where no cell is bare."""
+        bare = np.concatenate(self._bare).reshape(shape)
+        return (bare, np.median(np.concatenate(self._colours), axis=0)) if bare.any() else (None, None)
 
 
 def grid_of_picks(path: Path | str, table: TileTable) -> EmbeddingGrid:
