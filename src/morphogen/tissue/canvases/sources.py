@@ -155,12 +155,12 @@ class _GlassCells:
         """The next cells, (N, H, W, 3) uint8."""
         bare = tissue_share(images) < _BARE
         self._bare.append(bare)
-        self._colours.append(np.median(images[bare], axis=(1, 2)))
+        self._colours += [np.median(image, axis=(0, 1)) for image in images[bare]]
 
     def found(self, shape: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(R, C) bool and (3,), the median colour of these cells; both ``None`` where no cell is bare."""
         bare = np.concatenate(self._bare).reshape(shape)
-        return (bare, np.median(np.concatenate(self._colours), axis=0)) if bare.any() else (None, None)
+        return (bare, np.median(self._colours, axis=0)) if bare.any() else (None, None)
 
 
 def grid_of_picks(path: Path | str, table: TileTable) -> EmbeddingGrid:
