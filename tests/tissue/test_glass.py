@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from morphogen.core.errors import InputError
+from morphogen.diffusion import PerWindow
 from morphogen.slides import get_encoder
 from morphogen.tissue import EmbeddingGrid, ModelConfig, grid_of_region, new_model
 from morphogen.tissue.canvases.config import CanvasConfig
@@ -91,16 +92,15 @@ def test_canvases_of_glass_alone_and_of_any_size(tiny, tmp_path):
         assert tifffile.imread(made.image).shape == (height, width, 3)
 
 
-def test_encoder_guidance_leaves_glass_alone(tmp_path):
-    model = new_model(
-        ModelConfig.of("tiny", embeddings={"patch": 280}, encoder="texture"), tile_px=32, mpp=1.0
-    )
-    patch = np.random.default_rng(0).normal(size=(1, 4, 280)).astype(np.float32)
-    grid = EmbeddingGrid(patch, bare=np.array([[False, True, True, True]]), glass=COLOUR)
-    # Its last prediction is made, and pulled, at half of the times.
-    sampler = TissueSampler(steps=2, spacing="trailing", encoder_guidance=1.0, encoder_guidance_steps=2)
-    image, _ = drawn(model, grid, tmp_path, quick().replace(sampler=sampler))
-    assert np.abs(image[:, 32 + 9 :] - COLOUR).max() <= 1
+def test_encoder_guidance_pulls_no_glass(tiny):
+    """Neither where nothing is asked nor in a bare cell beside tissue, which is drawn in part."""
+    grid = half_bare(1, 6)
+    plan = CanvasPlan(tiny, grid, quick())
+    x0 = plan.glass.latent.repeat(1, 1, 1, 6)
+    wanted = PerWindow(lambda positions: torch.zeros(len(positions), 1))
+    moved = plan.pulled(lambda items, wanted: items + 1, x0, wanted) - x0
+    assert torch.allclose(moved[..., : 2 * plan.window], torch.ones(1), atol=1e-5)
+    assert not moved[..., 2 * plan.window :].any()
 
 
 def test_the_fill_is_soft_beside_tissue_alone(tiny):
