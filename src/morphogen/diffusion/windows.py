@@ -269,7 +269,10 @@ def _evaluate(
             if left
             else ()
         )
-        known = {k: value.to(x.device).expand(n, *value.shape) for k, value in shown.items()}
+        # Nearly always one tensor for all: a canvas may have hundreds of thousands of windows.
+        unique = {id(value): value for value in shown.values()}
+        expanded = {key: value.to(x.device).expand(n, *value.shape) for key, value in unique.items()}
+        known = {k: expanded[id(value)] for k, value in shown.items()}
         yield from with_settled(asked, left, known, batch)
         return
 
