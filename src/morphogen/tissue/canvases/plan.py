@@ -21,7 +21,7 @@ from morphogen.diffusion import (
     windowed,
 )
 from morphogen.tissue.canvases.config import CanvasConfig
-from morphogen.tissue.canvases.glass import KEPT, Glass
+from morphogen.tissue.canvases.bare import KEPT, BareCells
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
@@ -83,9 +83,9 @@ class CanvasPlan:
             self.stride = max(1, self.window // 4)  # as published
         self.config, self.shift_seed = config, seed_for(config.seed, "canvas shift")
         self.lanes, self.schedule = model.lanes, model.schedule
-        self.glass: Glass | None = None
+        self.glass: BareCells | None = None
         if config.glass == "fill" and grid.bare is not None and grid.glass is not None and grid.bare.any():
-            self.glass = Glass(grid.bare, grid.glass, model.first_stage, self.window)
+            self.glass = BareCells(grid.bare, grid.glass, model.first_stage, self.window)
 
     @property
     def layout(self) -> WindowLayout:

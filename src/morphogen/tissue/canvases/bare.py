@@ -15,11 +15,11 @@ from morphogen.diffusion.blending import Position
 from morphogen.diffusion.guidance import pinned
 from morphogen.nets import FirstStage
 
-#: The condition that holds where a window is glass, as :meth:`Glass.kept` makes it.
+#: The condition that holds where a window is glass, as :meth:`BareCells.kept` makes it.
 KEPT = "kept"
 
 
-class Glass:
+class BareCells:
     """The cells of a grid that are bare glass.
 
     A bare cell has the colour of the source's glass; over a quarter of a cell from its neighbours that are drawn, it

@@ -14,7 +14,7 @@ from morphogen.slides import get_encoder
 from morphogen.tissue import EmbeddingGrid, ModelConfig, grid_of_region, new_model
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.draw import draw_canvas
-from morphogen.tissue.canvases.glass import Glass
+from morphogen.tissue.canvases.bare import BareCells
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 
@@ -105,7 +105,7 @@ def test_encoder_guidance_pulls_no_glass(tiny):
 
 def test_the_fill_is_soft_beside_tissue_alone(tiny):
     bare = np.array([[False, True, True]])
-    glass = Glass(bare, COLOUR, tiny.first_stage, cell=16)
+    glass = BareCells(bare, COLOUR, tiny.first_stage, cell=16)
     kept = glass.kept([(0, 0), (0, 16), (0, 32), (0, 24)])[:, 0, 0]
     assert not kept[0].any()
     assert 0 < kept[1][0] < kept[1][1] < kept[1][3] == 1 and bool((kept[1][4:] == 1).all())
