@@ -12,9 +12,9 @@ from morphogen.core.errors import InputError
 from morphogen.diffusion import PerWindow
 from morphogen.slides import get_encoder
 from morphogen.tissue import EmbeddingGrid, ModelConfig, grid_of_region, new_model
+from morphogen.tissue.canvases.bare import BareCells
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.draw import draw_canvas
-from morphogen.tissue.canvases.bare import BareCells
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 

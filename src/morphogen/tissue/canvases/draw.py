@@ -32,9 +32,9 @@ from morphogen.diffusion.sampler import sample
 from morphogen.metrics.seams import SeamMeter
 from morphogen.slides.pyramid import write_pyramid
 from morphogen.tasks.layers import SUFFIXES
+from morphogen.tissue.canvases.bare import KEPT
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.decoding import as_bytes, decoded_bands
-from morphogen.tissue.canvases.bare import KEPT
 from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.guidance import WANTED

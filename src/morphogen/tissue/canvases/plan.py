@@ -20,8 +20,8 @@ from morphogen.diffusion import (
     shifted_windows,
     windowed,
 )
-from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.bare import KEPT, BareCells
+from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.guidance import WANTED
 from morphogen.tissue.model import TissueDiffusion
