@@ -35,15 +35,23 @@ class BareCells:
         Pixels ↔ latents.
     cell:
         Side of a cell, and of a window, in latent cells.
+    device:
+        Where ``stage`` is.
     """
 
-    def __init__(self, bare: np.ndarray, colour: np.ndarray, stage: FirstStage, cell: int) -> None:
+    def __init__(
+        self,
+        bare: np.ndarray,
+        colour: np.ndarray,
+        stage: FirstStage,
+        cell: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.cell, self.reach = cell, max(1, cell // 4)
         # Beyond the border the grid's last cells go on.
         self._bare = np.pad(bare, 2, mode="edge")
         side = cell * stage.factor
         pixels = torch.as_tensor(colour, dtype=torch.float32).view(1, 3, 1, 1) / 127.5 - 1
-        device = next((each.device for each in stage.buffers()), torch.device("cpu"))
         with torch.no_grad():
             self.latent: Tensor = stage.latents(pixels.expand(1, 3, side, side).to(device))
 

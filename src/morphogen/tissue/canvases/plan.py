@@ -85,7 +85,7 @@ class CanvasPlan:
         self.lanes, self.schedule = model.lanes, model.schedule
         self.glass: BareCells | None = None
         if config.glass == "fill" and grid.bare is not None and grid.glass is not None and grid.bare.any():
-            self.glass = BareCells(grid.bare, grid.glass, model.first_stage, self.window)
+            self.glass = BareCells(grid.bare, grid.glass, model.first_stage, self.window, model.device)
 
     @property
     def layout(self) -> WindowLayout:
