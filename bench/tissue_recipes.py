@@ -4,7 +4,8 @@
 
 Rectangles of cells at places spread over an image that the model has not seen, each with a seed of its own, are drawn
 with every recipe from the embeddings of their cells. Ratios are to the published recipe; their intervals are those of
-the jackknife over the places (Student's t). A run that was stopped goes on with the canvases that are missing.
+the jackknife over the places (Student's t); none is given of a published recipe that is not faithful at all. A run
+that was stopped goes on with the canvases that are missing.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ class Judge:
         for of in (self.gain, self.distance):
             if recipe == REFERENCE:
                 ratios.append("1")
+                continue
+            if of == self.gain and jackknife(lambda which: self.gain(REFERENCE, which), self.count)[1] <= 0:
+                ratios.append("–")  # of something that may be nothing
                 continue
 
             def ratio(which: list[int], of: Callable[..., float] = of) -> float:
