@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,3 +55,19 @@ def write_tile(path, colour=(200, 120, 170), px: int = 32):
     noise = np.random.default_rng(sum(path.name.encode())).integers(-20, 20, (px, px, 3))
     Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
     return path
+
+
+@contextmanager
+def watched(model, dies_at: int | None = None):
+    """The sizes of the batches that the network is asked for; the run is interrupted at call number ``dies_at``."""
+    seen, forward = [], model.network.forward
+
+    def watching(x, t, *, context):
+        seen.append(len(x))
+        if len(seen) == dies_at:
+            raise KeyboardInterrupt
+        return forward(x, t, context=context)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model.network, "forward", watching)
+        yield seen

@@ -18,6 +18,8 @@ from morphogen.tissue.canvases.draw import draw_canvas
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 
+from .conftest import watched
+
 COLOUR = np.array([243.0, 241.0, 244.0])
 
 
@@ -38,45 +40,26 @@ def drawn(model, grid, out, config):
     return tifffile.imread(result.image), result
 
 
-def test_glass_has_its_colour_and_costs_nothing(tiny, tmp_path, monkeypatch):
-    seen = []
-    original = tiny.network.forward
-
-    def counting(x, t, *, context):
-        seen.append(len(x))
-        return original(x, t, context=context)
-
-    monkeypatch.setattr(tiny.network, "forward", counting)
+def test_glass_has_its_colour_and_costs_nothing(tiny, tmp_path):
     grid = half_bare()
-    for number, blend in enumerate(("shifted", "feather")):
-        seen.clear()
+    for blend in ("shifted", "feather"):
         config = quick(blend=blend, batch=1)
-        image, result = drawn(tiny, grid, tmp_path / blend, config)
+        with watched(tiny) as seen:
+            image, result = drawn(tiny, grid, tmp_path / blend, config)
         # A quarter of a cell goes over from the cells that are drawn, beyond that all is glass.
         assert np.abs(image[:, 2 * 32 + 9 :] - COLOUR).max() <= 1, blend
         assert image[:, : 2 * 32].std() > 5
         plain = CanvasPlan(tiny, grid, config.replace(glass="draw"))
         assert sum(seen) == result.evaluations < 0.75 * plain.evaluations(), blend
-        assert number or result.evaluations == CanvasPlan(tiny, grid, config).evaluations()
 
 
-def test_glass_on_a_disk_and_after_a_kill_is_the_same(tiny, tmp_path, monkeypatch):
+def test_glass_on_a_disk_and_after_a_kill_is_the_same(tiny, tmp_path):
     grid = half_bare()
     whole, _ = drawn(tiny, grid, tmp_path / "memory", quick())
     disk, _ = drawn(tiny, grid, tmp_path / "disk", quick(memory_gib=0.0))
     assert np.array_equal(whole, disk)
-    calls, original = [], tiny.network.forward
-
-    def dies(x, t, *, context):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(x, t, context=context)
-
-    monkeypatch.setattr(tiny.network, "forward", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with watched(tiny, dies_at=2), pytest.raises(KeyboardInterrupt):
         draw_canvas(tiny, grid, tmp_path / "killed", quick())
-    monkeypatch.setattr(tiny.network, "forward", original)
     again, _ = drawn(tiny, EmbeddingGrid.load(tmp_path / "killed" / "grid.npz"), tmp_path / "killed", quick())
     assert np.array_equal(whole, again)
 

@@ -18,6 +18,8 @@ from morphogen.tissue.canvases.grid import EmbeddingGrid, conditions, interpolat
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 
+from .conftest import watched
+
 
 def quick(**changes):
     return CanvasConfig(sampler=TissueSampler(steps=4), overlapped_steps=1, codec="deflate", **changes)
@@ -84,24 +86,16 @@ def test_canvases_of_any_size(tiny, tmp_path, blend, size):
     assert result.evaluations > 0 and (tmp_path / "grid.npz").is_file()
 
 
-def test_evaluations_are_counted_as_they_are_made(tiny, tmp_path, monkeypatch):
-    seen = []
-    original = tiny.network.forward
-
-    def counting(x, t, *, context):
-        seen.append(len(x))
-        return original(x, t, context=context)
-
-    monkeypatch.setattr(tiny.network, "forward", counting)
+def test_evaluations_are_counted_as_they_are_made(tiny, tmp_path):
     config = quick(batch=1)
     for each in (
         config,
         config.replace(blend="feather"),
         config.replace(sampler=TissueSampler(steps=3, solver="ddim", guidance_scale=1.0)),
     ):
-        seen.clear()
         plan = CanvasPlan(tiny, random_grid(3, 3), each)
-        draw_canvas(tiny, random_grid(3, 3), tmp_path / each.blend / each.sampler.solver, each)
+        with watched(tiny) as seen:
+            draw_canvas(tiny, random_grid(3, 3), tmp_path / each.blend / each.sampler.solver, each)
         assert sum(seen) == plan.evaluations()
 
 
@@ -110,22 +104,11 @@ def image_of(folder):
 
 
 @pytest.mark.parametrize("memory_gib", [1.0, 0.0], ids=["memory", "disk"])
-def test_a_killed_canvas_goes_on_to_the_same_bytes(tiny, tmp_path, memory_gib, monkeypatch):
+def test_a_killed_canvas_goes_on_to_the_same_bytes(tiny, tmp_path, memory_gib):
     grid, config = random_grid(2, 3), quick(memory_gib=memory_gib)
     draw_canvas(tiny, grid, tmp_path / "whole", config)
-    calls = []
-    original = tiny.network.forward
-
-    def dies(x, t, *, context):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(x, t, context=context)
-
-    monkeypatch.setattr(tiny.network, "forward", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with watched(tiny, dies_at=5), pytest.raises(KeyboardInterrupt):
         draw_canvas(tiny, grid, tmp_path / "killed", config)
-    monkeypatch.setattr(tiny.network, "forward", original)
     assert not (tmp_path / "killed" / "canvas.ome.tif").exists()
     draw_canvas(tiny, grid, tmp_path / "killed", config)
     assert image_of(tmp_path / "killed") == image_of(tmp_path / "whole")
@@ -137,21 +120,11 @@ def test_a_killed_canvas_goes_on_to_the_same_bytes(tiny, tmp_path, memory_gib, m
 
 
 @pytest.mark.parametrize("begun", [1.0, 0.0], ids=["in memory", "on disk"])
-def test_a_canvas_goes_on_with_more_or_less_memory(tiny, tmp_path, begun, monkeypatch):
+def test_a_canvas_goes_on_with_more_or_less_memory(tiny, tmp_path, begun):
     grid, config = random_grid(2, 3), quick()
     draw_canvas(tiny, grid, tmp_path / "whole", config)
-    calls, forward = [], tiny.network.forward
-
-    def dies(x, t, *, context):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return forward(x, t, context=context)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tiny.network, "forward", dies)
-        with pytest.raises(KeyboardInterrupt):
-            draw_canvas(tiny, grid, tmp_path / "killed", config.replace(memory_gib=begun))
+    with watched(tiny, dies_at=5), pytest.raises(KeyboardInterrupt):
+        draw_canvas(tiny, grid, tmp_path / "killed", config.replace(memory_gib=begun))
     assert (tmp_path / "killed" / ".canvas" / "state.pt").exists()
     draw_canvas(tiny, grid, tmp_path / "killed", config.replace(memory_gib=1 - begun))
     assert image_of(tmp_path / "killed") == image_of(tmp_path / "whole")
@@ -161,22 +134,15 @@ def test_a_canvas_that_was_begun_with_eps_on_disk_goes_on(tiny, tmp_path, monkey
     """Arrays of a run by a version that wrote eps, too: its state names x and x0 alone, and those are read."""
     grid, config = random_grid(2, 3), quick(memory_gib=0)
     draw_canvas(tiny, grid, tmp_path / "whole", config)
-    calls, forward, plan = [], tiny.network.forward, CanvasPlan.__init__
-
-    def dies(x, t, *, context):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return forward(x, t, context=context)
+    plan = CanvasPlan.__init__
 
     def as_before(self, *given, **named):
         plan(self, *given, **named)
         self.schedule = None
 
     with monkeypatch.context() as patched:
-        patched.setattr(tiny.network, "forward", dies)
         patched.setattr(CanvasPlan, "__init__", as_before)
-        with pytest.raises(KeyboardInterrupt):
+        with watched(tiny, dies_at=5), pytest.raises(KeyboardInterrupt):
             draw_canvas(tiny, grid, tmp_path / "killed", config)
     begun = len(list((tmp_path / "killed" / ".canvas" / "arrays").glob("*.npy")))
     assert begun > 0 and (tmp_path / "killed" / ".canvas" / "state.pt").exists()
