@@ -43,7 +43,7 @@ from morphogen.metrics.intervals import bootstrap
 GLAS = (
     (("G10", "G01"), ("G02", "G09", "G11")),
     (("G02", "G03"), ("G01", "G08", "G10")),
-    (("G09", "G05"), ("G03", "G04", "G10")),
+    (("G09", "G05"), ("G03", "G06", "G10")),
 )
 
 

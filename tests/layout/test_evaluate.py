@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -214,3 +215,17 @@ def test_worlds_are_pooled_by_paired_differences(tmp_path, capsys):
     assert found["sd ratio"].value == pytest.approx(0.8) and found["seconds"] == {"train": 12}
     assert found["gains"][baselines.REAL].value == pytest.approx(0.1)
     assert "+3.0 [-9.7, +15.7]" in capsys.readouterr().out
+
+
+def test_the_splits_of_the_study_name_patients_that_are_there(shared):
+    """Every patient has images in the sample, and none is on two sides."""
+    from bench.layout_study import GLAS
+
+    folder = shared / "data" / "seg" / "glas"
+    if not folder.is_dir():
+        pytest.skip("the sample data have no glands")
+    with open(folder / "Grade.csv") as file:
+        rows = [(row["name"].strip(), int(row["patient ID"])) for row in csv.DictReader(file)]
+    there = {f"G{patient:02d}" for name, patient in rows if (folder / "images" / f"{name}.jpg").is_file()}
+    for annotated, test in GLAS:
+        assert set(annotated) | set(test) <= there and not set(annotated) & set(test)

@@ -18,7 +18,7 @@ from morphogen.layout.segmenter.train import sweep, train_segmenter
 from morphogen.layout.sources.slides import drawn, read_polygons
 from morphogen.metrics.segmentation import confusion, mean_iou
 from morphogen.nets.layout.config import SegmenterConfig
-from morphogen.nets.layout.segmenters import build_segmenter
+from morphogen.nets.layout.segmenters import InstanceNorm, build_segmenter
 from morphogen.slides import open_slide
 from morphogen.tasks import WindowConfig
 
@@ -67,6 +67,23 @@ def test_a_stain_that_training_did_not_see(segmenter, found):
     pale = (255 - (255 - sheet.pixels.astype(int)) // 2).astype(np.uint8)
     made = labelled(segmenter, sheet.pixels), labelled(segmenter, pale)
     assert (made[0] == made[1]).mean() > 0.9
+
+
+def test_instance_norms_are_those_of_torch_and_leave_the_layout_of_images():
+    torch.manual_seed(0)
+    ours, theirs = InstanceNorm(5, affine=True), torch.nn.InstanceNorm2d(5, affine=True)
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    images = (3 + 2 * torch.randn(2, 5, 6, 7)).to(memory_format=torch.channels_last)
+    found = []
+    for norm in (ours, theirs):
+        given = images.clone().requires_grad_()
+        made = norm(given)
+        made.square().sum().backward()
+        found.append((made.detach(), given.grad, norm.weight.grad, norm.bias.grad))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+    assert found[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_sweep_trains_one_for_every_share(tmp_path, found, data):
