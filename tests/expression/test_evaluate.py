@@ -75,6 +75,8 @@ def test_two_patients_have_an_interval(world, tmp_path):
     own = found.frame().query("method == 'spatial'")["pcc"]
     assert one["units"] == 2 and one["value"] == pytest.approx(own.mean())
     assert one["low"] == pytest.approx(own.min()) and one["high"] == pytest.approx(own.max())
+    found.save(tmp_path / "e")
+    assert "2 patients agree by chance in 50 % of cases" in (tmp_path / "e/report.html").read_text()
 
 
 def test_what_is_not_measured_is_counted(world, model):

@@ -94,4 +94,18 @@ def test_files_and_page_hold_what_was_found(tmp_path):
     ).read_text(encoding="utf-8")  # fmt: skip
     for text in ("Overlap", "Dice gained", "ours against the others", "Mind the gap.", "Paired."):
         assert text in page
-    assert "None</h" not in page
+    assert "None</h" not in page and "agree by chance" not in page
+
+
+def test_a_page_says_that_few_patients_show_no_difference(tmp_path):
+    evaluations = [
+        Evaluation(e.method, e.scores, e.items[:6]) for e in (evaluation("a", 0.1), evaluation("b", 0))
+    ]
+    differences = against_first(evaluations, lambda a, b: paired_differences(a, b, ["dice"], **OPTIONS))
+    assert differences["b"]["dice"].low > 0
+    write_results(
+        tmp_path, evaluations, kind="test", protocol="test-1", facts={}, differences=differences,
+        order=[], items="images",
+    )  # fmt: skip
+    page = write_page(tmp_path, evaluations, "A test", "", []).read_text(encoding="utf-8")
+    assert "3 patients agree by chance in 25 % of cases" in page

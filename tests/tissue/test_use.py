@@ -60,7 +60,7 @@ def test_good_variations_help_and_wrong_ones_harm(tiny, tmp_path, monkeypatch):
     assert good > 0.8 > 0.5 > bad  # two of three tiles of a class are of the other
     assert "do not help" in scores[False].lead
     gain = scores[True].gains["texture"]["0.1"]["both over stain"]
-    helps = gain["value"] >= 0.03 and gain["low"] > 0
+    helps = gain["value"] >= 0.03 and gain["low"] > 0 and not gain["caution"]
     assert ("do not help" in scores[True].lead) == (not helps)
     assert f"they add {100 * gain['value']:+.1f} (" in scores[True].lead
     shares = scores[True].accuracy["texture"]
@@ -86,6 +86,9 @@ def test_the_answer_says_in_which_encoder_variations_help():
     assert _lead({"a": gains(0.04, 0.01)}).startswith("Variations help beside stain augmentation: at 1 % of")
     assert _lead({"a": gains(0.04, -0.01)}).startswith("Variations do not help as much as 3 points")
     assert _lead({"a": gains(0.02, 0.01)}).startswith("Variations do not help as much as 3 points")
+    few = gains(0.04, 0.01)
+    few["0.01"]["both over stain"]["caution"] = "3 seeds agree by chance in 25 % of cases"
+    assert _lead({"a": few}).startswith("Variations do not help as much as 3 points")
     mixed = _lead({"a": gains(0.01, -0.02), "b": gains(0.04, 0.01)})
     assert mixed.startswith(
         "Variations help in b, and do not help in a, beside stain augmentation: at 1 % of"

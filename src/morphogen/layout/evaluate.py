@@ -180,8 +180,9 @@ def verdict(evaluations: Sequence[Evaluation], differences: Mapping[str, Mapping
     known = np.isfinite(gain.low)
     if known:
         said += f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    if gain.value > 0 and known and gain.low > 0:
+    if gain.value > 0 and known and gain.low > 0 and not gain.caution:
         return f"Synthetic images help: {first} is {said} from the best of the others, {best}."
     if gain.value > 0:
-        return f"Synthetic images may help, and it is not certain: {first} is {said} from {best}."
+        few = f" {gain.caution}." if gain.caution else ""
+        return f"Synthetic images may help, and it is not certain: {first} is {said} from {best}.{few}"
     return f"Synthetic images do not help here: {first} is {said} from {best}, which does without them."

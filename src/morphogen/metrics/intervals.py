@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from morphogen.core.errors import InputError
 
 Floats = NDArray[np.float64]
+FEWEST = 6  # units; all of 5 lie on one side of the truth by chance in 2 · ½⁵ = 6 % of cases
 
 
 class Interval(NamedTuple):
@@ -27,6 +28,25 @@ class Interval(NamedTuple):
     high: float
     units: int
     unit: str  # "patient", "slide", "image", "block of one section"
+
+    @property
+    def caution(self) -> str:
+        """Why this interval shows no difference even where it leaves out 0: a resample of few units holds nothing
+        beyond the lowest and the highest of them. Empty where there are enough.
+
+        >>> Interval(0.004, 0.003, 0.006, 3, "patient").caution
+        '3 patients agree by chance in 25 % of cases: at least 6 are needed to show a difference'
+        >>> Interval(0.004, 0.003, 0.006, 20, "patient").caution
+        ''
+        """
+        if not 2 <= self.units < FEWEST:
+            return ""
+        chance = f"{2 * 0.5**self.units:.0%}".replace("%", " %")
+        name, of, whole = self.unit.partition(" ")
+        return (
+            f"{self.units} {name}s{of}{whole} agree by chance in {chance} of cases: "
+            f"at least {FEWEST} are needed to show a difference"
+        )
 
 
 def unit_means(values: ArrayLike, units: Sequence[Hashable]) -> tuple[Floats, list[Hashable]]:

@@ -285,6 +285,9 @@ def write_page(
         )
         if compared_note:
             report.note(compared_note)
+        shown = [_interval(values) for found in differences["to"].values() for values in found.values()]
+        if caution := next((each.caution for each in shown if each.caution), ""):
+            report.note(f"{caution}.")
     for note in notes:
         report.note(note)
     panels = sorted((folder / "panels").glob("*.png"))

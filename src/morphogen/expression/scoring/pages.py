@@ -9,6 +9,7 @@ import numpy as np
 
 from morphogen.core.files import atomic_path
 from morphogen.expression.scoring.scores import COLUMNS, Scores
+from morphogen.metrics.intervals import Interval
 from morphogen.report import Report
 from morphogen.report.figures import COLOURS, calibration, gene_maps, intervals, matrix, scatter, subplots
 from morphogen.report.style import plain_labels
@@ -211,4 +212,6 @@ def _patients(page: Report, evaluation: Results) -> None:
             if i["method"] == method:
                 line[COLUMNS[i["column"]]] = f"{i['value']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
         table.append(line)
-    page.table(table, f"Means over {units} {unit}s with 95 % bootstrap intervals over {unit}s.")
+    few = Interval(0.0, 0.0, 0.0, units, unit).caution
+    said = f"Means over {units} {unit}s with 95 % bootstrap intervals over {unit}s."
+    page.table(table, f"{said} {few}." if few else said)
