@@ -186,6 +186,16 @@ def test_networks_whose_items_hang_together_or_that_drop_have_one_lane(model, tw
     assert lanes_for(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.GroupNorm(1, 2)), ALONE, 8) == 2
 
 
+def test_a_network_of_diffusers_is_looked_at_without_its_warnings(two_threads, recwarn):
+    from diffusers import UNet2DModel
+
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    given = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "add_attention": False}
+    assert lanes_for(UNet2DModel(sample_size=8, **kinds, **given), ALONE, 8) == 2
+    assert lanes_for(UNet2DModel(sample_size=8, dropout=0.1, **kinds, **given), ALONE, 8) == 1
+    assert not [each for each in recwarn if "config" in str(each.message)]
+
+
 def test_when_there_are_no_lanes(two_threads):
     model = nn.Linear(2, 2)
     assert lanes_for(model, ALONE, 3) == 1  # too few items

@@ -23,6 +23,7 @@ threads that sleep while they wait, by the work of a step's mean operation (:fun
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import getattr_static
 from typing import Any, TypeVar
 
 import torch
@@ -86,7 +87,8 @@ def _looks_aside(module: nn.Module) -> bool:
     names = ["dropout", "attention_dropout", "dropout_p"]
     if any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth")):
         names += ["p", "drop_prob"]
-    values = (getattr(module, name, 0) for name in names)
+    # Networks of diffusers warn when a setting is asked for as an attribute.
+    values = (getattr_static(module, name, 0) for name in names)
     return any(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
