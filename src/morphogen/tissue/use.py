@@ -190,7 +190,7 @@ def _gains(
     """Of every arm over ``real``, and of ``both`` over ``stain``: mean, bounds of the 95 % interval, and why it shows
     nothing where seeds are few."""
     pairs = {arm: (arm, "real") for arm in ARMS[1:]} | {"both over stain": ("both", "stain")}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for key, (one, other) in pairs.items():
         difference = np.subtract(values[one], values[other])
         interval = bootstrap(
@@ -200,8 +200,8 @@ def _gains(
             generator=numpy_generator(config.seed, "use", name, share, key),
             resamples=config.resamples,
         )
-        found[key] = {"value": interval.value, "low": interval.low, "high": interval.high}
-        found[key]["caution"] = interval.caution
+        bounds = {"low": interval.low, "high": interval.high}
+        found[key] = {"value": interval.value, **bounds, "caution": interval.caution}
     return found
 
 
