@@ -114,9 +114,7 @@ def test_help_and_version_run():
 
 
 def test_unknown_command_is_exit_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "morphogen.cli.main", "slidee"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "morphogen", "slidee"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("morphogen: ") and done.stderr.count("\n") == 1
 
 
