@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +17,7 @@ from morphogen.tissue import EmbeddingGrid, ModelConfig, grid_of_region, new_mod
 from morphogen.tissue.canvases.bare import BareCells
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.draw import draw_canvas
+from morphogen.tissue.canvases.edits import changed_part, edit_image
 from morphogen.tissue.canvases.plan import CanvasPlan
 from morphogen.tissue.sampling import TissueSampler
 
@@ -135,3 +138,14 @@ def test_glass_that_is_no_glass_is_refused():
     ):
         with pytest.raises(InputError, match="glass"):
             EmbeddingGrid(patch, bare=bare, glass=colour)
+    with pytest.raises(InputError, match="rows, columns, D"):
+        EmbeddingGrid(patch[0, 0], bare=np.ones((2, 3), bool), glass=COLOUR)
+
+
+def test_a_cell_that_becomes_tissue_is_drawn_anew(tiny):
+    before = half_bare(1, 6)
+    image = np.full((32, 6 * 32, 3), COLOUR, np.uint8)
+    after = dataclasses.replace(before, bare=np.array([[False, False, True, True, True, False]]))
+    assert changed_part(before, after).tolist() == [[False] * 5 + [True]]
+    edited = edit_image(tiny, image, before, after, quick())
+    assert np.array_equal(edited[:, : 3 * 32], image[:, : 3 * 32]) and edited[:, 5 * 32 + 9 :].std() > 5

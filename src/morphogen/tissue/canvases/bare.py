@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphogen.core.running.transfers import sent
 from morphogen.diffusion import Denoiser, Schedule
 from morphogen.diffusion.blending import Position
 from morphogen.diffusion.guidance import pinned
@@ -47,7 +48,7 @@ class BareCells:
         cell: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.cell, self.reach = cell, max(1, cell // 4)
+        self.cell, self.reach, self.device = cell, max(1, cell // 4), torch.device(device)
         # Beyond the border the grid's last cells go on.
         self._bare = np.pad(bare, 2, mode="edge")
         side = cell * stage.factor
@@ -67,7 +68,7 @@ class BareCells:
                 slice(start // self.cell + 2, (start + self.cell - 1) // self.cell + 3) for start in position
             )
             found.append(bool(self._bare[rows, columns].all()))
-        return torch.tensor(found).view(-1, 1, 1, 1)
+        return sent(torch.tensor(found).view(-1, 1, 1, 1), self.device)
 
     def kept(self, positions: Sequence[Position]) -> Tensor:
         """(N, 1, h, w): 1 where windows are glass, 0 where they are drawn, in between around drawn cells."""
@@ -76,7 +77,7 @@ class BareCells:
             around = self._around(position)
             if around.any():
                 out[number, 0] = 1.0 if around.all() else torch.from_numpy(self._soft(position))
-        return out
+        return sent(out, self.device)
 
     def pinned(self, denoiser: Denoiser, schedule: Schedule) -> Denoiser:
         """A denoiser of windows whose x0 is glass where the condition :data:`KEPT` says so."""

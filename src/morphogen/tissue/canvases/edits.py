@@ -17,13 +17,14 @@ from morphogen.tissue.model import TissueDiffusion
 
 
 def changed_part(before: EmbeddingGrid, after: EmbeddingGrid) -> np.ndarray:
-    """(R, C) bool: cells whose embedding differs."""
+    """(R, C) bool: cells whose embedding differs, or which are bare glass in one of the two."""
     if before.patch.shape != after.patch.shape:
         raise InputError(
             f"the grids are {before.shape[0]} × {before.shape[1]} and {after.shape[0]} × {after.shape[1]}",
             where="grid",
         )
-    return (before.patch != after.patch).any(axis=2)
+    bare = [np.zeros(grid.shape, bool) if grid.bare is None else grid.bare for grid in (before, after)]
+    return (before.patch != after.patch).any(axis=2) | (bare[0] != bare[1])
 
 
 @torch.no_grad()

@@ -45,16 +45,6 @@ class EmbeddingGrid:
     glass: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.bare is not None:
-            glass = np.asarray(self.glass if self.glass is not None else (), np.float64)
-            if self.bare.shape != self.shape or self.bare.dtype != bool or glass.shape != (3,):
-                raise InputError(
-                    "bare is not true or false for every cell, or glass is not a colour",
-                    where="grid",
-                    fix="Give bare (R, C) and glass (3,), or neither",
-                )
-            if not ((glass >= 0) & (glass <= 255)).all():
-                raise InputError("the colour of the glass is not within 0–255", where="grid")
         for name, values in (("patch", self.patch), ("region", self.region)):
             if values is None:
                 continue
@@ -72,6 +62,16 @@ class EmbeddingGrid:
                 )
         if self.region is not None and self.region.shape[:2] != self.patch.shape[:2]:
             raise InputError("patch and region grids differ in rows or columns", where="grid")
+        if self.bare is not None:
+            glass = np.asarray(self.glass if self.glass is not None else (), np.float64)
+            if self.bare.shape != self.shape or self.bare.dtype != bool or glass.shape != (3,):
+                raise InputError(
+                    "bare is not true or false for every cell, or glass is not a colour",
+                    where="grid",
+                    fix="Give bare (R, C) and glass (3,), or neither",
+                )
+            if not ((glass >= 0) & (glass <= 255)).all():
+                raise InputError("the colour of the glass is not within 0–255", where="grid")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from morphogen.diffusion import (
     shifted_windows,
     windowed,
 )
-from morphogen.tissue.canvases.bare import KEPT, BareCells
+from morphogen.tissue.canvases.bare import BareCells
 from morphogen.tissue.canvases.config import CanvasConfig
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.guidance import WANTED
@@ -161,11 +161,11 @@ class CanvasPlan:
         """
         glass, condition = self.glass, {WANTED: wanted}
         if glass is not None:
-            condition[KEPT] = PerWindow(glass.inside)
+            condition["bare"] = PerWindow(glass.inside)
 
-        def pulled(items: Tensor, wanted: Tensor, kept: Tensor | None = None) -> Tensor:
+        def pulled(items: Tensor, wanted: Tensor, bare: Tensor | None = None) -> Tensor:
             moved = pull(items, wanted)
-            return moved if kept is None else torch.where(kept, items, moved)
+            return moved if bare is None else torch.where(bare, items, moved)
 
         return map_windows(
             pulled,
