@@ -32,8 +32,8 @@ GUIDED = "+guided"
 
 
 def config_of(name: str, seed: int) -> CanvasConfig:
-    """A recipe by its name; ``fast+guided`` is ``fast`` under encoder guidance."""
-    config = CanvasConfig.named(name.removesuffix(GUIDED)).replace(codec="deflate", seed=seed)
+    """A recipe by its name; ``fast+guided`` is ``fast`` under encoder guidance. Glass is drawn in all, as published."""
+    config = CanvasConfig.named(name.removesuffix(GUIDED)).replace(codec="deflate", seed=seed, glass="draw")
     guided = 1.0 if name.endswith(GUIDED) else 0.0
     return config.replace(sampler=config.sampler.replace(encoder_guidance=guided))
 
