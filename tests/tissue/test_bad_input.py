@@ -108,8 +108,9 @@ def test_one_bad_image_among_several_is_listed_and_the_rest_is_drawn(room, tmp_p
     (inputs / "cut.png").write_bytes(whole[: len(whole) // 2])
     line = ("--model", "model", "--mpp", "1", "--steps", "1", "--most", "2", "--out", str(tmp_path / "out"))
     assert run(room, "tissue", "patches", str(inputs), *line) == 3
-    said = capsys.readouterr().out
-    assert said.count("failed: ") == 1 and "cut.png" in said and "2 patches" in said
+    out, notes = capsys.readouterr()
+    assert out.count("failed: ") == 1 and "cut.png" in out and "2 patches" in out
+    assert "1 of 2 images cannot be read and are left out" in notes  # before the work, too
     (inputs / "good.png").unlink()
     assert run(room, "tissue", "patches", str(inputs), *line[:-1], str(tmp_path / "none")) == 2
     assert capsys.readouterr().err.count("cut.png") == 1

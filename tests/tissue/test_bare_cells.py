@@ -52,6 +52,7 @@ def test_glass_has_its_colour_and_costs_nothing(tiny, tmp_path):
         # A quarter of a cell goes over from the cells that are drawn, beyond that all is glass.
         assert np.abs(image[:, 2 * 32 + 9 :] - COLOUR).max() <= 1, blend
         assert image[:, : 2 * 32].std() > 5
+        assert (image <= COLOUR).all()
         plain = CanvasPlan(tiny, grid, config.replace(glass="draw"))
         assert sum(seen) == result.evaluations < 0.75 * plain.evaluations(), blend
 

@@ -156,6 +156,38 @@ def test_crops_of_a_region_are_as_near_to_it_as_its_floor(tiny, tmp_path):
     assert places.shape == (30, 32, 32, 3) and np.array_equal(places, crops(image.copy(), 32, 30))
 
 
+def test_bare_glass_takes_no_part_in_a_twins_scores(tiny, tmp_path):
+    """Below tissue lies glass, which the twin has in another tint: what is said of the tissue stays."""
+    tissue = np.random.default_rng(0).integers(90, 220, (160, 192, 3)).astype(np.uint8)
+    config, found = EvaluateConfig(encoders=("model",)), []
+    for glass, tint in ((0, 0), (160, 250), (160, 240)):
+        image, twin = (
+            np.concatenate([tissue, np.full((glass, 192, 3), value, np.uint8)]) for value in (245, tint)
+        )
+        folder = tmp_path / f"{glass}-{tint}"
+        folder.mkdir()
+        Image.fromarray(image).save(folder / "slide.png")
+        write_pyramid(folder / "canvas.ome.tif", [twin], 192, len(twin), mpp=1.0, codec="deflate")
+        found.append(
+            evaluate_twin(
+                *(tiny, folder / "canvas.ome.tif", folder / "slide.png", folder / "out"),
+                mpp=1.0,
+                config=config,
+            )
+        )
+    assert [(each["cells"], each["bare"]) for each in found] == [(30, 0), (30, 30), (30, 30)]
+    for each in found[1:]:
+        assert each["texture"]["cell_top1"] == 1 and each["nuclear_area"] == found[0]["nuclear_area"]
+    write_pyramid(folder / "canvas.ome.tif", [twin[160:]], 192, 160, mpp=1.0, codec="deflate")
+    with pytest.raises(InputError, match="0 of 30 cells hold tissue"):
+        evaluate_twin(
+            *(tiny, folder / "canvas.ome.tif", folder / "slide.png", tmp_path / "none"),
+            mpp=1.0,
+            config=config,
+            region=(0, 160, 192, 160),
+        )
+
+
 def test_held_out_tiles_are_drawn_again_and_scored(trained, capsys):
     out = trained / "scores"
     status = run(

@@ -27,6 +27,7 @@ from morphogen.tissue.config import EvaluateConfig, UseConfig
 from morphogen.tissue.data import TileTable, spread_rows
 from morphogen.tissue.model import TissueDiffusion
 from morphogen.tissue.predict import draw_patches
+from morphogen.tissue.reading.images import bare_glass
 from morphogen.tissue.train import model_encoder
 
 log = logging.getLogger("morphogen.tissue")
@@ -237,7 +238,8 @@ def evaluate_twin(
 
     Per encoder: the own cell found among 64, matched − shuffled cosine; and, for 24 or more cells, the Fréchet distance
     of crops at random places, which cross the borders of cells, beside real against real. Nuclear area per cell, real
-    against drawn (Pearson). Seams at the borders of windows, by their place within a block of 8 px (JPEG's),
+    against drawn (Pearson). Cells and crops where the region is bare glass are left out of these: one is as good as
+    another. Seams at the borders of windows, by their place within a block of 8 px (JPEG's),
     and what the region itself has there.
     """
     if model.mpp is None:
@@ -262,15 +264,24 @@ def evaluate_twin(
             )
         drawn = read_boxes(opened, at, model.tile_px)
         whole = opened.read_region(0, 0, opened.width, opened.height)
-    found: dict[str, Any] = {"cells": len(real), "side": side}
+    shown = ~bare_glass(real)
+    found: dict[str, Any] = {"cells": int(shown.sum()), "bare": int((~shown).sum()), "side": side}
+    if found["cells"] < 2:
+        raise InputError(
+            f"{found['cells']} of {len(real)} cells hold tissue, and two are needed to tell them apart",
+            where=slide,
+            fix="Give a region with more tissue",
+        )
+    pairs = [
+        scoring.crops(picture, model.tile_px, len(real), config.seed) for picture in (region_image, whole)
+    ]
+    pairs = [each[~bare_glass(pairs[0])] for each in pairs]
+    real, drawn = real[shown], drawn[shown]
     for name, encoder in judges(model, config).items():
         a, b = scoring.encoded(encoder, real), scoring.encoded(encoder, drawn)
         found[name] = scoring.twin_scores(a, b, group=min(64, len(a)), seed=config.seed)
-        if len(real) >= 2 * scoring.LEAST:
-            sets = (
-                scoring.encoded(encoder, scoring.crops(picture, model.tile_px, len(real), config.seed))
-                for picture in (region_image, whole)
-            )
+        if len(pairs[0]) >= 2 * scoring.LEAST:
+            sets = [scoring.encoded(encoder, each) for each in pairs]
             scores = scoring.set_scores(*sets, seed=config.seed, units=encoder.names is not None)
             found[name] |= {f"crop_{key}": value for key, value in scores.items() if "frechet" in key}
     area = [scoring.nuclear_area(images) for images in (real, drawn)]

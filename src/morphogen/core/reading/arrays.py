@@ -23,6 +23,8 @@ def read_arrays(path: Path | str, kind: str = "a file of arrays") -> dict[str, n
             return {"": read}
         with read:
             return {name: read[name] for name in read.files}
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=path) from None
     except DAMAGED as error:
         line = " ".join(str(error).split())[:120] or type(error).__name__
         if line.startswith("Object arrays"):

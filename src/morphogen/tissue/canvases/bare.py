@@ -24,7 +24,8 @@ class BareCells:
     """The cells of a grid that are bare glass.
 
     A bare cell has the colour of the source's glass; over a quarter of a cell from its neighbours that are drawn, it
-    goes over into what the network sees there. Windows with nothing else in them need no evaluation.
+    goes over into what the network sees there. Windows with nothing else in them need no evaluation. Nothing transmits
+    more light than glass: what is drawn brighter, as networks draw the glass beside tissue, gets its colour, too.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ class BareCells:
         device: torch.device | str = "cpu",
     ) -> None:
         self.cell, self.reach, self.device = cell, max(1, cell // 4), torch.device(device)
+        self.colour = np.rint(colour).astype(np.uint8)
         # Beyond the border the grid's last cells go on.
         self._bare = np.pad(bare, 2, mode="edge")
         side = cell * stage.factor
@@ -78,6 +80,10 @@ class BareCells:
             if around.any():
                 out[number, 0] = 1.0 if around.all() else torch.from_numpy(self._soft(position))
         return sent(out, self.device)
+
+    def behind(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 with no channel brighter than the glass."""
+        return np.minimum(pixels, self.colour)
 
     def pinned(self, denoiser: Denoiser, schedule: Schedule) -> Denoiser:
         """A denoiser of windows whose x0 is glass where the condition :data:`KEPT` says so."""

@@ -33,8 +33,8 @@ class CanvasConfig(Config):
     )
     glass: Literal["fill", "draw"] = Field(
         "fill",
-        description="Cells that the source shows to be bare glass: fill = they get its colour, and the network is not "
-        "asked; draw = from their embeddings, like all others.",
+        description="Cells that the source shows to be bare glass: fill = they get its colour, the network is not "
+        "asked, and no tissue is brighter; draw = from their embeddings, like all others.",
     )
     batch: int = Field(8, ge=1, description="Windows through the network together.")
     memory_gib: float = Field(

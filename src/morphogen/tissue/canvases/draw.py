@@ -249,6 +249,8 @@ def _bands(
         pixels = as_bytes(band[: plan.height - row, : plan.width])
         if not len(pixels):
             break
+        if plan.glass is not None:
+            pixels = plan.glass.behind(pixels)
         if meter is not None:
             meter.add(pixels)
         row += len(pixels)

@@ -123,7 +123,8 @@ def _drawn(
     latents: Any = draw_latents(
         model, grid, plan, known=known, keep=keep.to(model.device), precision=precision
     )
-    return model.decode(latents)[0].cpu().numpy()
+    pixels = model.decode(latents)[0].cpu().numpy()
+    return pixels if plan.glass is None else plan.glass.behind(pixels)
 
 
 def _softened(mask: Tensor, reach: int) -> Tensor:

@@ -138,6 +138,8 @@ class EmbeddingGrid:
             second = None if region is None else region.astype(np.float32)
             facts = {"from": Path(path).name}
             return cls(patch.astype(np.float32), second, facts, arrays.get("bare"), arrays.get("glass"))
+        except InputError as error:
+            raise InputError(error.what, where=path, fix=error.fix) from None
         except (TypeError, ValueError) as error:
             raise InputError(f"is not a grid of embeddings ({str(error)[:120]})", where=path) from None
 

@@ -16,11 +16,10 @@ from morphogen.slides.fields import read_boxes
 from morphogen.tissue.canvases.grid import EmbeddingGrid
 from morphogen.tissue.data import TileTable
 from morphogen.tissue.model import TissueDiffusion
-from morphogen.tissue.reading.images import tissue_share
+from morphogen.tissue.reading.images import bare_glass
 from morphogen.tissue.train import model_encoder, tiles_for
 
 _BATCH = 64
-_BARE = 0.005  # share of tissue below which a cell is glass
 _SMALLER = 0.005  # that cells may be made for one row or column more
 
 
@@ -153,7 +152,7 @@ class _GlassCells:
 
     def add(self, images: np.ndarray) -> None:
         """The next cells, (N, H, W, 3) uint8."""
-        bare = tissue_share(images) < _BARE
+        bare = bare_glass(images)
         self._bare.append(bare)
         self._colours += [np.median(image, axis=(0, 1)) for image in images[bare]]
 

@@ -99,6 +99,8 @@ def read_images(
         raise InputError(f"no image can be read: {failed[0].rstrip('.')}{others}")
     if not parts:
         raise InputError(f"no image holds a tile of {config.tile_px} px", where=paths[0])
+    if failed:  # said now: training may take hours, or stop for want of them
+        log.warning("%d of %d images cannot be read and are left out: %s", len(failed), len(files), failed[0])
     table = joined(parts, {"encoder": config.encoder, "layout": "images", **codecs(files)})
     return replace(table, failed=tuple(failed))
 
@@ -192,6 +194,11 @@ def tissue_share(images: np.ndarray) -> np.ndarray:
     images: (N, H, W, 3) uint8, looked at on every fourth pixel.
     """
     return (images[:, ::4, ::4].min(axis=3) < 255 * 10**-0.08).mean(axis=(1, 2))
+
+
+def bare_glass(images: np.ndarray) -> np.ndarray:
+    """(N,) bool: tiles (N, H, W, 3) uint8 that show glass and no tissue, less than 0.5 % of it."""
+    return tissue_share(images) < 0.005
 
 
 def _stored(slide: Slide, config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
